@@ -1,0 +1,1 @@
+"""Calibration sets: written by the model, cut from text or data sets, or random."""

@@ -1,0 +1,1 @@
+"""Measuring a quantized model beside its float model."""

@@ -1,0 +1,1 @@
+"""Formats that stock readers open, and the proof that they do."""

@@ -1,0 +1,1 @@
+"""Finding, loading and running a decoder block by block."""

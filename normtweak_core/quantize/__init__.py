@@ -1,0 +1,1 @@
+"""Grids, Hessians, GPTQ and error propagation: from float weights to codes."""

@@ -1,0 +1,32 @@
+"""How the linear layers are quantized."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class PropagationConfig(BaseModel, frozen=True, extra="forbid"):
+    """Correction of each weight for the error that its input has already accumulated."""
+
+    alpha: float = Field(1.0, ge=0, le=1, description="Share of the correction; 0: none.")
+    ridge: float = Field(
+        0.01, ge=0, description="Ridge of its least squares, a fraction of mean diag(H)."
+    )
+
+
+class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
+    """Width, grid and method of the quantized linears."""
+
+    method: Literal["gptq", "rtn"] = Field("gptq", description="GPTQ, or round to nearest.")
+    bits: Literal[2, 3, 4, 8] = Field(2, description="Width of one code.")
+    group_size: int | None = Field(
+        64, ge=1, description="Consecutive input columns that share a scale; null: whole row."
+    )
+    symmetric: bool = Field(False, description="Grid symmetric around zero, without zero points.")
+    act_order: bool = Field(True, description="Take columns by decreasing diag(H); groups static.")
+    mse_grid: bool = Field(True, description="Search each grid's clipping for least error.")
+    percdamp: float = Field(
+        0.01, ge=0, lt=1, description="Damping of the Hessian, a fraction of its mean diagonal."
+    )
+    propagation: PropagationConfig = PropagationConfig()
+    activation_bits: None = Field(None, description="Not built yet: must stay null.")

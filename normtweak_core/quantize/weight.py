@@ -1,0 +1,30 @@
+"""A quantized weight matrix: integer codes on a grid of scales and zeros."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Codes of one linear; ``weight = scale * (code - zero)``, one scale and zero per row and group.
+
+    Scales are float32 numbers that the export dtype holds exactly, so the product below is exact
+    in float32 and every reader finds the same weight, rounded once to its own dtype.
+    """
+
+    codes: UInt8[Tensor, "out in"]  # 0 .. 2**bits - 1
+    scales: Float[Tensor, "out groups"]  # float32, positive
+    zeros: UInt8[Tensor, "out groups"]  # code units; 2**(bits-1) everywhere when symmetric
+    bits: int
+    group_size: int | None  # None: one group, the whole row
+    symmetric: bool
+
+    def dequantize(self) -> Float[Tensor, "out in"]:
+        """Return the float32 weight that the codes stand for."""
+        width = self.group_size or self.codes.shape[1]
+        scales = self.scales.repeat_interleave(width, dim=1)
+        zeros = self.zeros.repeat_interleave(width, dim=1)
+        return scales * (self.codes.to(torch.float32) - zeros.to(torch.float32))

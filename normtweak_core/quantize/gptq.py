@@ -1,0 +1,186 @@
+"""GPTQ: round a weight matrix column by column, pushing each error onto the columns after it.
+
+Source: Frantar et al. 2022, Algorithm 1, https://arxiv.org/abs/2210.17323.
+Symbols follow the paper: W weight, H Hessian, U upper Cholesky factor of H^-1, E scaled error.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from normtweak_core.errors import InputError
+from normtweak_core.quantize.grid import GridSpec, fit_grid, quantize_to_codes
+from normtweak_core.quantize.hessian import inverse_cholesky
+from normtweak_core.quantize.weight import QuantizedWeight
+
+# Columns updated together; changes speed only, never the result.
+BLOCK_SIZE = 128
+
+
+@dataclass(frozen=True)
+class SolvedWeight:
+    """A quantized matrix and what the solver has to report about it."""
+
+    weight: QuantizedWeight
+    loss: float  # GPTQ's own: half the output error per token, summed over rows
+    percdamp: float  # damping that was needed; 0.0 for round to nearest
+    dead_columns: int
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """The order in which columns are taken and the group each belongs to."""
+
+    order: torch.Tensor  # (in,) original column at each position
+    group_size: int
+    act_order: bool
+
+
+def round_to_nearest(
+    W: Float[Tensor, "out in"], group_size: int | None, spec: GridSpec
+) -> SolvedWeight:
+    """Return every weight on the nearest level of its group's grid: the baseline (RTN)."""
+    width = checked_group_size(W.shape[1], group_size)
+    scales, zeros = fit_all_groups(W, width, spec)
+    codes = quantize_to_codes(
+        W, scales.repeat_interleave(width, 1), zeros.repeat_interleave(width, 1), spec.max_code
+    )
+    return SolvedWeight(_packaged(codes, scales, zeros, group_size, spec), 0.0, 0.0, 0)
+
+
+def gptq(
+    W: Float[Tensor, "out in"],
+    H: Float[Tensor, "in in"],
+    group_size: int | None,
+    spec: GridSpec,
+    *,
+    act_order: bool,
+    percdamp: float,
+) -> SolvedWeight:
+    """Return codes for which the layer's output, rather than its weight, stays close.
+
+    Args:
+        W: Weight; rows of several layers may be stacked when they read the same input. Not
+            modified.
+        H: Hessian, ``2 * mean of x x^T`` over tokens. Not modified.
+        group_size: Columns per scale; None: the whole row.
+        spec: Width and kind of the grid.
+        act_order: Take columns by decreasing diag(H). Groups keep their original columns and are
+            fitted before the loop (``static``); otherwise each group is fitted when the loop
+            reaches it, on weights that carry all errors so far.
+        percdamp: Damping of H, a fraction of its mean diagonal.
+
+    Raises:
+        InputError: The group size does not divide the input width.
+        HessianError: H cannot be factorized at any damping up to its mean diagonal.
+
+    Source: differs from the published code in fitting a group on fully compensated weights
+        (theirs lacks the updates made inside the current column block).
+    """
+    width = checked_group_size(W.shape[1], group_size)
+    dead = H.diagonal() == 0
+    H = H + torch.diag(dead.to(H.dtype))
+    W = W.masked_fill(dead, 0.0)
+    order = torch.argsort(H.diagonal(), descending=True, stable=True)
+    plan = ColumnPlan(order if act_order else torch.arange(len(order)), width, act_order)
+    factor = inverse_cholesky(H[plan.order][:, plan.order], percdamp)
+    codes, scales, zeros, loss = _column_loop(W, factor.U, plan, spec)
+    return SolvedWeight(
+        _packaged(codes, scales, zeros, group_size, spec), loss, factor.percdamp, int(dead.sum())
+    )
+
+
+def _column_loop(
+    weight: Float[Tensor, "out in"],
+    U: Float[Tensor, "in in"],
+    plan: ColumnPlan,
+    spec: GridSpec,
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    num_columns = weight.shape[1]
+    if plan.act_order:
+        scales, zeros = fit_all_groups(weight, plan.group_size, spec)
+    else:
+        scales = weight.new_zeros(weight.shape[0], num_columns // plan.group_size)
+        zeros = torch.zeros_like(scales)
+    W = weight[:, plan.order].contiguous()  # (out, in), overwritten left to right
+    codes, E = torch.zeros_like(W), torch.zeros_like(W)
+    groups = (plan.order // plan.group_size).tolist()
+    diagonal = U.diagonal().tolist()
+
+    for start in range(0, num_columns, BLOCK_SIZE):
+        end = min(start + BLOCK_SIZE, num_columns)
+        for j in range(start, end):
+            group = groups[j]
+            if not plan.act_order and j % plan.group_size == 0:
+                stop = j + plan.group_size
+                current = W[:, j:stop]
+                if stop > end:  # the lazy update has not reached these columns yet
+                    late = W[:, end:stop] - E[:, start:j] @ U[start:j, end:stop]
+                    current = torch.cat([W[:, j:end], late], dim=1)
+                scales[:, group], zeros[:, group] = fit_grid(current, spec)
+            scale, zero = scales[:, group], zeros[:, group]
+            codes[:, j] = quantize_to_codes(W[:, j], scale, zero, spec.max_code)
+            E[:, j] = (W[:, j] - scale * (codes[:, j] - zero)) / diagonal[j]
+            W[:, j + 1 : end].addr_(E[:, j], U[j, j + 1 : end], alpha=-1)
+        # Columns right of the block receive the whole block's error in one matmul.
+        W[:, end:].addmm_(E[:, start:end], U[start:end, end:], alpha=-1)
+
+    restored = torch.empty_like(codes)
+    restored[:, plan.order] = codes
+    return restored, scales, zeros, 0.5 * E.square().sum().item()
+
+
+def fit_all_groups(
+    W: Float[Tensor, "out in"], width: int, spec: GridSpec
+) -> tuple[Float[Tensor, "out groups"], Float[Tensor, "out groups"]]:
+    """Return scales and zeros of every group of ``width`` columns, fitted on W as it is."""
+    rows, columns = W.shape
+    scale, zero = fit_grid(W.reshape(rows * (columns // width), width), spec)
+    return scale.reshape(rows, -1), zero.reshape(rows, -1)
+
+
+def checked_group_size(width: int, group_size: int | None) -> int:
+    """Return the columns per group.
+
+    Raises:
+        InputError: The group size does not divide the input width.
+    """
+    if group_size is not None and width % group_size:
+        raise InputError(
+            f"quantization.group_size must divide every input width; {group_size} does not divide "
+            f"{width}: choose a divisor, or null for one scale per row"
+        )
+    return group_size or width
+
+
+def _packaged(
+    codes: Tensor, scales: Tensor, zeros: Tensor, group_size: int | None, spec: GridSpec
+) -> QuantizedWeight:
+    return QuantizedWeight(
+        codes.to(torch.uint8),
+        scales.contiguous(),
+        zeros.to(torch.uint8),
+        spec.bits,
+        group_size,
+        spec.symmetric,
+    )
+
+
+def split_rows(solved: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight]:
+    """Return the matrices that were stacked by rows to be solved together."""
+    parts = zip(
+        solved.codes.split(rows), solved.scales.split(rows), solved.zeros.split(rows), strict=True
+    )
+    return [
+        QuantizedWeight(
+            codes.contiguous(),
+            scales.contiguous(),
+            zeros.contiguous(),
+            solved.bits,
+            solved.group_size,
+            solved.symmetric,
+        )
+        for codes, scales, zeros in parts
+    ]

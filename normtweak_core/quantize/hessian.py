@@ -1,0 +1,126 @@
+"""Statistics of a layer's inputs, and the factorizations that quantization needs of them.
+
+H is the Hessian of the layer's output error, ``2/N sum x x^T`` over the N calibration tokens of
+the quantized stream. C is the cross statistic ``2/N sum (x_float - x) x^T`` of the accumulated
+input error (method of arXiv 2504.09629).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from normtweak_core.errors import HessianError, NonFiniteError
+
+DAMPING_GROWTH = 10.0
+MAX_DAMPING = 1.0
+
+
+class InputStatistics:
+    """Accumulates H, and C where the float inputs are given, over calibration tokens."""
+
+    def __init__(self, width: int, device: torch.device):
+        """Start empty for a layer with ``width`` input columns."""
+        self.num_tokens = 0
+        self._outer = torch.zeros(width, width, device=device)
+        self._cross = torch.zeros(width, width, device=device)
+
+    def add(
+        self,
+        inputs: Float[Tensor, "*tokens width"],
+        float_inputs: Float[Tensor, "*tokens width"] | None = None,
+    ) -> None:
+        """Add the tokens of one micro-batch, in float32 whatever their dtype."""
+        x = inputs.flatten(0, -2).float()
+        self._outer.addmm_(x.T, x)
+        if float_inputs is not None:
+            self._cross.addmm_((float_inputs.flatten(0, -2).float() - x).T, x)
+        self.num_tokens += x.shape[0]
+
+    def hessian(self) -> Float[Tensor, "width width"]:
+        """Return H.
+
+        Raises:
+            NonFiniteError: An input was NaN or infinite.
+        """
+        H = self._outer * (2 / self.num_tokens)
+        if not torch.isfinite(H.diagonal()).all():
+            raise NonFiniteError(
+                "inputs of a layer must be finite; found NaN or infinity in the calibration "
+                "activations: check the float model's weights and dtype"
+            )
+        return H
+
+    def cross(self) -> Float[Tensor, "width width"]:
+        """Return C."""
+        return self._cross * (2 / self.num_tokens)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Upper Cholesky factor of the damped inverse Hessian, and the damping it took."""
+
+    U: Float[Tensor, "width width"]  # H^-1 = U^T U
+    percdamp: float
+
+
+def inverse_cholesky(H: Float[Tensor, "width width"], percdamp: float) -> Factor:
+    """Return U with ``(H + damping I)^-1 = U^T U``; damping is raised only if that fails.
+
+    Args:
+        H: Hessian without zero diagonal entries, float32. Not modified.
+        percdamp: Damping as a fraction of the mean diagonal.
+
+    Raises:
+        HessianError: Not positive definite even with damping equal to the mean diagonal.
+
+    Source: Frantar et al. 2022, Algorithm 1; factorized in float64, where theirs is float32.
+    """
+    damping = percdamp
+    mean_diagonal = H.diagonal().mean().double()
+    while True:
+        damped = H.double()
+        damped.diagonal().add_(damping * mean_diagonal)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            inverse = torch.cholesky_inverse(lower)
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed:
+                return Factor(upper.float(), damping)
+        if damping >= MAX_DAMPING:
+            raise HessianError(
+                f"the Hessian must be positive definite; it is not, even with percdamp={damping}: "
+                "use more or more varied calibration text"
+            )
+        damping = min(MAX_DAMPING, max(damping, 1e-4) * DAMPING_GROWTH)
+
+
+def corrected_weight(
+    W: Float[Tensor, "out width"],
+    H: Float[Tensor, "width width"],
+    C: Float[Tensor, "width width"],
+    alpha: float,
+    ridge: float,
+) -> Float[Tensor, "out width"]:
+    """Return W changed so that it undoes, as far as it can, the error its input has accumulated.
+
+    ``W + alpha W C (H + ridge mean(diag H) I)^-1``: with alpha 1 and no ridge the least-squares
+    answer to ``min |W' X - W X_float|``, after which ordinary GPTQ is exact for that objective.
+
+    Args:
+        W: Weights of all layers that read this input, stacked by rows.
+        H: Hessian of the quantized stream.
+        C: Cross statistic of the same tokens.
+        alpha: Share of the correction, 0 to 1.
+        ridge: Regularization, as a fraction of the mean diagonal of H.
+
+    Source: QEP, arXiv 2504.09629; the identity is derived in Qronos (arXiv 2505.11695) and ours.
+    """
+    if alpha == 0:
+        return W.clone()
+    regularized = H.double()
+    regularized.diagonal().add_(max(ridge, 1e-6) * H.diagonal().mean().double())
+    lower = torch.linalg.cholesky(regularized)
+    moved = W.double() @ C.double()
+    return (W.double() + alpha * torch.cholesky_solve(moved.T, lower).T).float()

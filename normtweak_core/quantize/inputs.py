@@ -1,0 +1,68 @@
+"""Which linears of a block read the same tensor, in what order, and what they read.
+
+Found by running the block, never from a table of families: linears called with the very same
+tensor form one group, and are solved together in one factorization.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from normtweak_core.model.structure import find_linears
+
+# Runs a block on a micro-batch of hidden states with that block's own masks and rotary tables.
+RunBlock = Callable[[nn.Module, Tensor], Tensor]
+
+
+class _Reached(Exception):
+    """Stops a forward pass at the linear whose input was wanted."""
+
+
+@torch.no_grad()
+def linear_groups(block: nn.Module, run: RunBlock, hidden: Tensor) -> list[list[str]]:
+    """Return the names of the linears that share an input, in the order they are called.
+
+    A linear the block never calls is in no group; the caller reports it as left in float.
+    """
+    groups: list[tuple[Tensor, list[str]]] = []
+
+    def note(name: str, inputs: Tensor) -> None:
+        for seen, names in groups:
+            if seen is inputs:
+                names.append(name)
+                return
+        groups.append((inputs, [name]))
+
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
+        for name, module in find_linears(block).items()
+    ]
+    try:
+        run(block, hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [names for _, names in groups]
+
+
+@torch.no_grad()
+def layer_input(
+    block: nn.Module, layer: str, run: RunBlock, hidden: Tensor
+) -> Float[Tensor, "*tokens width"]:
+    """Return what one linear reads; the rest of the block is not computed."""
+    caught: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        caught.append(args[0])
+        raise _Reached
+
+    handle = find_linears(block)[layer].register_forward_pre_hook(stop)
+    try:
+        run(block, hidden)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]

@@ -1,0 +1,53 @@
+"""What happened to one block: the rows that users, artifacts and the registry read."""
+
+from pydantic import BaseModel
+
+
+class LayerReport(BaseModel, frozen=True):
+    """One quantized linear."""
+
+    layer: str
+    bits: int
+    percdamp: float  # damping that was needed; 0.0 for round to nearest
+    damping_raised: bool
+    dead_columns: int
+    weight_error: float  # |W - Q| / |W|
+    output_error: float  # |(W* - Q) X| / |W* X| over calibration tokens, W* the corrected weight
+
+
+class TweakReport(BaseModel, frozen=True):
+    """The norm tweak of one block, judged on held-out windows."""
+
+    lr: float
+    held_out_before: float
+    held_out_after: float  # with gains as rounded for export
+    accepted: bool
+
+
+class BlockReport(BaseModel, frozen=True):
+    """One block; drifts are |x_q - x_f| / |x_f| of its output stream."""
+
+    block: int
+    layers: list[LayerReport]
+    left_float: list[str]
+    tweak: TweakReport | None
+    drift_quantized: float  # after the linears were quantized
+    drift_tweaked: float  # after the norm tweak
+    mean_shift_quantized: float  # mean over channels of |mean(x_q - x_f)|
+    mean_shift_tweaked: float
+    seconds: float
+
+    def problems(self) -> list[str]:
+        """Return what ``on_problem`` is about, one sentence each."""
+        found = [
+            f"block {self.block}: damping of {row.layer} raised to {row.percdamp:g}"
+            for row in self.layers
+            if row.damping_raised
+        ]
+        found += [f"block {self.block}: {name} left in float" for name in self.left_float]
+        if self.tweak and not self.tweak.accepted:
+            found.append(
+                f"block {self.block}: norm tweak rolled back (held-out loss "
+                f"{self.tweak.held_out_before:.4g} -> {self.tweak.held_out_after:.4g})"
+            )
+        return found

@@ -1,0 +1,157 @@
+"""Final tune: train all norms of the finished quantized model against the float model's logits.
+
+Source: the "post" stage of SandwichQuant as described in method.md 1.8: AdamW without weight
+decay, batch 1, gradient clipping at 1.0, everything but the norms frozen. Where we differ: only
+the divergence from the float model's logits is minimized (no cross-entropy term, since the text may be
+generated), the learning rate falls to zero, and held-out windows decide whether it is kept.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from normtweak_core.errors import NonFiniteError
+from normtweak_core.model.structure import find_norms
+from normtweak_core.randomness import generator
+from normtweak_core.tweak.config import FinalTuneConfig
+from normtweak_core.tweak.tweak import WithMasters
+
+GRADIENT_CLIP = 1.0
+Progress = Callable[[int, int, float], None]  # step, steps, loss
+
+
+class FinalTuneReport(BaseModel, frozen=True):
+    """Divergence from the float model on held-out windows, in nats per token."""
+
+    held_out_before: float
+    held_out_after: float  # with gains as rounded for export
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class TuningWindows:
+    """Calibration windows; the last ones decide, the others train."""
+
+    input_ids: Int64[Tensor, "samples seq"]
+    num_training: int
+
+
+def tunable_norms(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return gains and biases of every norm of the model, the final one included."""
+    return {
+        f"{name}.{part}": parameter
+        for name, norm in find_norms(model).items()
+        if not norm.per_head
+        for part, parameter in norm.module.named_parameters(recurse=False)
+    }
+
+
+def logit_divergence(
+    float_logits: Float[Tensor, "windows seq vocab"],
+    logits: Float[Tensor, "windows seq vocab"],
+) -> Float[Tensor, ""]:
+    """Return ``KL(float || quantized)`` of the next-token distributions, averaged over tokens."""
+    log_p = float_logits.float().log_softmax(dim=-1)
+    log_q = logits.float().log_softmax(dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
+
+
+def final_tune(
+    quantized: nn.Module,
+    float_model: nn.Module,
+    windows: TuningWindows,
+    config: FinalTuneConfig,
+    masters: dict[str, Tensor],
+    export_dtype: torch.dtype,
+    seed: int,
+    progress: Progress = lambda step, steps, loss: None,
+) -> tuple[FinalTuneReport, dict[str, Float[Tensor, " hidden"]]]:
+    """Return the report and, if accepted, float32 values of every norm parameter.
+
+    Args:
+        quantized: Causal LM whose linears hold dequantized weights and whose norms are rounded to
+            the export dtype. Its norms are changed during the call and restored at the end.
+        float_model: The float model, same vocabulary.
+        windows: Calibration windows without padding.
+        config: Steps and learning rate.
+        masters: Float32 masters of norms that were tweaked before; others start at their value.
+        export_dtype: The held-out divergence is measured with gains rounded to it.
+        seed: Seed of the order in which windows are drawn.
+        progress: Called after each step.
+
+    Raises:
+        NonFiniteError: The loss became NaN or infinite.
+    """
+    parameters = tunable_norms(quantized)
+    original = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    start = {
+        name: masters.get(name, parameter.detach()).float().clone().requires_grad_(True)
+        for name, parameter in parameters.items()
+    }
+    before = _held_out_divergence(quantized, float_model, windows)
+    trained = _train(quantized, float_model, windows, config, start, seed, progress)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(trained[name].to(export_dtype))
+        after = _held_out_divergence(quantized, float_model, windows)
+        for name, parameter in parameters.items():
+            parameter.copy_(original[name])
+    report = FinalTuneReport(
+        held_out_before=before, held_out_after=after, accepted=after < before
+    )
+    return report, trained if report.accepted else {}
+
+
+def _train(
+    quantized: nn.Module,
+    float_model: nn.Module,
+    windows: TuningWindows,
+    config: FinalTuneConfig,
+    masters: dict[str, Tensor],
+    seed: int,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    tuned = WithMasters(quantized, masters)
+    optimizer = torch.optim.AdamW(masters.values(), lr=config.lr, weight_decay=0.0)
+    draws = generator(seed, "final-tune")
+    order: list[int] = []
+    device = next(quantized.parameters()).device
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        order = order or torch.randperm(windows.num_training, generator=draws).tolist()
+        ids = windows.input_ids[order.pop()][None].to(device)
+        with torch.no_grad():
+            target = float_model(ids, use_cache=False).logits
+        with torch.enable_grad():
+            loss = logit_divergence(target, tuned(ids, use_cache=False).logits)
+            if not torch.isfinite(loss):
+                raise NonFiniteError(
+                    f"the final tune's loss must be finite; found {loss.item()} at step {step}: "
+                    f"lower final_tune.lr (now {config.lr:g})"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(masters.values(), GRADIENT_CLIP)
+        optimizer.step()
+        progress(step + 1, config.steps, loss.item())
+    return {name: master.detach() for name, master in masters.items()}
+
+
+@torch.no_grad()
+def _held_out_divergence(
+    quantized: nn.Module, float_model: nn.Module, windows: TuningWindows
+) -> float:
+    device = next(quantized.parameters()).device
+    held_out = windows.input_ids[windows.num_training :]
+    total = 0.0
+    for ids in held_out.split(1):
+        ids = ids.to(device)
+        float_logits = float_model(ids, use_cache=False).logits
+        total += logit_divergence(float_logits, quantized(ids, use_cache=False).logits).item()
+    return total / len(held_out)

@@ -1,0 +1,166 @@
+"""Norm tweaking: train the norms of one quantized block so that its output resembles the float's.
+
+Source: Li et al., Norm Tweaking, arXiv 2309.02784, Algorithm 1. Where we differ: a held-out slice
+of the calibration set decides whether the tweak is kept, and the outputs passed on are computed
+anew with the norms that were kept. Norms per attention head (q_norm, k_norm) are left alone.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from normtweak_core.errors import NonFiniteError
+from normtweak_core.model.structure import find_norms
+from normtweak_core.quantize.inputs import RunBlock
+from normtweak_core.quantize.report import TweakReport
+from normtweak_core.tweak.config import NormTweakConfig
+from normtweak_core.tweak.loss import LOSSES, window_loss
+
+
+def tweak_rate(config: NormTweakConfig, index: int, num_blocks: int) -> float:
+    """Return the learning rate of a block.
+
+    ``linear`` is the paper's rule, ``lr * (1 + lr_scale * i / L)``: deeper blocks have more
+    accumulated error to undo. The other shapes reach the same growth along another curve.
+    """
+    depth = index / num_blocks
+    growth = {
+        "constant": 0.0,
+        "step": 0.0 if depth < 0.5 else 1.0,
+        "linear": depth,
+        "cosine": 0.5 * (1 - math.cos(math.pi * depth)),
+    }
+    if config.schedule == "exponential":
+        return config.lr * (1 + config.lr_scale) ** depth
+    return config.lr * (1 + config.lr_scale * growth[config.schedule])
+
+
+def norm_parameters(block: nn.Module) -> dict[str, nn.Parameter]:
+    """Return gains and biases of the block's norms by name, those per attention head left out."""
+    return {
+        f"{name}.{part}": parameter
+        for name, norm in find_norms(block).items()
+        if not norm.per_head
+        for part, parameter in norm.module.named_parameters(recurse=False)
+    }
+
+
+@torch.no_grad()
+def round_norms(block: nn.Module, dtype: torch.dtype) -> None:
+    """Give every norm parameter the value that the export dtype can hold."""
+    for parameter in norm_parameters(block).values():
+        parameter.copy_(parameter.to(dtype))
+
+
+def tweak_norms(
+    block: nn.Module,
+    x_q: Float[Tensor, "samples seq hidden"],
+    target: Float[Tensor, "samples seq hidden"],
+    num_training: int,
+    run: RunBlock,
+    config: NormTweakConfig,
+    rate: float,
+    export_dtype: torch.dtype,
+) -> tuple[TweakReport, dict[str, Tensor]]:
+    """Train the block's norms in place; put the old ones back if the held-out loss did not fall.
+
+    Args:
+        block: Quantized block. On return its norms are those kept, rounded to the export dtype.
+        x_q: What the quantized model sees at the block's input.
+        target: Float output the block should resemble.
+        num_training: Windows to train on; the rest decides.
+        run: Runs the block on one micro-batch.
+        config: Loss, iterations, rollback.
+        rate: Learning rate of this block.
+        export_dtype: The held-out loss is measured with gains rounded to it.
+
+    Returns:
+        The report and, if accepted, the float32 masters of the trained parameters.
+
+    Raises:
+        NonFiniteError: The loss became NaN or infinite.
+    """
+    parameters = norm_parameters(block)
+    original = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    before = held_out_loss(block, x_q, target, num_training, run, config.loss)
+    masters = _train(block, x_q, target, num_training, run, config, rate)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(masters[name].to(export_dtype))
+        after = held_out_loss(block, x_q, target, num_training, run, config.loss)
+        accepted = after < before or not config.rollback
+        if not accepted:
+            for name, parameter in parameters.items():
+                parameter.copy_(original[name])
+    report = TweakReport(lr=rate, held_out_before=before, held_out_after=after, accepted=accepted)
+    return report, masters if accepted else {}
+
+
+class WithMasters(nn.Module):
+    """A module that runs with float32 masters in place of some of its parameters.
+
+    The masters are cast to each parameter's own dtype on the way in, so that a tweak smaller than
+    half precision can hold still accumulates.
+    """
+
+    def __init__(self, module: nn.Module, masters: dict[str, Tensor]):
+        """Wrap ``module``; its own parameters are neither read nor changed for these names."""
+        super().__init__()
+        self.module, self.masters = module, masters
+        self._dtypes = {name: module.get_parameter(name).dtype for name in masters}
+
+    def forward(self, *args, **kwargs):  # noqa: ANN002,ANN003 - whatever the module takes
+        """Call the module with the masters."""
+        cast = {name: master.to(self._dtypes[name]) for name, master in self.masters.items()}
+        return torch.func.functional_call(self.module, cast, args, kwargs)
+
+
+def _train(
+    block: nn.Module,
+    x_q: Tensor,
+    target: Tensor,
+    num_training: int,
+    run: RunBlock,
+    config: NormTweakConfig,
+    rate: float,
+) -> dict[str, Tensor]:
+    masters = {
+        name: parameter.detach().float().clone().requires_grad_(True)
+        for name, parameter in norm_parameters(block).items()
+    }
+    tuned = WithMasters(block, masters)
+    optimizer = torch.optim.Adam(masters.values(), lr=rate)
+    with torch.enable_grad():
+        for step in range(config.iterations * num_training):
+            window = slice(step % num_training, step % num_training + 1)
+            output = run(tuned, x_q[window])
+            loss = window_loss(LOSSES[config.loss], target[window].to(output.device), output)
+            if not torch.isfinite(loss):
+                raise NonFiniteError(
+                    f"the norm tweak's loss must be finite; found {loss.item()} at step {step}: "
+                    f"lower norm_tweak.lr (now {rate:g})"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return {name: master.detach() for name, master in masters.items()}
+
+
+@torch.no_grad()
+def held_out_loss(
+    block: nn.Module,
+    x_q: Float[Tensor, "samples seq hidden"],
+    target: Float[Tensor, "samples seq hidden"],
+    num_training: int,
+    run: RunBlock,
+    loss: str,
+) -> float:
+    """Return the mean loss over the windows behind the training ones, one window at a time."""
+    total = 0.0
+    for window in range(num_training, len(x_q)):
+        part = slice(window, window + 1)
+        output = run(block, x_q[part])
+        total += window_loss(LOSSES[loss], target[part].to(output.device), output).item()
+    return total / (len(x_q) - num_training)

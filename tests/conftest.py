@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests: seeded generators and the data that may lie beside the repository."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def seeded():
+    """A function that returns a fresh generator for a seed."""
+    return lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real models and data beside the repository."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "models" / "stories260K" / "model.safetensors").is_file():
+        pytest.skip("the shared models and data do not lie beside the repository")
+    return folder

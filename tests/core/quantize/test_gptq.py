@@ -1,0 +1,158 @@
+"""The column loop against an explicit recursion without blocks, and its properties."""
+
+import pytest
+import torch
+
+from normtweak_core.errors import HessianError, InputError
+from normtweak_core.quantize import gptq as gptq_module
+from normtweak_core.quantize.gptq import gptq, round_to_nearest, split_rows
+from normtweak_core.quantize.grid import GridSpec, fit_grid
+from normtweak_core.quantize.hessian import InputStatistics, corrected_weight, inverse_cholesky
+from tests.reference import gptq_oracle
+
+
+def problem(seeded, out=12, width=48, tokens=400, seed=0):
+    generator = seeded(seed)
+    mixing = torch.randn(width, width, generator=generator) / width**0.5
+    x = torch.randn(tokens, width, generator=generator) @ mixing @ mixing
+    x[:, 5] *= 4  # act-order has something to order
+    return torch.randn(out, width, generator=generator), x, 2 * x.T @ x / tokens
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("group_size", [None, 16])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_codes_equal_the_explicit_recursion(seeded, bits, symmetric, group_size, act_order):
+    W, _, H = problem(seeded, seed=bits)
+    spec = GridSpec(bits, symmetric, True, torch.float32)
+    width = group_size or W.shape[1]
+    solved = gptq(W, H, group_size, spec, act_order=act_order, percdamp=0.01)
+
+    def grids(group, W_now):
+        source = W if act_order else W_now.float()
+        return fit_grid(source[:, group * width : (group + 1) * width].contiguous(), spec)
+
+    order = torch.arange(48)
+    if act_order:
+        order = torch.argsort(H.diagonal(), descending=True, stable=True)
+    codes, scales, zeros = gptq_oracle(W, H, bits, width, 0.01, order.tolist(), grids)
+    assert torch.allclose(solved.weight.scales.double(), scales, rtol=1e-4)
+    assert (solved.weight.zeros.double() == zeros).float().mean() > 0.995
+    # A tie broken the other way in float32 moves the columns after it in that row.
+    assert (solved.weight.codes.double() == codes).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_column_block_size_does_not_change_the_result(seeded, monkeypatch, act_order):
+    W, _, H = problem(seeded, width=96)
+    spec = GridSpec(3, False, True, torch.float16)
+    results = []
+    for size in (7, 32, 96, 128):
+        monkeypatch.setattr(gptq_module, "BLOCK_SIZE", size)
+        results.append(gptq(W, H, 32, spec, act_order=act_order, percdamp=0.01).weight)
+    for other in results[1:]:
+        assert (other.codes == results[0].codes).float().mean() > 0.995
+
+
+def test_identity_hessian_gives_round_to_nearest(seeded):
+    W, _, _ = problem(seeded)
+    spec = GridSpec(3, False, True, torch.float16)
+    ours = gptq(W, torch.eye(48), 16, spec, act_order=True, percdamp=0.01).weight
+    nearest = round_to_nearest(W, 16, spec).weight
+    assert torch.equal(ours.codes, nearest.codes)
+    assert torch.equal(ours.dequantize(), nearest.dequantize())
+
+
+def test_loss_is_half_the_damped_output_error(seeded):
+    W, _, H = problem(seeded)
+    solved = gptq(W, H, None, GridSpec(2, False, True, torch.float32), act_order=True, percdamp=0.1)
+    error = (solved.weight.dequantize() - W).double()
+    damped = H.double() + 0.1 * H.diagonal().mean() * torch.eye(48)
+    assert solved.loss == pytest.approx(0.5 * ((error @ damped) * error).sum().item(), rel=1e-4)
+
+
+def test_output_error_falls_from_rtn_to_gptq(seeded):
+    W, x, H = problem(seeded, out=64)
+    spec = GridSpec(2, False, True, torch.float16)
+    nearest = round_to_nearest(W, 16, spec).weight.dequantize()
+    solved = gptq(W, H, 16, spec, act_order=True, percdamp=0.01).weight.dequantize()
+    assert (x @ (solved - W).T).norm() < 0.8 * (x @ (nearest - W).T).norm()
+
+
+def test_stacked_rows_equal_separate_solves_and_inputs_stay_untouched(seeded):
+    W, _, H = problem(seeded, out=20)
+    before_W, before_H = W.clone(), H.clone()
+    spec = GridSpec(4, False, False, torch.float16)
+    together = split_rows(gptq(W, H, 16, spec, act_order=True, percdamp=0.01).weight, [5, 15])
+    for part, rows in zip(together, W.split([5, 15]), strict=True):
+        alone = gptq(rows, H, 16, spec, act_order=True, percdamp=0.01).weight
+        assert torch.equal(part.codes, alone.codes)
+    assert torch.equal(W, before_W)
+    assert torch.equal(H, before_H)
+
+
+def test_dead_columns_become_zero_and_are_counted(seeded):
+    W, _, H = problem(seeded)
+    H[7], H[:, 7] = 0, 0
+    solved = gptq(W, H, 16, GridSpec(2, False, True, torch.float16), act_order=True, percdamp=0.01)
+    assert solved.dead_columns == 1
+    assert torch.equal(solved.weight.dequantize()[:, 7], torch.zeros(12))
+
+
+def test_damping_is_raised_visibly_when_the_factorization_fails(seeded):
+    W, _, _ = problem(seeded)
+    H = torch.ones(48, 48)  # rank one: float64 Cholesky fails without damping
+    H[0, 0] = 0.9
+    solved = gptq(W, H, 16, GridSpec(4, False, False, torch.float16), act_order=False, percdamp=0.0)
+    assert solved.percdamp > 0
+
+
+def test_an_indefinite_hessian_is_an_error(seeded):
+    W, _, _ = problem(seeded)
+    H = torch.eye(48)
+    H[0, 0] = -60.0
+    H[1, 1] = 90.0
+    with pytest.raises(HessianError, match="must be positive definite; it is not, even with"):
+        gptq(W, H, 16, GridSpec(4, False, False, torch.float16), act_order=False, percdamp=0.01)
+
+
+def test_a_group_size_that_does_not_divide_is_refused(seeded):
+    W, _, H = problem(seeded)
+    with pytest.raises(InputError, match="36 does not divide 48: choose a divisor, or null"):
+        gptq(W, H, 36, GridSpec(4, False, False, torch.float16), act_order=False, percdamp=0.01)
+
+
+def test_inverse_cholesky_inverts(seeded):
+    _, _, H = problem(seeded)
+    factor = inverse_cholesky(H, 0.05)
+    damped = H.double() + 0.05 * H.diagonal().mean() * torch.eye(48)
+    product = factor.U.double().T @ factor.U.double() @ damped
+    assert torch.allclose(product, torch.eye(48, dtype=torch.float64), atol=1e-4)
+
+
+def test_statistics_do_not_depend_on_how_tokens_are_batched(seeded):
+    x = torch.randn(90, 8, generator=seeded(1))
+    f = torch.randn(90, 8, generator=seeded(2))
+    whole, parts = InputStatistics(8, x.device), InputStatistics(8, x.device)
+    whole.add(x, f)
+    parts.add(x[:30].view(3, 10, 8), f[:30].view(3, 10, 8))
+    parts.add(x[30:].half().float(), f[30:])
+    assert torch.allclose(whole.hessian(), 2 * x.T @ x / 90, atol=1e-5)
+    assert torch.allclose(whole.cross(), 2 * (f - x).T @ x / 90, atol=1e-5)
+    assert torch.allclose(whole.cross()[0], parts.cross()[0], atol=2e-3)
+
+
+def test_corrected_weight_is_the_least_squares_answer(seeded):
+    W, x = torch.randn(12, 48, generator=seeded(1)), torch.randn(400, 48, generator=seeded(2))
+    float_x = x + 0.3 * torch.randn(x.shape, generator=seeded(9))
+    statistics = InputStatistics(48, x.device)
+    statistics.add(x, float_x)
+    H, C = statistics.hessian(), statistics.cross()
+    best = torch.linalg.lstsq(x.double(), (float_x @ W.T).double()).solution.T
+    ours = corrected_weight(W, H, C, alpha=1.0, ridge=0.0)
+    assert (ours.double() - best).norm() < 5e-3 * (best - W).norm()
+    half = corrected_weight(W, H, C, alpha=0.5, ridge=0.0)
+    assert torch.allclose(half, (W + ours) / 2, atol=1e-5)
+    assert torch.equal(corrected_weight(W, H, C, alpha=0.0, ridge=0.0), W)
+    assert (corrected_weight(W, H, C, 1.0, 100.0) - W).norm() < 0.05 * (ours - W).norm()

@@ -1,0 +1,74 @@
+"""Grids against a plain-Python search, and their properties."""
+
+import pytest
+import torch
+
+from normtweak_core.quantize.grid import GridSpec, fit_grid, quantize_to_codes, round_scale
+from tests.reference import grid_oracle
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("mse", [False, True])
+def test_grid_equals_the_plain_search(seeded, bits, symmetric, mse):
+    weight = torch.randn(6, 33, generator=seeded(bits)) + 0.3
+    spec = GridSpec(bits, symmetric, mse, torch.float32)
+    scale, zero = fit_grid(weight, spec)
+    for row in range(6):
+        expected_scale, expected_zero = grid_oracle(weight[row].tolist(), bits, symmetric, mse)
+        assert scale[row].item() == pytest.approx(expected_scale, rel=1e-5)
+        assert zero[row].item() == expected_zero
+
+
+def test_search_never_hurts_and_at_two_bits_helps(seeded):
+    weight = torch.randn(64, 64, generator=seeded(1))
+    errors = []
+    for mse in (False, True):
+        spec = GridSpec(2, False, mse, torch.float16)
+        scale, zero = (part[:, None] for part in fit_grid(weight, spec))
+        rounded = scale * (quantize_to_codes(weight, scale, zero, 3) - zero)
+        errors.append((rounded - weight).abs().pow(2.4).sum(dim=1))
+    assert (errors[1] <= errors[0]).all()
+    assert errors[1].sum() < 0.8 * errors[0].sum()
+
+
+def test_zero_is_representable_in_every_grid(seeded):
+    weight = torch.rand(8, 16, generator=seeded(2)) + 1.0  # all positive
+    for symmetric in (False, True):
+        scale, zero = fit_grid(weight, GridSpec(3, symmetric, True, torch.float32))
+        codes = quantize_to_codes(torch.zeros(8, 1), scale[:, None], zero[:, None], 7)
+        assert torch.equal(scale[:, None] * (codes - zero[:, None]), torch.zeros(8, 1))
+
+
+def test_a_row_of_zeros_stays_zero():
+    scale, zero = fit_grid(torch.zeros(2, 8), GridSpec(2, False, True, torch.float16))
+    codes = quantize_to_codes(torch.zeros(2, 8), scale[:, None], zero[:, None], 3)
+    assert torch.equal(scale[:, None] * (codes - zero[:, None]), torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scales_survive_the_export_dtype(seeded, dtype):
+    scale, _ = fit_grid(torch.randn(50, 40, generator=seeded(3)), GridSpec(4, False, True, dtype))
+    assert torch.equal(scale.to(dtype).float(), scale)
+
+
+def test_a_scale_that_half_precision_would_lose_is_kept_positive():
+    assert round_scale(torch.tensor([1e-30, 1e30]), torch.float16).tolist() == [
+        torch.finfo(torch.float16).smallest_normal,
+        torch.finfo(torch.float16).max,
+    ]
+
+
+def test_importance_moves_the_grid_to_the_columns_that_matter(seeded):
+    weight = torch.randn(32, 16, generator=seeded(4))
+    weight[:, 0] *= 6
+    importance = torch.full((16,), 1e-3)
+    importance[0] = 1.0
+    spec = GridSpec(2, False, True, torch.float32)
+
+    def error_of_first_column(weights):
+        scale, zero = (part[:, None] for part in fit_grid(weight, spec, weights))
+        codes = quantize_to_codes(weight, scale, zero, 3)
+        return (scale * (codes - zero) - weight)[:, 0].abs().sum()
+
+    assert error_of_first_column(importance) < error_of_first_column(None)

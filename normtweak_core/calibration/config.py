@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from normtweak_core.calibration.scripts import SCRIPTS
 
 
 class CalibrationConfig(BaseModel, frozen=True, extra="forbid"):
@@ -15,15 +17,32 @@ class CalibrationConfig(BaseModel, frozen=True, extra="forbid"):
     length: int | None = Field(
         None, ge=8, description="Tokens per window; null: min(2048, model context)."
     )
-    path: str | None = Field(None, description="Text file (.txt, .jsonl) or data set name.")
+    path: str | None = Field(
+        None,
+        description="source text: a .txt (one document) or .jsonl (field text) file; source "
+        "dataset: a file, a folder or a hub name, name:configuration where it has several.",
+    )
     languages: Literal["auto"] | list[str] | None = Field(
         "auto",
-        description="Scripts the first generated token is drawn from; auto: the vocabulary's "
-        "dominant ones; null: any token.",
+        description="Scripts (latin, cyrillic, cjk, ...) the first generated token is drawn from; "
+        "auto: the vocabulary's dominant ones; null: any token.",
     )
 
+    @field_validator("languages")
+    @classmethod
+    def _known_scripts(cls, languages: str | list[str] | None) -> str | list[str] | None:
+        if not isinstance(languages, list):
+            return languages
+        unknown = [script for script in languages if script not in SCRIPTS]
+        if unknown or not languages or len(set(languages)) < len(languages):
+            raise ValueError(
+                f"calibration.languages must be auto, null or different scripts out of "
+                f"{', '.join(SCRIPTS)}; found {unknown or languages}"
+            )
+        return languages
+
     @model_validator(mode="after")
-    def _path_where_needed(self) -> "CalibrationConfig":
+    def _keys_where_read(self) -> "CalibrationConfig":
         needs_path = self.source in ("text", "dataset")
         if needs_path and self.path is None:
             raise ValueError(
@@ -33,5 +52,10 @@ class CalibrationConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"calibration.path is only read with source text or dataset; found "
                 f"source={self.source}: remove path or change source"
+            )
+        if self.source != "generated" and self.languages != "auto":
+            raise ValueError(
+                f"calibration.languages is only read with source generated; found "
+                f"source={self.source}: remove languages or change source"
             )
         return self

@@ -6,7 +6,6 @@ collected with the earlier ones already quantized.
 """
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,9 +19,10 @@ from normtweak_core.quantize.gptq import SolvedWeight, gptq, round_to_nearest, s
 from normtweak_core.quantize.grid import GridSpec
 from normtweak_core.quantize.hessian import InputStatistics, corrected_weight
 from normtweak_core.quantize.inputs import RunBlock, layer_input, linear_groups
-from normtweak_core.quantize.report import BlockReport, LayerReport, TweakReport
+from normtweak_core.quantize.report import BlockReport, LayerReport
 from normtweak_core.quantize.weight import QuantizedWeight
 from normtweak_core.tweak.config import NormTweakConfig
+from normtweak_core.tweak.report import TweakReport
 from normtweak_core.tweak.tweak import round_norms, tweak_norms, tweak_rate
 
 # Tokens per micro-batch of forward passes: bounds memory, follows from the recipe alone.
@@ -102,7 +102,6 @@ def quantize_block(
         NonFiniteError: Activations or losses are not finite.
         InputError: The group size does not divide an input width.
     """
-    began = time.monotonic()
     quantized = copy.deepcopy(block)
     note("solve")
     solved = _quantize_linears(block, quantized, streams, run, plan)
@@ -137,7 +136,6 @@ def quantize_block(
         drift_tweaked=tweaked_drift,
         mean_shift_quantized=shift,
         mean_shift_tweaked=tweaked_shift,
-        seconds=time.monotonic() - began,
     )
     return QuantizedBlock(solved.layers, norms, report, Streams(x_f, x_q))
 
@@ -145,7 +143,7 @@ def quantize_block(
 @torch.no_grad()
 def run_stream(block: nn.Module, hidden: Tensor, run: RunBlock) -> Tensor:
     """Return the block's output for all windows, micro-batch by micro-batch."""
-    return torch.cat([run(block, hidden[part]) for part in micro_batches(hidden)])
+    return torch.cat([run(block, hidden[part]).cpu() for part in micro_batches(hidden)])
 
 
 def drift_of(x_q: Tensor, x_f: Tensor) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel
 
+from normtweak_core.tweak.report import TweakReport
+
 
 class LayerReport(BaseModel, frozen=True):
     """One quantized linear."""
@@ -15,15 +17,6 @@ class LayerReport(BaseModel, frozen=True):
     output_error: float  # |(W* - Q) X| / |W* X| over calibration tokens, W* the corrected weight
 
 
-class TweakReport(BaseModel, frozen=True):
-    """The norm tweak of one block, judged on held-out windows."""
-
-    lr: float
-    held_out_before: float
-    held_out_after: float  # with gains as rounded for export
-    accepted: bool
-
-
 class BlockReport(BaseModel, frozen=True):
     """One block; drifts are |x_q - x_f| / |x_f| of its output stream."""
 
@@ -35,7 +28,6 @@ class BlockReport(BaseModel, frozen=True):
     drift_tweaked: float  # after the norm tweak
     mean_shift_quantized: float  # mean over channels of |mean(x_q - x_f)|
     mean_shift_tweaked: float
-    seconds: float
 
     def problems(self) -> list[str]:
         """Return what ``on_problem`` is about, one sentence each."""

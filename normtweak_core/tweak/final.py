@@ -12,25 +12,17 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import BaseModel
 from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.model.structure import find_norms
 from normtweak_core.randomness import generator
 from normtweak_core.tweak.config import FinalTuneConfig
+from normtweak_core.tweak.report import FinalTuneReport
 from normtweak_core.tweak.tweak import WithMasters
 
 GRADIENT_CLIP = 1.0
 Progress = Callable[[int, int, float], None]  # step, steps, loss
-
-
-class FinalTuneReport(BaseModel, frozen=True):
-    """Divergence from the float model on held-out windows, in nats per token."""
-
-    held_out_before: float
-    held_out_after: float  # with gains as rounded for export
-    accepted: bool
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.model.structure import find_norms
 from normtweak_core.quantize.inputs import RunBlock
-from normtweak_core.quantize.report import TweakReport
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.loss import LOSSES, window_loss
+from normtweak_core.tweak.report import TweakReport
 
 
 def tweak_rate(config: NormTweakConfig, index: int, num_blocks: int) -> float:

@@ -1,0 +1,1 @@
+"""What a user runs: recipes, flows and the command line."""

@@ -1,0 +1,283 @@
+"""The main flow: a float model goes in; a verified, registered low-bit version comes out."""
+
+import hashlib
+import json
+import logging
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.utilities.annotations import quote
+
+from flows.params import Recipe
+from flows.report import Reports, publish_reports
+from normtweak_core.errors import ProblemError
+from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
+from normtweak_core.quantize.report import BlockReport
+from normtweak_core.tweak.config import NormTweakConfig
+from normtweak_core.tweak.report import FinalTuneReport
+from tasks.artifacts import ArtifactRef
+from tasks.blocks import block_key, quantize_block_stage
+from tasks.caching import cached_result
+from tasks.calibrate import calibrate, calibration_key, calibration_length
+from tasks.chain import BlockChain, ChainSettings
+from tasks.environment import state_root
+from tasks.evaluating import (
+    evaluate_float_stage,
+    evaluate_stage,
+    evaluation_inputs,
+    evaluation_key,
+    evaluation_length,
+    float_evaluation_key,
+)
+from tasks.exporting import export_key, export_stage, verify_key, verify_stage
+from tasks.float_type import float_type_key, float_type_stage
+from tasks.job import Job, open_job
+from tasks.progress import Progress
+from tasks.registering import register_stage
+from tasks.results import BlockResult, CalibrationResult, ExportResult, FinalTuneResult
+from tasks.runs import own_run
+from tasks.tune import final_tune_key, final_tune_stage
+
+log = logging.getLogger(__name__)
+
+# The baseline that every drift plot shows beside the run.
+BASELINE = {"method": "rtn", "propagation": PropagationConfig(alpha=0)}
+
+
+@dataclass
+class Run:
+    """One execution of a recipe."""
+
+    recipe: Recipe
+    job: Job
+    progress: Progress = field(default_factory=Progress)
+    cached: dict[str, bool] = field(default_factory=dict)
+
+    def stage(self, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:
+        """Run a stage, or take its cached result; arguments in memory are not walked through."""
+        self.cached[name] = cached_result(key) is not None
+        log.info("%s%s", name, ": cached" if self.cached[name] else "")
+        quoted = {
+            key: value if isinstance(value, str | int | float) else quote(value)
+            for key, value in arguments.items()
+        }
+        return task(key=key, **quoted)
+
+
+@flow(name="quantize", flow_run_name="{recipe.name}", validate_parameters=True)
+def quantize(recipe: Recipe) -> dict[str, Any]:
+    """Quantize, verify, evaluate and register a model.
+
+    Args:
+        recipe: Everything that decides the result.
+    """
+    own_run(state_root(), flow_run.id)
+    began = time.monotonic()
+    run = Run(recipe, open_job(recipe.model, recipe.seed))
+    calibration = _calibrate(run)
+    settings = _settings(run)
+    blocks = _quantize_blocks(run, calibration, settings, "block")
+    baseline = _quantize_blocks(run, calibration, _baseline(settings), "rtn baseline: block")
+    tuned = _final_tune(run, calibration, blocks, settings)
+    export = _export(run, calibration, blocks, tuned, settings)
+    run.stage(
+        "verify", verify_key(run.job, export), verify_stage, config=recipe.export, export=export
+    )
+    metrics = _evaluate(run, export)
+    reports = Reports(
+        recipe=recipe,
+        blocks=[_block_report(block) for block in blocks],
+        baseline=[_block_report(block) for block in baseline],
+        final_tune=_final_report(tuned),
+        quality=_read_json(calibration.quality),
+        metrics=metrics,
+        folder=state_root() / export.folder,
+    )
+    files = publish_reports(reports)
+    registered = register_stage(
+        recipe.name,
+        recipe.registry.alias,
+        quote(export),
+        quote(metrics),
+        quote(_lineage(run, calibration, export, reports)),
+        quote([str(file) for file in files]),
+    )
+    return {
+        "export_dir": str(state_root() / export.folder),
+        "export_sha256": export.export_sha256,
+        "metrics": metrics,
+        "registered": registered,
+        "blocks": [_block_row(run, block) for block in blocks],
+        "cached": run.cached,
+        "problems": reports.problems(),
+        "seconds": time.monotonic() - began,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "flow_run_id": str(flow_run.id),
+    }
+
+
+def _calibrate(run: Run) -> CalibrationResult:
+    config = run.recipe.calibration
+    return run.stage(
+        "calibrate", calibration_key(run.job, config), calibrate,
+        config=config, job=run.job, progress=run.progress,
+    )
+
+
+def _settings(run: Run) -> ChainSettings:
+    chosen = run.stage(
+        "float type", float_type_key(run.job, run.recipe.export), float_type_stage,
+        config=run.recipe.export, job=run.job,
+    )
+    return ChainSettings(run.recipe.quantization, run.recipe.norm_tweak, chosen.dtype)
+
+
+def _baseline(settings: ChainSettings) -> ChainSettings:
+    values = settings.quantization.model_dump() | BASELINE
+    rounded = QuantizationConfig.model_validate(values)
+    return ChainSettings(rounded, NormTweakConfig(enabled=False), settings.export_dtype)
+
+
+def _quantize_blocks(
+    run: Run, calibration: CalibrationResult, settings: ChainSettings, label: str
+) -> list[BlockResult]:
+    """Return all blocks of one chain, each read from the cache or made."""
+    first = block_key(run.job, calibration, settings, 0, None)
+    chain = BlockChain(run.job, calibration, settings, first)
+    finished: list[BlockResult] = []
+    with chain.owned(), run.progress.stage(f"{label}s", "blocks") as advance:
+        for index in range(run.job.blocks[1]):
+            parent = finished[-1] if finished else None
+            key = block_key(run.job, calibration, settings, index, parent)
+            block = run.stage(
+                f"{label} {index}", key, quantize_block_stage,
+                index=index, chain=chain, finished=list(finished),
+            )
+            finished.append(block)
+            advance(index + 1, run.job.blocks[1])
+            if settings.quantization.method != "rtn" or run.recipe.quantization.method == "rtn":
+                _heed(run, _block_report(block).problems())
+    return finished
+
+
+def _heed(run: Run, problems: list[str]) -> None:
+    for problem in problems:
+        log.warning("%s", problem)
+    if problems and run.recipe.on_problem == "fail":
+        raise ProblemError(
+            f"on_problem: fail allows no problem; found: {problems[0]}. "
+            "Change the recipe, or set on_problem: warn"
+        )
+
+
+def _final_tune(
+    run: Run, calibration: CalibrationResult, blocks: list[BlockResult], settings: ChainSettings
+) -> FinalTuneResult | None:
+    config = run.recipe.final_tune
+    if not config.enabled:
+        return None
+    key = final_tune_key(run.job, calibration, blocks, settings, config)
+    tuned = run.stage(
+        "final tune", key, final_tune_stage,
+        config=config, job=run.job, calibration=calibration, blocks=blocks, settings=settings,
+        progress=run.progress,
+    )
+    report = _final_report(tuned)
+    if not report.accepted:
+        _heed(run, [
+            "final tune rolled back (held-out divergence "
+            f"{report.held_out_before:.4g} -> {report.held_out_after:.4g})"
+        ])
+    return tuned
+
+
+def _export(
+    run: Run,
+    calibration: CalibrationResult,
+    blocks: list[BlockResult],
+    tuned: FinalTuneResult | None,
+    settings: ChainSettings,
+) -> ExportResult:
+    details = {
+        "recipe": run.recipe.model_dump(mode="json"),
+        "lineage": _source_facts(run, calibration),
+        "blocks": [_read_json(block.report) for block in blocks],
+        "final_tune": _read_json(tuned.report) if tuned else None,
+    }
+    key = export_key(run.job, blocks, tuned, settings, run.recipe.export)
+    return run.stage(
+        "export", key, export_stage,
+        config=run.recipe.export, job=run.job, blocks=blocks, tuned=tuned, settings=settings,
+        details=details,
+    )
+
+
+def _evaluate(run: Run, export: ExportResult) -> dict[str, float]:
+    config = run.recipe.evaluation.perplexity
+    length = evaluation_length(
+        run.job, config, calibration_length(run.job, run.recipe.calibration)
+    )
+    inputs = evaluation_inputs(run.job, config, length)
+    alone = run.stage(
+        "evaluate float", float_evaluation_key(run.job, inputs), evaluate_float_stage,
+        config=config, length=length, job=run.job, progress=run.progress,
+    )
+    beside = run.stage(
+        "evaluate", evaluation_key(run.job, export, inputs), evaluate_stage,
+        config=config, length=length, job=run.job, export=export, progress=run.progress,
+    )
+    return beside.metrics | alone.metrics
+
+
+def _source_facts(run: Run, calibration: CalibrationResult) -> dict[str, str]:
+    return {
+        "source_model": run.job.source.name,
+        "source_revision": run.job.source.revision or "",
+        "source_sha256": run.job.fingerprint.sha256,
+        "calibration_sha256": calibration.windows.sha256,
+    }
+
+
+def _lineage(
+    run: Run, calibration: CalibrationResult, export: ExportResult, reports: Reports
+) -> dict[str, str]:
+    config = run.recipe.quantization
+    recipe = json.dumps(run.recipe.model_dump(mode="json"), sort_keys=True)
+    return _source_facts(run, calibration) | {
+        "recipe_sha256": hashlib.sha256(recipe.encode()).hexdigest(),
+        "export_sha256": export.export_sha256,
+        "prefect.flow_run_id": str(flow_run.id),
+        "bits": str(config.bits),
+        "group_size": str(config.group_size or "channel"),
+        "method": config.method,
+        "problems": "; ".join(reports.problems())[:4000] or "none",
+    }
+
+
+def _block_row(run: Run, block: BlockResult) -> dict[str, Any]:
+    report = _block_report(block)
+    return {
+        "index": block.block,
+        "cached": run.cached[f"block {block.block}"],
+        "seconds": block.seconds,
+        "error_before": report.drift_quantized,
+        "error_after": report.drift_tweaked,
+        "tweak_accepted": report.tweak.accepted if report.tweak else None,
+    }
+
+
+def _block_report(block: BlockResult) -> BlockReport:
+    return BlockReport.model_validate(_read_json(block.report))
+
+
+def _final_report(tuned: FinalTuneResult | None) -> FinalTuneReport | None:
+    return FinalTuneReport.model_validate(_read_json(tuned.report)) if tuned else None
+
+
+def _read_json(reference: ArtifactRef) -> Any:
+    return json.loads((state_root() / reference.path).read_text(encoding="utf-8"))

@@ -1,0 +1,142 @@
+"""Calibration windows from a Hugging Face data set, read as a stream."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxtyping import Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from normtweak_core.calibration.text import tokenize, windows_of
+from normtweak_core.errors import InputError
+from normtweak_core.randomness import derived_seed
+
+if TYPE_CHECKING:
+    import datasets
+
+SHUFFLE_BUFFER = 1000  # documents held to shuffle a stream; more means a slower first window
+BATCH = 64  # documents tokenized at once
+BUILDERS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".txt": "text",
+}
+
+
+def dataset_windows(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: int,
+    length: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Int64[Tensor, "samples length"], int]:
+    """Return windows cut from a data set's training split, and how many documents they took.
+
+    Documents are shuffled in a seeded buffer and taken until the windows are full, so a large data
+    set is not read to its end.
+
+    Args:
+        path: A file (.json, .jsonl, .parquet, .arrow, .csv, .txt), a folder of such files, a folder
+            written by ``save_to_disk``, or a hub name, with ``name:configuration`` where the data
+            set has several. Documents are the strings of its field ``text``.
+        tokenizer: Adds its default special tokens to every document.
+        samples: Number of windows.
+        length: Tokens per window.
+        seed: Recipe seed.
+        progress: Called with (tokens found, tokens needed).
+
+    Raises:
+        InputError: The data set cannot be opened or read, has no field ``text``, or is too short.
+    """
+    needed = samples * length
+    ids: list[list[int]] = []
+    tokens = 0
+    for documents in _batches(_texts(path, seed), BATCH):
+        for document in tokenize(documents, tokenizer):
+            if tokens < needed:
+                ids.append(document)
+                tokens += len(document)
+        if progress:
+            progress(min(tokens, needed), needed)
+        if tokens >= needed:
+            return windows_of(ids, length)[:samples], len(ids)
+    raise InputError(
+        f"calibration.samples asks for {samples} windows of {length} tokens; data set {path} holds "
+        f"{tokens // length}: choose a larger data set, or lower samples or length"
+    )
+
+
+def _texts(path: str, seed: int) -> Iterator[str]:
+    import datasets
+    import pyarrow
+
+    try:
+        stream = _open(path).shuffle(
+            seed=derived_seed(seed, "calibration dataset"), buffer_size=SHUFFLE_BUFFER
+        )
+        for row in stream:
+            if not isinstance(row.get("text"), str):
+                raise InputError(
+                    f'data set {path} must have a string field "text"; found fields '
+                    f"{', '.join(row)}: rename the field"
+                )
+            yield row["text"]
+    except InputError:
+        raise  # a ValueError too, and already in words
+    except (
+        OSError,
+        ValueError,
+        datasets.exceptions.DatasetsError,
+        pyarrow.ArrowException,
+    ) as error:
+        # Missing names, unknown configurations, refused networks and torn files.
+        raise InputError(
+            f"data set {path} cannot be read: {' '.join(str(error).split())}; calibration.path "
+            "must be a file, a folder or a hub name that can be reached"
+        ) from error
+
+
+def _open(path: str) -> "datasets.IterableDataset":
+    import datasets
+
+    local = Path(path)
+    if local.is_file():
+        builder = BUILDERS.get(local.suffix)
+        if builder is None:
+            raise InputError(
+                f"a data set file must end in {', '.join(BUILDERS)}; found {path}: convert it"
+            )
+        return datasets.load_dataset(builder, data_files=path, split="train", streaming=True)
+    if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+        saved = datasets.load_from_disk(path)
+        if isinstance(saved, datasets.DatasetDict):
+            if "train" not in saved:
+                raise InputError(
+                    f"data set {path} must have a split train; found {', '.join(saved)}: give the "
+                    "folder of one split"
+                )
+            saved = saved["train"]
+        return saved.to_iterable_dataset()
+    name, _, configuration = (path, "", "") if local.exists() else path.partition(":")
+    available = datasets.get_dataset_split_names(name, configuration or None)
+    if "train" not in available:
+        raise InputError(
+            f"data set {path} must have a split train; found {', '.join(available)}: choose another"
+        )
+    return datasets.load_dataset(name, configuration or None, split="train", streaming=True)
+
+
+def _batches(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,36 @@
+"""How long a calibration window is."""
+
+from typing import TYPE_CHECKING
+
+from normtweak_core.errors import InputError
+
+if TYPE_CHECKING:
+    import transformers
+
+DEFAULT_LENGTH = 2048  # what the norm-tweaking paper calibrates with (method.md 1.1)
+
+
+def model_context(config: "transformers.PretrainedConfig") -> int | None:
+    """Return the longest sequence a model was built for; None where its positions are unbounded."""
+    text_config = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        context = getattr(text_config, name, None)
+        if context is not None:
+            return int(context)
+    return None
+
+
+def effective_length(config_length: int | None, context: int | None) -> int:
+    """Return the tokens per window: as asked, or min(2048, model context) where null.
+
+    Raises:
+        InputError: More is asked than the model's context.
+    """
+    if config_length is None:
+        return min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
+    if context is not None and config_length > context:
+        raise InputError(
+            f"calibration.length must be at most the model's context of {context} tokens; found "
+            f"{config_length}: lower it, or set null for {min(DEFAULT_LENGTH, context)}"
+        )
+    return config_length

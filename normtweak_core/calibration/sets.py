@@ -1,0 +1,128 @@
+"""Calibration sets: windows of token ids, from one of four sources."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.calibration.dataset import dataset_windows
+from normtweak_core.calibration.first_token import ordinary_token_ids
+from normtweak_core.calibration.generate import generate_windows
+from normtweak_core.calibration.text import cut_windows, read_documents
+from normtweak_core.errors import InputError
+from normtweak_core.randomness import generator
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Token ids shown to the model to collect statistics.
+
+    Attributes:
+        input_ids: One row a window.
+        source: ``generated``, ``text``, ``dataset`` or ``random``.
+        facts: What is known of the source: JSON values only; no path, no time.
+    """
+
+    input_ids: Int64[Tensor, "samples length"]
+    source: str
+    facts: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 over the shape and the ids."""
+        shape = "x".join(map(str, self.input_ids.shape)).encode()
+        ids = self.input_ids.contiguous().numpy().astype("<i8").tobytes()
+        return hashlib.sha256(shape + b"\n" + ids).hexdigest()
+
+
+def build_calibration_set(
+    config: CalibrationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | None,
+    length: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> CalibrationSet:
+    """Return the calibration set that a recipe asks for.
+
+    Args:
+        config: The recipe's calibration section.
+        tokenizer: The model's tokenizer.
+        model: The float model in eval mode; needed by ``generated``. Where given, ``random`` keeps
+            to ids that it has an embedding for.
+        length: Tokens per window (``length.effective_length``).
+        seed: The recipe's seed.
+        progress: Called with (tokens done, tokens in all) while text is generated or streamed.
+
+    Raises:
+        InputError: The text or data set is missing, malformed or too short, the vocabulary has no
+            first token in the languages asked for, or ``generated`` comes without a model.
+        NonFiniteError: The model's logits are NaN.
+    """
+    if config.source == "text":
+        return _from_text(Path(config.path), config.samples, tokenizer, length, seed)
+    if config.source == "dataset":
+        windows, documents = dataset_windows(
+            config.path, tokenizer, config.samples, length, seed, progress
+        )
+        return CalibrationSet(windows, "dataset", {"documents": documents})
+    if config.source == "random":
+        return _random_ids(config.samples, tokenizer, model, length, seed)
+    if model is None:
+        raise InputError(
+            "calibration.source=generated needs the float model; found none: load it, or choose "
+            "source text, dataset or random"
+        )
+    written = generate_windows(
+        model, tokenizer, config.samples, length, seed, config.languages, progress=progress
+    )
+    first = written.first_tokens
+    facts = {
+        "documents": written.documents,
+        "first_token_candidates": len(first.token_ids),
+        "scripts": list(first.scripts),
+        "script_shares": {script: round(share, 4) for script, share in first.shares.items()},
+    }
+    return CalibrationSet(written.input_ids, "generated", facts)
+
+
+def _from_text(
+    path: Path, samples: int, tokenizer: PreTrainedTokenizerBase, length: int, seed: int
+) -> CalibrationSet:
+    documents = read_documents(path)
+    windows = cut_windows(documents, tokenizer, length)
+    if len(windows) < samples:
+        raise InputError(
+            f"calibration.samples asks for {samples} windows of {length} tokens; {path} holds "
+            f"{len(windows)}: give more text, or lower samples or length"
+        )
+    order = torch.randperm(len(windows), generator=generator(seed, "calibration text"))
+    facts = {
+        "documents": len(documents),
+        "windows_available": len(windows),
+        "text_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    return CalibrationSet(windows[order[:samples]], "text", facts)
+
+
+def _random_ids(
+    samples: int,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | None,
+    length: int,
+    seed: int,
+) -> CalibrationSet:
+    vocab_size = None if model is None else model.get_input_embeddings().num_embeddings
+    ordinary = ordinary_token_ids(tokenizer, vocab_size)
+    draws = torch.randint(
+        len(ordinary), (samples, length), generator=generator(seed, "calibration random")
+    )
+    return CalibrationSet(ordinary[draws], "random", {"vocabulary": len(ordinary)})

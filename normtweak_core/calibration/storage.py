@@ -1,0 +1,71 @@
+"""A calibration set on disk: one safetensors file.
+
+``input_ids`` are int64; the source and its facts are UTF-8 JSON in the uint8 tensor ``facts``, as
+safetensors writes metadata of more than one key in random order.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from normtweak_core.calibration.sets import CalibrationSet
+from normtweak_core.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends well."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_calibration_set(path: Path, calibration_set: CalibrationSet) -> None:
+    """Write a calibration set; equal sets give equal bytes. The folder must exist."""
+    facts = {"source": calibration_set.source, "facts": calibration_set.facts}
+    encoded = json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
+    tensors = {
+        "input_ids": calibration_set.input_ids.contiguous(),
+        "facts": torch.frombuffer(bytearray(encoded), dtype=torch.uint8),
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def load_calibration_set(path: Path) -> CalibrationSet:
+    """Return a calibration set as it was saved.
+
+    Raises:
+        InputError: The file is missing, torn, or no calibration set.
+    """
+    if not path.is_file():
+        raise InputError(f"calibration set {path} does not exist: build it again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names & {"input_ids", "facts"}}
+    except SafetensorError as error:
+        raise InputError(
+            f"calibration set {path} must be a safetensors file; {error}: build it again"
+        ) from error
+    if names != {"input_ids", "facts"}:
+        raise InputError(
+            f"calibration set {path} must hold the tensors input_ids and facts; found "
+            f"{', '.join(sorted(names))}: build it again"
+        )
+    facts = json.loads(tensors["facts"].numpy().tobytes())
+    return CalibrationSet(tensors["input_ids"], facts["source"], facts["facts"])

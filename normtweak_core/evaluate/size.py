@@ -1,0 +1,85 @@
+"""What a checkpoint weighs: bytes on disk, and stored bits per quantized weight."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from normtweak_core.errors import InputError
+from normtweak_core.export.payload import payload_bytes
+
+DTYPE_BITS = {"I64": 64, "I32": 32, "F32": 32, "I16": 16, "F16": 16, "BF16": 16, "I8": 8, "U8": 8}
+# Tensors beside `<linear>.` that together hold one weight matrix, by format.
+COMPRESSED_TENSORS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+INT_QUANTIZED = ("weight", "weight_scale", "weight_zero_point")
+GPTQ = ("qweight", "qzeros", "scales", "g_idx")
+
+
+@dataclass(frozen=True)
+class QuantizedStorage:
+    """How many bits the quantized linears of a checkpoint really take."""
+
+    num_linears: int
+    num_weights: int
+    stored_bits: int  # codes, scales, zeros, shapes and indices; biases are not counted
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Stored bits per weight; None for a checkpoint without quantized linears."""
+        return self.stored_bits / self.num_weights if self.num_weights else None
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """Return the size of the payload: weights, configs and tokenizer, no report or model card.
+
+    Raises:
+        InputError: The folder holds no safetensors file.
+    """
+    _weight_files(folder)
+    return payload_bytes(folder)
+
+
+def quantized_storage(folder: Path) -> QuantizedStorage:
+    """Return what the quantized linears of a compressed-tensors or GPTQ checkpoint take.
+
+    Raises:
+        InputError: The folder holds no safetensors file.
+    """
+    shapes: dict[str, tuple[list[int], str]] = {}
+    dense_shapes: dict[str, list[int]] = {}
+    for file in _weight_files(folder):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():
+                part = tensors.get_slice(name)
+                shapes[name] = (part.get_shape(), part.get_dtype())
+                if name.endswith(".weight_shape"):
+                    dense_shapes[name] = tensors.get_tensor(name).tolist()
+
+    linears = weights = bits = 0
+    for name, (shape, dtype) in shapes.items():
+        linear, _, last = name.rpartition(".")
+        if last == "weight_packed":
+            parts, numel = COMPRESSED_TENSORS, math.prod(dense_shapes[f"{linear}.weight_shape"])
+        elif last == "qweight":
+            # g_idx has one entry per input column; qweight packs the inputs, not the outputs.
+            parts, numel = GPTQ, shapes[f"{linear}.g_idx"][0][0] * shape[1]
+        elif last == "weight" and dtype in ("I8", "U8") and f"{linear}.weight_scale" in shapes:
+            parts, numel = INT_QUANTIZED, math.prod(shape)
+        else:
+            continue
+        stored = [shapes[f"{linear}.{part}"] for part in parts if f"{linear}.{part}" in shapes]
+        linears += 1
+        weights += numel
+        bits += sum(math.prod(shape) * DTYPE_BITS[dtype] for shape, dtype in stored)
+    return QuantizedStorage(num_linears=linears, num_weights=weights, stored_bits=bits)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(
+            f"A checkpoint folder must hold *.safetensors files, found none in {folder}. "
+            "Give the folder of an export or of a downloaded model."
+        )
+    return files

@@ -1,0 +1,148 @@
+"""Refuses, before any work, what the chosen format cannot hold or its reader cannot open; no torch.
+
+What readers can open was found by running them: compressed-tensors 0.20 opens every width and group
+size; gptqmodel 7.7 through transformers 5.23 and optimum 2.3 on a CPU has the limits below.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from normtweak_core.errors import InputError
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.model.checkpoint import stored_tensors
+from normtweak_core.quantize.config import QuantizationConfig
+
+GPTQ_READER = ".venv-reader-gptq"  # made by `make reader-gptq`
+GPTQ_GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+# At 4 bits the reader's CPU kernels take only these, and stop with an error at any other.
+GPTQ_GROUP_SIZES_4_BIT = (32, 64, 128, 256)
+WORD = 32  # bits
+_IN_BLOCK = re.compile(r"(?:^|\.)\d+\..*\.weight$")
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """Widths of one linear of a block."""
+
+    out_features: int
+    in_features: int
+    transposed: bool = False  # a Conv1D, as in GPT-2
+
+
+def linear_shapes(folder: Path) -> dict[str, LinearShape]:
+    """Return the linears of the blocks by name, from the headers of the weight files alone.
+
+    A weight whose bias has the length of its second dimension is a Conv1D's; where one is, square
+    weights, which cannot tell, are taken for the same.
+
+    Raises:
+        InputError: A weight file is absent or damaged.
+    """
+    stored = stored_tensors(folder)
+    weights = {
+        name.removesuffix(".weight"): tensor.shape
+        for name, tensor in stored.items()
+        if _IN_BLOCK.search(name) and len(tensor.shape) == 2
+    }
+    biases = {name: stored.get(f"{name}.bias") for name in weights}
+    transposed = any(
+        bias is not None and bias.shape == weights[name][1:] != weights[name][:1]
+        for name, bias in biases.items()
+    )
+    if transposed:
+        return {name: LinearShape(b, a, transposed=True) for name, (a, b) in weights.items()}
+    return {name: LinearShape(a, b) for name, (a, b) in weights.items()}
+
+
+def check_exportable(
+    export: ExportConfig,
+    quantization: QuantizationConfig,
+    linears: Mapping[str, LinearShape],
+    *,
+    reader_available: bool,
+) -> None:
+    """Accept a recipe whose result can be written and opened again.
+
+    Args:
+        export: Format and float type asked for.
+        quantization: Width and grid asked for.
+        linears: The linears to be quantized, by name.
+        reader_available: Whether the environment that reads gptq exists; other formats need none.
+
+    Raises:
+        InputError: The format cannot hold the model at this width and group size, or nothing here
+            could read it.
+    """
+    gptq = export.format == "gptq"
+    for name, shape in linears.items():
+        if shape.transposed:
+            raise conv1d_error(name)
+        group_size = quantization.group_size
+        if group_size is not None and shape.in_features % group_size:
+            raise InputError(
+                f"quantization.group_size must divide every input width; {group_size} does not "
+                f"divide {shape.in_features} of {name}. Choose a divisor, or null for whole rows."
+            )
+    if gptq:
+        _check_gptq(export, quantization, linears, reader_available)
+
+
+def conv1d_error(name: str) -> InputError:
+    """Return the error for a model of Conv1D layers, which no reader converts."""
+    return InputError(
+        f"an export needs linears of type nn.Linear; {name} is a Conv1D (GPT-2), which the readers "
+        "of compressed-tensors and gptq both leave out or fail on. Choose another model, such as "
+        "a GPT-NeoX of the same size."
+    )
+
+
+def _check_gptq(
+    export: ExportConfig,
+    quantization: QuantizationConfig,
+    linears: Mapping[str, LinearShape],
+    reader_available: bool,
+) -> None:
+    bits, group_size = quantization.bits, quantization.group_size
+    if export.dtype not in ("auto", "float16"):
+        raise gptq_dtype_error(export.dtype)
+    if bits == 4 and group_size is None:
+        raise InputError(
+            "export.format: gptq at 4 bits needs groups; quantization.group_size is null, which "
+            "its reader cannot run on a CPU. Set group_size, or use compressed-tensors."
+        )
+    allowed = GPTQ_GROUP_SIZES_4_BIT if bits == 4 else GPTQ_GROUP_SIZES
+    if group_size is not None and group_size not in allowed:
+        raise InputError(
+            f"export.format: gptq at {bits} bits needs quantization.group_size to be one of "
+            f"{', '.join(map(str, allowed))}; it is {group_size}. Choose one of them, or use "
+            "compressed-tensors."
+        )
+    for name, shape in linears.items():
+        # A run of 32 codes is what a 3-bit reader unpacks at a time; 16 rows what a 4-bit one does.
+        multiple = {2: 16, 3: 32, 4: 8, 8: 4}[bits]
+        rows = 16 if bits == 4 else multiple
+        for width, what, unit in (
+            (shape.in_features, "input", multiple),
+            (shape.out_features, "output", rows),
+        ):
+            if width % unit:
+                raise InputError(
+                    f"export.format: gptq at {bits} bits needs widths that fill whole {WORD}-bit "
+                    f"words, multiples of {unit}; the {what} of {name} is {width}. Use "
+                    "compressed-tensors."
+                )
+    if not reader_available:
+        raise InputError(
+            f"export.format: gptq is verified by a reader in {GPTQ_READER}, which does not exist. "
+            "Run `make reader-gptq`, or use compressed-tensors."
+        )
+
+
+def gptq_dtype_error(dtype: str) -> InputError:
+    """Return the error for a float type in which gptq weights would not be exact."""
+    return InputError(
+        f"export.format: gptq needs export.dtype float16, in which its reader computes; "
+        f"it is {dtype}. Use float16, or compressed-tensors."
+    )

@@ -1,0 +1,88 @@
+"""One quantized linear as compressed-tensors stores it (format ``pack-quantized``).
+
+=================  ====================  ====================================================
+tensor             type and shape        content
+=================  ====================  ====================================================
+weight_packed      int32 [out, words]    codes, a bit stream along the input (see packing.py)
+weight_scale       export [out, groups]  scales
+weight_zero_point  int32 [words, groups] zeros, a bit stream along the output (asymmetric)
+weight_shape       int64 [2]             out, in
+=================  ====================  ====================================================
+
+Since compressed-tensors 0.20 a 3-bit code may straddle words; older releases read 3 bits wrongly.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from normtweak_core.export.packing import pack_rows, unpack_rows
+from normtweak_core.export.scheme import Scheme
+from normtweak_core.quantize.weight import QuantizedWeight
+
+SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+MINIMUM_VERSION = {2: "0.15", 3: "0.20", 4: "0.15", 8: "0.15"}
+
+
+def pack_linear(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of one linear by the last part of their names."""
+    tensors = {
+        "weight_packed": pack_rows(weight.codes, weight.bits),
+        "weight_scale": weight.scales.to(dtype),
+        "weight_shape": torch.tensor(weight.codes.shape, dtype=torch.int64),
+    }
+    if not weight.symmetric:
+        zeros = pack_rows(weight.zeros.T.contiguous(), weight.bits)
+        tensors["weight_zero_point"] = zeros.T.contiguous()
+    return tensors
+
+
+def unpack_linear(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
+    """Return the linear that ``pack_linear`` stored."""
+    rows, columns = tensors["weight_shape"].tolist()
+    scales = tensors["weight_scale"].to(torch.float32)
+    if scheme.symmetric:
+        zeros = torch.full(scales.shape, 2 ** (scheme.bits - 1), dtype=torch.uint8)
+    else:
+        packed = tensors["weight_zero_point"].T.contiguous()
+        zeros = unpack_rows(packed, scheme.bits, rows).T.contiguous()
+    codes = unpack_rows(tensors["weight_packed"], scheme.bits, columns)
+    return QuantizedWeight(codes, scales, zeros, scheme.bits, scheme.group_size, scheme.symmetric)
+
+
+def quantization_config(scheme: Scheme, float_linears: Sequence[str]) -> dict[str, object]:
+    """Return the ``quantization_config`` entry of config.json.
+
+    Args:
+        scheme: Width and grid of every quantized linear.
+        float_linears: Full names of the linears that stay float, the output head among them.
+    """
+    weights = {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if scheme.group_size is None else "group",
+        "group_size": scheme.group_size,
+        "dynamic": False,
+    }
+    config: dict[str, object] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": sorted(float_linears),
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": weights,
+                "input_activations": None,
+                "output_activations": None,
+                "format": "pack-quantized",
+            }
+        },
+    }
+    if not scheme.symmetric:
+        # transformers 5.23 with compressed-tensors 0.20 expects unpacked zero points unless it
+        # dequantizes while loading.
+        config["dequantize"] = True
+    return config

@@ -1,0 +1,148 @@
+"""What a faithful reader must reproduce: logits of a few tokens, and ids of a short text.
+
+The reference logits come from our own unpacking of the written folder, multiplied as dense linears
+in the export dtype: what any reader computes once it has the same weights. Parameters are read
+when their module runs and dropped right after, so one linear is in memory at a time.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from normtweak_core.export.formats import Format
+from normtweak_core.export.payload import TOKENIZER_FILES
+from normtweak_core.export.scheme import Scheme
+from normtweak_core.export.stored import read_tensor
+from normtweak_core.model.checkpoint import stored_tensors
+from normtweak_core.model.skeleton import allocate_computed_buffers, assign, build_skeleton
+
+PROBE_TOKENS = 16
+KEPT_COLUMNS = 4096  # logits kept per token, so that a large vocabulary stays a small file
+PROBE_TEXT = "The quick brown fox (aged 7) said: déjà vu?\n\tYes, 42 times — 世界 🙂"
+
+
+@dataclass(frozen=True)
+class LogitProbe:
+    """Logits of the dequantized model on fixed tokens, at evenly spaced vocabulary columns."""
+
+    input_ids: Int64[Tensor, "1 seq"]
+    columns: Int64[Tensor, " kept"]
+    logits: Float[Tensor, "seq kept"]  # float32
+    argmax: Int64[Tensor, " seq"]  # over the whole vocabulary
+    margin: Float[Tensor, " seq"]  # largest minus second largest logit
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the probe as tensors to be stored."""
+        return dict(vars(self))
+
+
+class ExportedWeights:
+    """The dense parameters that an export stands for, unpacked one by one from its files."""
+
+    def __init__(self, folder: Path, form: Format, scheme: Scheme, dtype: torch.dtype):
+        """Read the headers of the weight files.
+
+        Args:
+            folder: The written payload.
+            form: Its format.
+            scheme: Width and grid of its quantized linears.
+            dtype: The export dtype, to which a dequantized weight is rounded.
+        """
+        self._stored = stored_tensors(folder)
+        self._form, self._scheme, self._dtype = form, scheme, dtype
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored or self._packed_name(name) in self._stored
+
+    def read(self, name: str) -> Tensor:
+        """Return a parameter, dequantized where it is quantized."""
+        if name in self._stored:
+            return read_tensor(self._stored[name], name)
+        module = name.removesuffix(".weight")
+        tensors = {
+            suffix: read_tensor(self._stored[f"{module}.{suffix}"], f"{module}.{suffix}")
+            for suffix in self._form.suffixes
+            if f"{module}.{suffix}" in self._stored
+        }
+        return self._form.unpack(tensors, self._scheme).dequantize().to(self._dtype)
+
+    def _packed_name(self, name: str) -> str:
+        return f"{name.removesuffix('.weight')}.{self._form.suffixes[0]}"
+
+
+def reference_logits(weights: ExportedWeights, source: Path, dtype: torch.dtype) -> LogitProbe:
+    """Return the logits of an export, computed from our own dequantized weights.
+
+    Args:
+        weights: The written export.
+        source: Folder of the float model, whose config says how the weights are used.
+        dtype: The export dtype, in which the linears multiply.
+    """
+    model = _streaming_model(weights, source, dtype)
+    config = model.config.get_text_config()
+    ids = probe_tokens(config.vocab_size, getattr(config, "max_position_embeddings", None))
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False).logits[0].to(torch.float32)
+    top = logits.topk(2, dim=-1).values
+    columns = torch.arange(0, logits.shape[1], -(-logits.shape[1] // KEPT_COLUMNS))
+    return LogitProbe(
+        input_ids=ids,
+        columns=columns,
+        logits=logits[:, columns].contiguous(),
+        argmax=logits.argmax(dim=-1),
+        margin=top[:, 0] - top[:, 1],
+    )
+
+
+def probe_tokens(vocab_size: int, context: int | None) -> Int64[Tensor, "1 seq"]:
+    """Return fixed token ids spread over the vocabulary."""
+    length = min(PROBE_TOKENS, context or PROBE_TOKENS)
+    return ((torch.arange(length) * 7919 + 13) % vocab_size).unsqueeze(0)
+
+
+def tokenizer_probe(folder: Path) -> dict[str, object] | None:
+    """Return a text with its token ids and their decoding; None for a folder without tokenizer."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ids = tokenizer(PROBE_TEXT)["input_ids"]
+    return {"text": PROBE_TEXT, "ids": ids, "decoded": tokenizer.decode(ids)}
+
+
+def _streaming_model(weights: ExportedWeights, source: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model with dense linears, whose modules read their parameters when they run."""
+    model = build_skeleton(source, dtype)
+    tied = model.all_tied_weights_keys
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # only the buffers are to be computed
+    allocate_computed_buffers(model.modules(), "cpu")
+    model.initialize_weights()
+    buffers = [name for name, _ in model.named_buffers() if name in weights]
+    assign(model, "", {name: weights.read(name) for name in buffers})
+    for prefix, module in model.named_modules():
+        names = {}
+        for key, _ in module.named_parameters(recurse=False):
+            name = f"{prefix}.{key}"
+            names[key] = name if name in weights else tied[name]
+        if names:
+            _stream(module, names, weights)
+    return model
+
+
+def _stream(module: nn.Module, names: dict[str, str], weights: ExportedWeights) -> None:
+    """Make the module read its parameters before it runs and drop them afterwards."""
+
+    def load(module: nn.Module, args: object) -> None:
+        for key, name in names.items():
+            setattr(module, key, nn.Parameter(weights.read(name), requires_grad=False))
+
+    def drop(module: nn.Module, args: object, output: object) -> None:
+        for key in names:
+            setattr(module, key, nn.Parameter(getattr(module, key).to("meta"), requires_grad=False))
+
+    module.register_forward_pre_hook(load)
+    module.register_forward_hook(drop)

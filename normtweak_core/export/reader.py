@@ -1,0 +1,193 @@
+"""Opens an export with stock transformers and compares it with its manifest: a script by itself.
+
+It runs in a fresh, isolated process (``python -I reader.py FOLDER RESULT PARENT``) and imports the
+standard library, torch, safetensors and transformers, nothing of the package that wrote the
+folder: what it finds, any user finds. RESULT receives a JSON object; ``problems`` is empty where
+the export is faithful. A folder that cannot be opened at all ends in transformers' own error.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+OUR_PACKAGES = ("normtweak_core", "tasks", "flows")
+PACKED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+PACKED += ("qweight", "qzeros", "scales", "g_idx")
+PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
+
+
+def die_with(parent):
+    """End this process as soon as its parent ends, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the process that started the reader is gone")
+
+
+def load(folder, manifest):
+    """Return the model in its default dtype, and what transformers says about the loading."""
+    from transformers import AutoModelForCausalLM
+
+    options = {}
+    if manifest["export"]["format"] == "gptq":
+        from transformers import GPTQConfig
+
+        # The plain torch kernel keeps codes and scales as stored; others rearrange them.
+        options["quantization_config"] = GPTQConfig(
+            bits=manifest["export"]["bits"], backend="gptq_torch"
+        )
+    return AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, output_loading_info=True, **options
+    )
+
+
+def check_loading(info, problems):
+    """Note tensors that transformers missed, did not expect or could not fit."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        for entry in sorted(map(str, info.get(kind) or ())):
+            problems.append({"what": "loading", "name": entry, "found": kind.replace("_", " ")})
+
+
+def dense_tensors(model):
+    """Yield name and tensor of everything the model computes with, all of it dense."""
+    import torch
+
+    packed = set()
+    with torch.inference_mode():
+        for name, module in model.named_modules():
+            if hasattr(module, "qweight"):
+                packed.add(name)
+                yield f"{name}.weight", module.dequantize_weight().T
+        for name, tensor in model.state_dict().items():
+            module, _, last = name.rpartition(".")
+            if not (module in packed and last in PACKED):
+                yield name, tensor
+
+
+def digest(tensor, dtype):
+    """Return the SHA-256 over the tensor in ``dtype``, or None where that would change it."""
+    import torch
+
+    cast = tensor.detach().to("cpu", dtype)
+    if not torch.equal(cast.to(tensor.dtype), tensor.cpu()):
+        return None
+    raw = cast.contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(raw.numpy()).hexdigest()
+
+
+def check_tensors(model, expected, problems):
+    """Compare every tensor bit for bit; return how many there were."""
+    import torch
+
+    left = dict(expected)
+    for name, tensor in dense_tensors(model):
+        entry = left.pop(name, None)
+        if entry is None:
+            continue  # a tied copy, or the scales beside a weight that was unpacked
+        if list(tensor.shape) != entry["shape"]:
+            found, wanted = list(tensor.shape), entry["shape"]
+        else:
+            found, wanted = digest(tensor, getattr(torch, entry["dtype"])), entry["sha256"]
+            found = found or f"values that {entry['dtype']} does not hold"
+        if found != wanted:
+            problems.append({"what": "weight", "name": name, "expected": wanted, "found": found})
+    problems.extend(
+        {"what": "weight", "name": name, "expected": entry["sha256"], "found": "no such tensor"}
+        for name, entry in left.items()
+    )
+    return len(expected) - len(left)
+
+
+def check_files(folder, expected, problems):
+    """Compare every payload file with its hash."""
+    for name, wanted in expected.items():
+        path = folder / name
+        found = "no such file"
+        if path.is_file():
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != wanted:
+            problems.append({"what": "file", "name": name, "expected": wanted, "found": found})
+
+
+def check_logits(model, folder, probe, problems):
+    """Compare the logits of the probe tokens; return the largest relative difference."""
+    import torch
+    from safetensors.torch import load_file
+
+    reference = load_file(folder / probe["file"])
+    with torch.inference_mode():
+        logits = model(input_ids=reference["input_ids"], use_cache=False).logits[0].float().cpu()
+    magnitude = reference["logits"].abs().max()
+    found = logits[:, reference["columns"]]
+    difference = float((found - reference["logits"]).abs().max() / magnitude)
+    tolerance = probe["logit_tolerance"]
+    if not difference <= tolerance:  # also true for NaN
+        problems.append(
+            {"what": "logits", "name": "probe tokens", "expected": tolerance, "found": difference}
+        )
+    # Two tokens closer than the tolerance may trade places in a faithful reader.
+    clear = reference["margin"] > 2 * tolerance * magnitude
+    same = logits.argmax(dim=-1) == reference["argmax"]
+    if not bool(same[clear].all()):
+        wrong = int((clear & ~same).sum())
+        problems.append({"what": "argmax", "name": "probe tokens", "expected": 0, "found": wrong})
+    return {"difference": difference, "argmax_agreement": float(same.float().mean())}
+
+
+def check_tokenizer(folder, probe, problems):
+    """Compare ids and decoded text of the probe sentence; return whether there is a tokenizer."""
+    if probe is None:
+        return False
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ids = tokenizer(probe["text"])["input_ids"]
+    for name, found, wanted in (
+        ("ids", ids, probe["ids"]),
+        ("decoded", tokenizer.decode(probe["ids"]), probe["decoded"]),
+    ):
+        if found != wanted:
+            problems.append({"what": "tokenizer", "name": name, "expected": wanted, "found": found})
+    return True
+
+
+def main(folder, result, parent):
+    """Write what was found to ``result``."""
+    die_with(parent)
+    # Before torch and transformers are imported, which read them.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TORCH_COMPILE_DISABLE": "1"}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    manifest = json.loads((folder / "normtweak.json").read_text(encoding="utf-8"))
+    problems = []
+    model, info = load(folder, manifest)
+    check_loading(info, problems)
+    # First the logits: compressed-tensors unpacks its weights in the first forward pass.
+    logits = check_logits(model.eval(), folder, manifest["probe"], problems)
+    tensors = check_tensors(model, manifest["tensors"], problems)
+    check_files(folder, manifest["files"], problems)
+    tokenizer = check_tokenizer(folder, manifest["probe"]["tokenizer"], problems)
+    ours = sorted(name for name in sys.modules if name.split(".")[0] in OUR_PACKAGES)
+    problems.extend({"what": "import", "name": name, "found": "imported"} for name in ours)
+    order = ("loading", "weight", "file", "tokenizer", "logits", "argmax", "import")
+    problems.sort(key=lambda problem: order.index(problem["what"]))
+    report = {
+        "problems": problems,
+        "tensors": tensors,
+        "logits": logits,
+        "tokenizer": tokenizer,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    result.write_text(json.dumps(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

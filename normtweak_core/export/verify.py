@@ -1,0 +1,148 @@
+"""Proves that an independent reader finds in an export what was quantized; no torch here."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from normtweak_core.errors import InputError, VerificationError
+from normtweak_core.export.folder import MANIFEST
+from normtweak_core.export.payload import payload_sha256
+
+log = logging.getLogger(__name__)
+
+READER = Path(__file__).with_name("reader.py")
+SHOWN = 3  # problems named in the error
+TIMEOUT = 1800.0  # seconds
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What the reader found; a mismatch is an error instead."""
+
+    format: str
+    payload_sha256: str
+    num_tensors: int  # compared bit for bit
+    num_quantized: int  # of them dequantized weights
+    logit_difference: float  # largest, as a fraction of the largest reference logit
+    logit_tolerance: float
+    argmax_agreement: float
+    tokenizer: bool  # whether there was one to compare
+    reader_versions: dict[str, str]
+    seconds: float
+
+
+def verify_export(
+    folder: Path, python: str | Path = sys.executable, timeout: float = TIMEOUT
+) -> VerificationReport:
+    """Open ``folder`` in a fresh process that imports nothing of ours and compare everything.
+
+    Args:
+        folder: The export folder; nothing else is needed.
+        python: Interpreter whose packages read the format; for gptq that of the reader environment.
+        timeout: Seconds until the reader is ended.
+
+    Raises:
+        InputError: The folder is not an export, or the interpreter does not exist.
+        VerificationError: The reader could not open the export, took too long, or found something
+            else than the manifest says; the first differences are named.
+    """
+    manifest = _read_manifest(folder)
+    if not Path(python).is_file():
+        raise InputError(
+            f"verification needs a Python interpreter; there is none at {python}. "
+            "For gptq run `make reader-gptq`."
+        )
+    start = time.monotonic()
+    report = _run_reader(folder, python, timeout)
+    problems = report["problems"]
+    if problems:
+        raise VerificationError(_mismatch(folder, problems))
+    payload = payload_sha256(folder)
+    if payload != manifest["payload_sha256"]:
+        raise VerificationError(
+            f"the payload of {folder} must have the hash {manifest['payload_sha256']}; it has "
+            f"{payload}, although every recorded file is unchanged: a file was added. Export again."
+        )
+    return VerificationReport(
+        format=manifest["export"]["format"],
+        payload_sha256=payload,
+        num_tensors=report["tensors"],
+        num_quantized=sum(entry["quantized"] for entry in manifest["tensors"].values()),
+        logit_difference=report["logits"]["difference"],
+        logit_tolerance=manifest["probe"]["logit_tolerance"],
+        argmax_agreement=report["logits"]["argmax_agreement"],
+        tokenizer=report["tokenizer"],
+        reader_versions=report["versions"],
+        seconds=time.monotonic() - start,
+    )
+
+
+def _read_manifest(folder: Path) -> dict:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"an export folder holds {MANIFEST}; {folder} does not. Give the folder that an "
+            "export was written to."
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VerificationError(f"{path} must be JSON; {error}. Export again.") from error
+
+
+def _run_reader(folder: Path, python: str | Path, timeout: float) -> dict:
+    """Return what the reader wrote."""
+    with tempfile.TemporaryDirectory(prefix="normtweak-verify-") as scratch:
+        result = Path(scratch) / "report.json"
+        # -I: no user site, no PYTHON* variables, and neither folder of ours on the path.
+        command = [python, "-I", READER, folder.resolve(), result, str(os.getpid())]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=scratch,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise VerificationError(
+                f"the reader must finish within {timeout:.0f} s; it did not. Raise the limit or "
+                "look at what else the machine is doing."
+            ) from error
+        if done.returncode or not result.is_file():
+            lines = done.stderr.strip().splitlines() or ["it wrote nothing"]
+            log.error("reader of %s:\n%s", folder.name, done.stderr)
+            raise VerificationError(
+                f"the reader must open {folder}; it ended with code {done.returncode}: {lines[-1]}"
+            )
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _mismatch(folder: Path, problems: Sequence[dict]) -> str:
+    """Return a sentence that names the first problems."""
+    shown = "; ".join(_describe(problem) for problem in problems[:SHOWN])
+    rest = len(problems) - SHOWN
+    more = f"; and {rest} more" if rest > 0 else ""
+    return f"an independent reader finds something else in {folder}: {shown}{more}. Export again."
+
+
+def _describe(problem: dict) -> str:
+    name, found = problem["name"], _short(problem["found"])
+    if "expected" not in problem:
+        return f"{problem['what']} of {name}: {found}"
+    return f"{problem['what']} of {name}: expected {_short(problem['expected'])}, found {found}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:16]}…"

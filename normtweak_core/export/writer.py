@@ -1,0 +1,163 @@
+"""Writes a quantized model as a folder that stock readers open, in one pass over its tensors."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from normtweak_core.evaluate.size import quantized_storage
+from normtweak_core.export.card import model_card
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.contents import Contents
+from normtweak_core.export.float_type import resolve_export_dtype
+from normtweak_core.export.folder import MANIFEST, complete_folder, sync, write_bytes, write_json
+from normtweak_core.export.formats import chosen_format, describe
+from normtweak_core.export.manifest import PROBE_FILE, build_manifest, dtype_name
+from normtweak_core.export.payload import TOKENIZER_FILES, file_hashes, hash_lines, payload_bytes
+from normtweak_core.export.probe import ExportedWeights, reference_logits, tokenizer_probe
+from normtweak_core.export.scheme import Scheme
+from normtweak_core.export.shards import METADATA, ShardWriter
+from normtweak_core.quantize.weight import QuantizedWeight
+
+MAX_SHARD_BYTES = 5_000_000_000
+# Keys that name a place instead of describing the model, or that the export writes itself.
+DROPPED_CONFIG_KEYS = ("_name_or_path", "torch_dtype", "quantization_config")
+PLACES = ("_name_or_path", "name_or_path")
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What was written, and how large it is."""
+
+    folder: Path
+    format: str
+    dtype: str
+    scheme: Scheme
+    payload_sha256: str
+    size_bytes: int  # of the payload
+    bits_per_weight: float  # all that is stored for the quantized linears but their biases
+
+
+def write_export(
+    out: Path,
+    source: Path,
+    layers: Mapping[str, QuantizedWeight],
+    replaced: Mapping[str, Tensor],
+    config: ExportConfig,
+    *,
+    dtype: torch.dtype | None = None,
+    details: Mapping[str, object] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> ExportRecord:
+    """Write the quantized model to the folder ``out``, which appears only when it is complete.
+
+    Args:
+        out: Export folder: new, empty or an earlier export, which is replaced.
+        source: Folder of the float model: every tensor not given here is copied from it.
+        layers: Quantized linears by full module name. Each is asked for once, block by block, so
+            that a mapping may load them lazily.
+        replaced: Float tensors that take the source's place, by full parameter name.
+        config: Format and float type.
+        dtype: The float type that the scales were rounded to; None resolves it from the source.
+        details: Further entries of normtweak.json: recipe, lineage, block report.
+        max_shard_bytes: Largest weight file, and what is in memory at a time.
+        progress: Called with tensors done and tensors in all.
+
+    Raises:
+        InputError: ``out`` is in the way, a tensor of the source is missing, or one does not fit
+            the float type.
+        NonFiniteError: A tensor is NaN or infinite.
+        ValueError: Layers or replaced tensors do not belong to this model, or do not share one
+            scheme, or carry scales that the float type does not hold.
+    """
+    form, dtype = chosen_format(config), dtype or resolve_export_dtype(config, source)
+    contents = Contents(source, layers, replaced, form, dtype)
+    with complete_folder(out) as folder:
+        shards = ShardWriter(folder, max_shard_bytes)
+        names = contents.names()
+        for i, name in enumerate(names):
+            contents.write(name, shards)
+            if progress is not None:
+                progress(i + 1, len(names))
+        shards.finish()
+        scheme = contents.scheme
+        assert scheme is not None  # there is at least one layer
+        described = describe(
+            form, scheme, contents.linears, frozenset(layers), contents.block_prefix
+        )
+        write_json(folder / "config.json", _model_config(source, dtype, described))
+        _copy_texts(source, folder)
+        probe = reference_logits(ExportedWeights(folder, form, scheme, dtype), source, dtype)
+        (folder / PROBE_FILE).parent.mkdir()
+        save_file(probe.tensors(), folder / PROBE_FILE, metadata=METADATA)
+        sync(folder / PROBE_FILE)
+        files = file_hashes(folder)
+        record = ExportRecord(
+            folder=out,
+            format=form.name,
+            dtype=dtype_name(dtype),
+            scheme=scheme,
+            payload_sha256=hash_lines(files),
+            size_bytes=payload_bytes(folder),
+            bits_per_weight=_bits_per_weight(folder),
+        )
+        _write_manifest(folder, record, contents.entries, files, details or {})
+    return record
+
+
+def _model_config(
+    source: Path, dtype: torch.dtype, quantization: Mapping[str, object]
+) -> dict[str, object]:
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in DROPPED_CONFIG_KEYS}
+    return kept | {"dtype": dtype_name(dtype), "quantization_config": quantization}
+
+
+def _copy_texts(source: Path, folder: Path) -> None:
+    """Copy generation config and tokenizer files, without the place they were once loaded from."""
+    names = ("generation_config.json", *TOKENIZER_FILES)
+    for path in [source / name for name in names] + sorted(source.glob("*.tiktoken")):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        entries = json.loads(content) if path.name.endswith("_config.json") else {}
+        if any(key in entries for key in PLACES):
+            kept = {key: value for key, value in entries.items() if key not in PLACES}
+            write_json(folder / path.name, kept)
+        else:
+            write_bytes(folder / path.name, content)
+
+
+def _bits_per_weight(folder: Path) -> float:
+    bits = quantized_storage(folder).bits_per_weight
+    assert bits is not None  # there is at least one layer
+    return bits
+
+
+def _write_manifest(
+    folder: Path,
+    record: ExportRecord,
+    tensors: Mapping[str, object],
+    files: Mapping[str, str],
+    details: Mapping[str, object],
+) -> None:
+    """Write the model card and, last, the manifest."""
+    write_bytes(folder / "README.md", model_card(record).encode())
+    manifest = build_manifest(
+        form=record.format,
+        scheme=asdict(record.scheme),
+        dtype=record.dtype,
+        tensors=tensors,
+        files=files,
+        payload_sha256=record.payload_sha256,
+        tokenizer=tokenizer_probe(folder),
+        bits_per_weight=record.bits_per_weight,
+        size_bytes=record.size_bytes,
+        details=details,
+    )
+    write_json(folder / MANIFEST, manifest)

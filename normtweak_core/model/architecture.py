@@ -1,0 +1,137 @@
+"""What a model's config.json says about it before anything heavy is imported; no torch."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from normtweak_core.errors import InputError
+
+EXPERT_KEYS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+)
+CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "seq_length",
+    "max_seq_len",
+    "max_sequence_length",
+    "n_ctx",
+)
+DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the folder's config.json.
+
+    Raises:
+        InputError: It is absent, or not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(
+            f"a model folder must hold config.json; {folder} does not. "
+            "Give the folder that save_pretrained wrote."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} must be JSON; {error}. Fetch or save the model again.") from error
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{path} must be a JSON object; it is a {type(config).__name__}. "
+            "Fetch or save the model again."
+        )
+    return config
+
+
+def check_model_folder(folder: Path) -> None:
+    """Accept a float decoder that this version can quantize, from its config.json alone.
+
+    Raises:
+        InputError: The model is no decoder, needs its own code, mixes experts, or is quantized.
+    """
+    config = read_config(folder)
+    check_decoder(config, str(folder))
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "an unnamed method")
+        raise InputError(
+            f"the model must be a float model; {folder} is already quantized ({method}). "
+            "Give the model it was made from."
+        )
+
+
+def check_decoder(config: dict[str, Any], name: str) -> None:
+    """Accept a config of a decoder-only language model without experts and without own code.
+
+    Raises:
+        InputError: It is something else; the message names the key that says so.
+    """
+    if not config.get("model_type"):
+        raise InputError(
+            f"config.json of {name} must name its model_type; it does not. "
+            "Give a Hugging Face transformers model."
+        )
+    if config.get("auto_map") and not _is_native(config["model_type"]):
+        raise InputError(
+            f"the model must run on the code in transformers; {name} brings its own (auto_map), "
+            "which is never executed here. Choose a model that needs no trust_remote_code."
+        )
+    for part in (config, config.get("text_config") or {}, config.get("ffn_config") or {}):
+        for key in EXPERT_KEYS:
+            if part.get(key):
+                raise InputError(
+                    f"mixture-of-experts models are not supported yet; {name} has {key}: "
+                    f"{part[key]}. Choose a dense model."
+                )
+    if config.get("is_encoder_decoder"):
+        raise InputError(
+            f"the model must be a decoder-only language model; {name} is an encoder-decoder "
+            f"({config['model_type']}). Choose a causal language model."
+        )
+    found = config.get("architectures") or []
+    if found and not any(entry.endswith(DECODER_SUFFIXES) for entry in found):
+        raise InputError(
+            f"the model must be a causal language model (...ForCausalLM); {name} is "
+            f"{', '.join(found)}. Choose a causal language model."
+        )
+
+
+def model_context(folder: Path) -> int | None:
+    """Return the longest window the model was made for, or None where it has no limit.
+
+    Only a config.json that names no length is looked up in transformers, whose classes know it.
+    """
+    config = read_config(folder)
+    for part in (config, config.get("text_config") or {}):
+        for key in CONTEXT_KEYS:
+            if isinstance(part.get(key), int):
+                return part[key]
+    from transformers import AutoConfig
+
+    try:
+        known = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"transformers must know the model; it does not know {folder}: {first_line(error)}"
+        ) from error
+    lengths = (getattr(known.get_text_config(), key, None) for key in CONTEXT_KEYS)
+    return next((length for length in lengths if isinstance(length, int)), None)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, to quote in ours."""
+    return str(error).strip().partition("\n")[0]
+
+
+def _is_native(model_type: str) -> bool:
+    """Say whether transformers ships this model's code, without importing it."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return False
+    folder = model_type.replace("-", "_").removesuffix("_text")
+    return (Path(spec.origin).parent / "models" / folder).is_dir()

@@ -1,0 +1,86 @@
+"""A model of the Hugging Face hub, in the local cache."""
+
+import logging
+import re
+from pathlib import Path
+
+from normtweak_core.errors import InputError
+from normtweak_core.model.architecture import check_decoder, first_line, read_config
+from normtweak_core.model.checkpoint import weight_files
+
+log = logging.getLogger(__name__)
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+# Other formats and other precisions of the same weights, mostly in sub-folders.
+NOT_FILES = ["*/*", "consolidated*", "*.fp16.safetensors", "*.bin.index.json"]
+
+
+def is_hub_id(source: str) -> bool:
+    """Say whether the source reads ``owner/name``."""
+    return HUB_ID.fullmatch(source) is not None
+
+
+def fetch_from_hub(repo: str, revision: str | None) -> Path:
+    """Return the cached snapshot of a hub model, fetched first where it is absent or stale.
+
+    The config is fetched and checked before the weights are. ``HF_HUB_OFFLINE`` and the cache
+    folder are huggingface_hub's own settings and hold here.
+
+    Raises:
+        InputError: The model or revision does not exist, is not open to this user, cannot be
+            reached, or is of a kind that this version cannot quantize.
+    """
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    at = repo if revision is None else f"{repo} at revision {revision}"
+    try:
+        if revision is not None and COMMIT.fullmatch(revision):
+            try:  # a commit never changes, so a complete copy needs no look at the hub
+                return _snapshot(repo, revision, local_files_only=True)
+            except (LocalEntryNotFoundError, InputError):
+                log.info("%s is not complete in the cache; asking the hub", at)
+        return _snapshot(repo, revision, local_files_only=False)
+    except GatedRepoError as error:
+        raise InputError(
+            f"the hub model {at} must be open to you; its owner asks for consent first. "
+            "Accept the terms on its page and log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"model.revision must exist on the hub; {at} does not. Check the revision."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"model.source must be a folder, a hub id or reference:NAME; neither a folder nor a "
+            f"hub model is called {repo}. Check the spelling, or log in if it is private."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"the hub model {at} must be in the local cache or the hub within reach; neither is "
+            "the case, and no folder has that name. Connect once, or give a folder."
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise InputError(
+            f"the hub model {at} must be readable; it is not: {first_line(error)}"
+        ) from error
+
+
+def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> Path:
+    """Return a snapshot with a decoder's config and all its weights, or raise as the hub does."""
+    from huggingface_hub import snapshot_download
+
+    options = {"revision": revision, "local_files_only": local_files_only}
+    config = snapshot_download(repo, allow_patterns=["config.json"], **options)
+    check_decoder(read_config(Path(config)), repo)
+    snapshot = snapshot_download(repo, allow_patterns=FILES, ignore_patterns=NOT_FILES, **options)
+    weight_files(Path(snapshot))
+    return Path(snapshot)

@@ -1,0 +1,63 @@
+"""A whole model in memory, for generation and evaluation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from normtweak_core.errors import InputError
+from normtweak_core.model.architecture import first_line
+from normtweak_core.model.checkpoint import stored_tensors
+from normtweak_core.model.skeleton import load_config
+
+
+def load_causal_lm(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Return the model of a folder in eval mode without gradients, as ``from_pretrained`` makes it.
+
+    Raises:
+        InputError: transformers does not know the model, a file is damaged, or a weight is absent
+            or of another shape, which ``from_pretrained`` would fill with random numbers.
+    """
+    config = load_config(folder)
+    stored_tensors(folder)
+    try:
+        with _no_progress_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # reported below, in one sentence
+                output_loading_info=True,
+            )
+    except ValueError as error:
+        raise InputError(
+            f"the model must be a causal language model of transformers; {folder} is not: "
+            f"{first_line(error)}"
+        ) from error
+    absent = sorted(report["missing_keys"])
+    mismatched = sorted(entry[0] for entry in report["mismatched_keys"])
+    if absent or mismatched:
+        raise InputError(
+            f"{folder} must hold every weight of {type(model).__name__} in the shape that "
+            f"config.json implies; {len(absent + mismatched)} do not fit, "
+            f"{(absent + mismatched)[0]} first. Fetch or save the model again."
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing its own bar for the time of a load."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,195 @@
+"""A model without its weights, and the lazy reading of those weights from safetensors."""
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.initialization import meta_device_safe_creation_ops, no_tie_weights
+
+from normtweak_core.errors import InputError, NonFiniteError
+from normtweak_core.model.architecture import check_model_folder, first_line
+from normtweak_core.model.checkpoint import StoredTensor, stored_tensors
+
+log = logging.getLogger(__name__)
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """Return the transformers config of a model folder.
+
+    Raises:
+        InputError: transformers does not know this kind of model.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"transformers must know the model; it does not know {folder}: {first_line(error)}"
+        ) from error
+
+
+def build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model of a folder with all parameters and buffers on the meta device.
+
+    Raises:
+        InputError: The folder holds no float decoder that transformers knows.
+    """
+    check_model_folder(folder)
+    config = load_config(folder)
+    try:
+        with torch.device("meta"), meta_device_safe_creation_ops(), no_tie_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except ValueError as error:
+        raise InputError(
+            f"the model must be a causal language model of transformers; {folder} is not: "
+            f"{first_line(error)}"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+class LazyWeights:
+    """The stored tensors of a checkpoint under the names that the model in memory has for them.
+
+    Both loading rules are those of ``from_pretrained``: names may lack or carry the base model's
+    prefix and follow transformers' renamings; dtypes are the skeleton's, except for modules that
+    a half-precision model keeps in float32.
+    """
+
+    def __init__(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype, device: str):
+        self._device = device
+        # Names and dtypes as built: the caller goes on to change the model.
+        self._targets = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
+        self._stored = _match_names(model, folder)
+        kept = set(model._keep_in_fp32_modules_strict or ())
+        if False:
+            kept |= set(model._keep_in_fp32_modules or ())
+        self._float32 = re.compile("|".join(kept)) if kept and dtype.itemsize == 2 else None
+        self.missing = {name for name in self._targets if name not in self._stored}
+        untied = sorted(name for name in self.missing if not _is_tied(model, name, self._stored))
+        if untied:
+            raise InputError(
+                f"{folder} must hold every weight of {type(model).__name__}; {len(untied)} are "
+                f"absent, {untied[0]} first. Fetch or save the model again."
+            )
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names in memory of the stored tensors below a prefix ('' for all)."""
+        return [name for name in self._stored if not prefix or name.startswith(prefix + ".")]
+
+    def checkpoint_names(self, prefix: str) -> list[str]:
+        """Return the names in the files of the tensors below a prefix in memory."""
+        return [self._stored[name][0] for name in self.names(prefix)]
+
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """Return the named tensors as fresh copies on the device, in the dtype of the model.
+
+        Raises:
+            NonFiniteError: A tensor has a value that is NaN or infinite.
+            InputError: A tensor has another shape than the config says.
+        """
+        tensors = {}
+        for path in sorted({self._stored[name][1].file for name in names}):
+            inside = [name for name in names if self._stored[name][1].file == path]
+            try:
+                with safe_open(path, framework="pt", device="cpu") as file:
+                    for name in inside:
+                        tensors[name] = self._converted(
+                            name, file.get_tensor(self._stored[name][0])
+                        )
+            except SafetensorError as error:
+                raise InputError(
+                    f"{path} must be a complete safetensors file; {first_line(error)}. "
+                    "Fetch or save the model again."
+                ) from error
+        return tensors
+
+    def _converted(self, name: str, stored: Tensor) -> Tensor:
+        """Return a checked copy of a tensor that shares memory with its file."""
+        shape, dtype = self._targets[name]
+        if stored.shape != shape:
+            raise InputError(
+                f"the weight {name} must have the shape {list(shape)} that config.json implies; "
+                f"it is stored as {list(stored.shape)}. Fetch or save the model again."
+            )
+        if self._float32 is not None and self._float32.search(name):
+            dtype = torch.float32
+        # A copy even where nothing changes: pages of the file must not stay mapped, and the
+        # alignment of the memory must not depend on where in the file a tensor lies.
+        tensor = stored.to(dtype=dtype, copy=True)
+        if dtype.is_floating_point and not torch.isfinite(tensor).all():
+            was = "as stored" if not torch.isfinite(stored).all() else f"once cast to {dtype}"
+            raise NonFiniteError(
+                f"every weight must be finite; {name} has NaN or infinite values {was}. "
+                "Fetch the model again or choose another model.dtype."
+            )
+        return tensor.to(self._device)
+
+
+def assign(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
+    """Put tensors, named from the model's root, in their place at or below ``module``."""
+    for name, tensor in tensors.items():
+        inside = name.removeprefix(f"{prefix}.") if prefix else name
+        parent, _, leaf = inside.rpartition(".")
+        owner = module.get_submodule(parent)
+        if leaf not in owner._buffers:
+            tensor = nn.Parameter(tensor, requires_grad=False)
+        tensor._is_hf_initialized = True  # what transformers' initialization leaves alone
+        setattr(owner, leaf, tensor)
+
+
+def allocate_computed_buffers(modules: Iterable[nn.Module], device: str) -> None:
+    """Move the buffers that no checkpoint holds (rotary frequencies, masks) off the meta device.
+
+    Their values are left to `PreTrainedModel.initialize_weights`, which computes them for
+    ``from_pretrained`` too: from the config, in float32, never cast with the model.
+    """
+    for owner in modules:
+        for name in owner._non_persistent_buffers_set:
+            buffer = owner._buffers.get(name)
+            if buffer is not None and buffer.is_meta:
+                owner._buffers[name] = torch.empty_like(buffer, device=device)
+
+
+def mark_initialized(module: nn.Module) -> None:
+    """Tell `PreTrainedModel.initialize_weights` to pass over all of a module."""
+    for part in module.modules():
+        part._is_hf_initialized = True
+
+
+def _match_names(model: PreTrainedModel, folder: Path) -> dict[str, tuple[str, StoredTensor]]:
+    """Return, for each name in memory, the name in the files and the place of its tensor."""
+    targets = dict.fromkeys(model.state_dict(), True)
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
+    matched: dict[str, tuple[str, StoredTensor]] = {}
+    for stored_name, place in stored_tensors(folder).items():
+        name, merged = rename_source_key(
+            stored_name, renamings, converters, model.base_model_prefix, targets
+        )
+        if name not in targets:  # a renaming may have hit a name that was right
+            name, merged = rename_source_key(stored_name, [], [], model.base_model_prefix, targets)
+        if name not in targets:
+            log.debug("%s holds %s, which the model does not use", folder, stored_name)
+        elif merged is not None or name in matched:
+            raise InputError(
+                f"each weight must be stored as one tensor; {folder} splits {name}, "
+                f"{stored_name} among its parts. Load it with transformers and save it again."
+            )
+        else:
+            matched[name] = (stored_name, place)
+    return matched
+
+
+def _is_tied(model: PreTrainedModel, name: str, stored: dict) -> bool:
+    """Say whether an absent weight shares the storage of one that is there."""
+    ties = model.all_tied_weights_keys
+    source = ties.get(name, name)
+    group = {source, *(target for target, origin in ties.items() if origin == source)}
+    return len(group) > 1 and any(member in stored for member in group)

@@ -1,0 +1,136 @@
+"""From ``model.source`` and ``model.device`` of a recipe to a folder and a device; no torch."""
+
+import importlib.metadata
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from normtweak_core.errors import InputError
+from normtweak_core.model.architecture import (
+    check_decoder,
+    check_model_folder,
+    model_context,
+    read_config,
+)
+from normtweak_core.model.checkpoint import weight_files
+from normtweak_core.model.config import ModelConfig
+from normtweak_core.model.hub import fetch_from_hub, is_hub_id
+from normtweak_core.reference.architectures import REFERENCE_NAMES
+
+__all__ = [
+    "ModelFolder",
+    "check_model_folder",
+    "model_context",
+    "reference_folder",
+    "resolve_device",
+    "resolve_source",
+]
+
+REFERENCE_PREFIX = "reference:"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on this machine, as ``save_pretrained`` writes it."""
+
+    path: Path
+    name: str  # what the recipe called it
+    revision: str | None  # the hub commit; None for a folder
+
+
+def resolve_source(config: ModelConfig) -> ModelFolder:
+    """Return the folder of the model that a recipe names, fetched first if it is a hub id.
+
+    A folder wins over a hub id of the same spelling. Nothing but a hub id reaches the network.
+
+    Raises:
+        InputError: There is no such model, it has no safetensors weights, it is no dense
+            decoder (see `check_decoder`), or a revision is asked of something that has none.
+    """
+    source = config.source
+    if source.startswith(REFERENCE_PREFIX):
+        _refuse_revision(config)
+        return _local(reference_folder(source.removeprefix(REFERENCE_PREFIX)), source)
+    path = Path(source).expanduser()
+    if path.exists():
+        _refuse_revision(config)
+        return _local(path, source)
+    if is_hub_id(source):
+        snapshot = fetch_from_hub(source, config.revision)
+        return ModelFolder(snapshot, source, snapshot.name)
+    raise InputError(
+        "model.source must be a folder, a hub id such as owner/name, or reference:"
+        f"{' | reference:'.join(REFERENCE_NAMES)}; no folder is called {source!r}. "
+        "Check the path."
+    )
+
+
+def reference_folder(name: str) -> Path:
+    """Return where a reference model ships with this package.
+
+    Raises:
+        InputError: No reference model has that name, or this installation lacks its weights.
+    """
+    if name not in REFERENCE_NAMES:
+        raise InputError(
+            f"a reference model must be one of {', '.join(REFERENCE_NAMES)}; got {name!r}."
+        )
+    folder = Path(__file__).parents[1] / "reference" / "models" / name
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"reference:{name} must be part of this installation; its files are absent. "
+            f"Install the package again, or train it: normtweak reference train {name}."
+        )
+    return folder
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to compute on: ``cpu`` or ``cuda:N``.
+
+    torch is imported only where the installed build could use a GPU.
+
+    Raises:
+        InputError: The name is not one of auto, cpu, cuda, cuda:N, or there is no such device.
+    """
+    wanted = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device, re.ASCII)
+    if wanted is None:
+        raise InputError(f"model.device must be auto, cpu, cuda or cuda:N; got {device!r}.")
+    if device == "cpu":
+        return device
+    count = _num_cuda_devices()
+    if device == "auto":
+        return "cuda:0" if count else "cpu"
+    number = int(wanted[1] or 0)
+    if number >= count:
+        raise InputError(
+            f"model.device is {device}, but torch sees {count} CUDA devices here. "
+            "Set model.device to auto or cpu."
+        )
+    return f"cuda:{number}"
+
+
+def _num_cuda_devices() -> int:
+    """Return how many CUDA devices torch sees; a CPU build of torch is not asked."""
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _local(path: Path, name: str) -> ModelFolder:
+    """Return a folder that holds what a model needs, or raise InputError."""
+    if not path.is_dir():
+        raise InputError(
+            f"model.source must be a folder; {path} is a file. Give the folder it lies in."
+        )
+    check_decoder(read_config(path), name)
+    weight_files(path)
+    return ModelFolder(path.resolve(), name, None)
+
+
+def _refuse_revision(config: ModelConfig) -> None:
+    if config.revision is not None:
+        raise InputError(
+            f"model.revision is for hub ids; {config.source} is none. Leave the revision out."
+        )

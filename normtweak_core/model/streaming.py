@@ -1,0 +1,232 @@
+"""A model whose blocks are read from disk one at a time and run one at a time.
+
+The order of work is the model's own: its forward pass runs with blocks that only note how they
+were called and hand the hidden state on. Masks and rotary embeddings differ between the blocks of
+one model, so each block is later run with the arguments that it was called with itself.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from normtweak_core.errors import InputError
+from normtweak_core.model import skeleton
+from normtweak_core.model.structure import find_blocks
+
+HIDDEN = "hidden_states"  # the name of a block's first argument throughout transformers
+SEQUENCES = (tuple, list)  # what some families' blocks return, the hidden state first
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """How a model called one of its blocks, the hidden state left out.
+
+    Masks have the batch and length of the call to `StreamedModel.embed` that recorded them.
+    Blocks that were given the same tensor share it.
+    """
+
+    args: tuple[Any, ...]  # positional, after the hidden state
+    kwargs: dict[str, Any]
+
+
+# What a pass does at a block: from (index, hidden state, call) to the hidden state after it.
+Visit = Callable[[int, Tensor, BlockCall], Tensor]
+
+
+class StreamedModel:
+    """A causal language model of which no more than the block at hand is in memory.
+
+    Everything outside the blocks (embeddings, last norm, head) is read at construction. Nothing
+    here keeps a block that `load_block` returned. Not for use by two threads at once.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: str):
+        """Read everything but the blocks.
+
+        Args:
+            folder: A model folder; see `normtweak_core.model.source`.
+            dtype: Arithmetic of weights and hidden states.
+            device: Where to compute, as torch names it.
+
+        Raises:
+            InputError: The folder holds no float decoder, or its weights do not fit its config.
+            NonFiniteError: A weight outside the blocks is NaN or infinite.
+        """
+        self._device = device
+        self._model = skeleton.build_skeleton(folder, dtype)
+        self._weights = skeleton.LazyWeights(self._model, folder, dtype, device)
+        blocks = find_blocks(self._model)
+        self._prefix = blocks.prefix
+        self._list = self._model.get_submodule(blocks.prefix)
+        self._templates = [copy.deepcopy(block) for block in blocks.modules]
+        self._visit: Visit | None = None
+        self._extra_outputs: int | None = None  # found at the first pass; None: a bare tensor
+        self._probed = False
+        for index, block in enumerate(blocks.modules):
+            skeleton.mark_initialized(block)
+            block.forward = _Stand(self, index)
+        self._load_rest()
+
+    @property
+    def device(self) -> str:
+        """Where it computes, as torch names it."""
+        return self._device
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The transformers config, with the attention implementation that was chosen."""
+        return self._model.config
+
+    @property
+    def num_blocks(self) -> int:
+        """How many decoder blocks the model has."""
+        return len(self._templates)
+
+    def block_prefix(self, index: int) -> str:
+        """Return the name of a block in the model, such as ``model.layers.3``."""
+        return f"{self._prefix}.{range(self.num_blocks)[index]}"
+
+    def block_tensors(self, index: int) -> list[str]:
+        """Return the names that a block's tensors have in the weight files."""
+        return self._weights.checkpoint_names(self.block_prefix(index))
+
+    def load_block(self, index: int) -> nn.Module:
+        """Return a fresh float block in eval mode, without gradients, read from disk.
+
+        Raises:
+            NonFiniteError: One of its weights is NaN or infinite.
+            InputError: A weight has another shape than the config says.
+        """
+        prefix = self.block_prefix(index)
+        block = copy.deepcopy(self._templates[index])
+        skeleton.assign(block, prefix, self._weights.read(self._weights.names(prefix)))
+        skeleton.allocate_computed_buffers(block.modules(), self._device)
+        stand, self._list[index] = self._list[index], block
+        try:
+            self._model.initialize_weights()  # passes over all that is marked: only this block
+        finally:
+            self._list[index] = stand
+        return block.eval().requires_grad_(False)
+
+    def embed(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Shaped[Tensor, "batch tokens"] | None = None,
+    ) -> tuple[Float[Tensor, "batch tokens hidden"], list[BlockCall]]:
+        """Return what the first block receives, and how the model calls each of its blocks.
+
+        Raises:
+            InputError: The model does more between its blocks than hand the hidden state on.
+        """
+        seen: list[Tensor] = []
+        calls: list[BlockCall] = []
+
+        def note(index: int, hidden: Tensor, call: BlockCall) -> Tensor:
+            if index != len(calls) or (seen and hidden is not seen[0]):
+                raise InputError(
+                    "the model must run its blocks in order, each on the output of the one "
+                    f"before; {type(self._model).__name__} does something else at "
+                    f"{self.block_prefix(index)}. Choose another model."
+                )
+            seen.append(hidden)
+            calls.append(call)
+            return hidden
+
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(self._device)
+        with torch.no_grad():
+            self._forward(note, input_ids.to(self._device), attention_mask)
+        if len(calls) != self.num_blocks:
+            raise InputError(
+                f"the model must run each of its {self.num_blocks} blocks; "
+                f"{type(self._model).__name__} ran {len(calls)}. Choose another model."
+            )
+        return seen[0], calls
+
+    def run_block(
+        self, block: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], call: BlockCall
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Return a block's output; differentiable where the caller has enabled gradients."""
+        output = block(hidden, *call.args, **call.kwargs)
+        return output[0] if isinstance(output, SEQUENCES) else output
+
+    def head(
+        self, hidden: Float[Tensor, "batch tokens hidden"]
+    ) -> Float[Tensor, "batch tokens vocab"]:
+        """Return the logits for the last block's output; differentiable like `run_block`.
+
+        The model's own forward computes them, from its last norm on: whatever it does to its
+        logits is done here too.
+        """
+        last = self.num_blocks - 1
+
+        def inject(index: int, passing: Tensor, call: BlockCall) -> Tensor:
+            return hidden if index == last else passing
+
+        ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self._device)
+        return self._forward(inject, ids, torch.ones_like(ids)).logits
+
+    def _forward(self, visit: Visit, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
+        """Run the model with ``visit`` in the place of its blocks."""
+        self._visit = visit
+        try:
+            return self._model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                use_cache=False,
+                return_dict=True,
+            )
+        finally:
+            self._visit = None
+
+    def _stand_in(self, index: int, hidden: Tensor, call: BlockCall) -> Any:
+        """Do what the pass at hand does at a block; return it as the block would."""
+        if not self._probed:
+            # Some families return a tensor and some a tuple; only the block itself can say.
+            with torch.no_grad():
+                output = self.load_block(index)(hidden, *call.args, **call.kwargs)
+            self._extra_outputs = len(output) - 1 if isinstance(output, SEQUENCES) else None
+            self._probed = True
+        result = self._visit(index, hidden, call)
+        if self._extra_outputs is None:
+            return result
+        return (result, *[None] * self._extra_outputs)
+
+    def _load_rest(self) -> None:
+        """Read all tensors outside the blocks, compute their buffers, tie what is tied."""
+        weights, model = self._weights, self._model
+        inside = set(weights.names(self._prefix))
+        names = [name for name in weights.names("") if name not in inside]
+        skeleton.assign(model, "", weights.read(names))
+        for name in model.all_tied_weights_keys:
+            model.get_parameter(name)._is_hf_initialized = True
+        outside = (
+            module
+            for name, module in model.named_modules()
+            if not name.startswith(self._prefix + ".")
+        )
+        skeleton.allocate_computed_buffers(outside, self._device)
+        model.initialize_weights()
+        model.tie_weights(missing_keys=set(weights.missing), recompute_mapping=False)
+
+
+class _Stand:
+    """What a block's forward is while the blocks themselves are on disk."""
+
+    def __init__(self, owner: StreamedModel, index: int):
+        self._owner = owner
+        self._index = index
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            hidden, *rest = args
+        else:
+            hidden, rest = kwargs.pop(HIDDEN), []
+        return self._owner._stand_in(self._index, hidden, BlockCall(tuple(rest), kwargs))

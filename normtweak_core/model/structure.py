@@ -1,0 +1,159 @@
+"""The parts of a decoder, found by their structure: its blocks, and a block's linears and norms."""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from normtweak_core.errors import InputError
+
+LINEARS = (nn.Linear, Conv1D)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # their kernels have 3 dimensions and more
+HEAD_WIDTHS = ("head_dim", "head_size")  # attributes of attention modules
+PROBE_SHIFT = 5.0  # any constant that a centred norm removes and another does not
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The decoder blocks of a model, in the order in which they run."""
+
+    prefix: str  # name of their list in the model, such as "model.layers"
+    modules: list[nn.Module]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm of a block. Its stored ``weight`` is what is trained, whatever its kind."""
+
+    module: nn.Module
+    kind: Literal["layer", "rms", "rms_plus_one", "layer_plus_one"]  # plus_one: gain = 1 + weight
+    per_head: bool  # acts on the queries or keys of one head, not on the stream
+
+
+def find_blocks(model: nn.Module) -> Blocks:
+    """Return the model's blocks: the module list that holds most of its parameters.
+
+    Raises:
+        InputError: No module list holds a linear layer in each entry, or the model mixes experts.
+    """
+    best, most = None, 0
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or not all(_has_linear(entry) for entry in module):
+            continue
+        size = sum(parameter.numel() for parameter in module.parameters())
+        if size > most:
+            best, most = Blocks(name, list(module)), size
+    if best is None:
+        raise InputError(
+            "the model must be a stack of blocks with linear layers (a module list); "
+            f"{type(model).__name__} has none. Choose a decoder-only transformer."
+        )
+    for module in best.modules:
+        _refuse_experts(module)
+    return best
+
+
+def find_linears(block: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear layers of a block (nn.Linear or Conv1D) by their name inside it.
+
+    Raises:
+        InputError: The block mixes experts.
+    """
+    _refuse_experts(block)
+    return {name: module for name, module in block.named_modules() if isinstance(module, LINEARS)}
+
+
+def find_norms(block: nn.Module) -> dict[str, Norm]:
+    """Return the norms of a block that have a gain, by their name inside it.
+
+    What a norm does is found by running a copy of it on numbers, so that the block may be on any
+    device, the meta device too.
+    """
+    return {
+        name: Norm(module, _kind(module), _is_per_head(block, name, module))
+        for name, module in block.named_modules()
+        if _is_norm(module)
+    }
+
+
+def linear_weight(module: nn.Module) -> Float[Tensor, "out in"]:
+    """Return the weight of a linear layer, rows for outputs; a view, so not to be written to."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
+def set_linear_weight(module: nn.Module, weight: Float[Tensor, "out in"]) -> None:
+    """Overwrite the weight of a linear layer in place, rounded to the layer's dtype.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    target = linear_weight(module)
+    if target.shape != weight.shape:
+        raise ValueError(
+            f"the weight must have the shape {list(target.shape)}, got {list(weight.shape)}"
+        )
+    with torch.no_grad():
+        target.copy_(weight)
+
+
+def _has_linear(module: nn.Module) -> bool:
+    return any(isinstance(part, LINEARS) for part in module.modules())
+
+
+def _refuse_experts(block: nn.Module) -> None:
+    """Raise InputError for a block with experts: a list of them, or stacked 3-D weights."""
+    for name, module in block.named_modules():
+        listed = name.rpartition(".")[2] == "experts" or type(module).__name__.endswith("Experts")
+        stacked = not isinstance(module, CONVOLUTIONS) and any(
+            # Dimensions of one only broadcast, as in RWKV's time mixing.
+            sum(extent > 1 for extent in parameter.shape) >= 3
+            for parameter in module.parameters(recurse=False)
+        )
+        if listed or stacked:
+            raise InputError(
+                "mixture-of-experts models are not supported yet; "
+                f"{type(block).__name__} has experts at {name or 'its root'}. Choose a dense model."
+            )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return (
+        "norm" in type(module).__name__.lower()
+        and not list(module.children())
+        and isinstance(getattr(module, "weight", None), Tensor)
+        and all(parameter.dim() == 1 for parameter in parameters)
+    )
+
+
+def _kind(norm: nn.Module) -> Literal["layer", "rms", "rms_plus_one", "layer_plus_one"]:
+    """Return what a norm computes, seen from what it answers to numbers."""
+    # Copied by way of the meta device: the values do not matter, and may not be there.
+    probe = copy.deepcopy(norm).to("meta").to_empty(device="cpu").float()
+    width = probe.weight.numel()
+    x = torch.linspace(-1.0, 2.0, width).roll(1).repeat(2, 1) * torch.tensor([[1.0], [3.0]])
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.zero_()
+        plus_one = bool(probe(x).any())
+        if not plus_one:
+            probe.weight.fill_(1.0)
+        centred = torch.allclose(probe(x + PROBE_SHIFT), probe(x), atol=1e-3)
+    if centred:
+        return "layer_plus_one" if plus_one else "layer"
+    return "rms_plus_one" if plus_one else "rms"
+
+
+def _is_per_head(block: nn.Module, name: str, norm: nn.Module) -> bool:
+    """Say whether the norm lies in an attention module and is as wide as one of its heads."""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        parent = block.get_submodule(".".join(parts[:depth]))
+        widths = [getattr(parent, key, None) for key in HEAD_WIDTHS]
+        if norm.weight.numel() in widths:
+            return True
+    return False

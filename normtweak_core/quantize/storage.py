@@ -1,0 +1,92 @@
+"""A finished block on disk: codes, scales, zeros and norm masters in one safetensors file."""
+
+import copy
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from normtweak_core.model.structure import find_linears, set_linear_weight
+from normtweak_core.quantize.block import Streams
+from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.tweak.tweak import norm_parameters, round_norms
+
+METADATA = {"format": "pt"}  # more keys would be written in random order
+
+
+def save_block(
+    path: Path, layers: dict[str, QuantizedWeight], norms: dict[str, Tensor]
+) -> None:
+    """Write the codes of each layer and the float32 masters of each tweaked norm parameter."""
+    tensors = {f"norm.{name}": value.contiguous() for name, value in norms.items()}
+    for name, weight in layers.items():
+        tensors[f"codes.{name}"] = weight.codes.cpu().contiguous()
+        tensors[f"scales.{name}"] = weight.scales.cpu().contiguous()
+        tensors[f"zeros.{name}"] = weight.zeros.cpu().contiguous()
+    save_file(dict(sorted(tensors.items())), path, metadata=METADATA)
+
+
+def load_block(
+    path: Path, config: QuantizationConfig
+) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
+    """Return what `save_block` wrote; width and groups come from the config it was made with."""
+    tensors = load_file(path)
+    names = [key.removeprefix("codes.") for key in tensors if key.startswith("codes.")]
+    layers = {
+        name: QuantizedWeight(
+            tensors[f"codes.{name}"],
+            tensors[f"scales.{name}"],
+            tensors[f"zeros.{name}"],
+            config.bits,
+            config.group_size,
+            config.symmetric,
+        )
+        for name in names
+    }
+    norms = {
+        key.removeprefix("norm."): value
+        for key, value in tensors.items()
+        if key.startswith("norm.")
+    }
+    return layers, norms
+
+
+def quantized_copy(
+    block: nn.Module,
+    layers: dict[str, QuantizedWeight],
+    norms: dict[str, Tensor],
+    export_dtype: torch.dtype,
+) -> nn.Module:
+    """Return the float block with dequantized weights and kept norms, as the stream saw it."""
+    quantized = copy.deepcopy(block)
+    linears = find_linears(quantized)
+    for name, weight in layers.items():
+        set_linear_weight(linears[name], weight.dequantize().to(next(block.parameters()).device))
+    parameters = norm_parameters(quantized)
+    with torch.no_grad():
+        for name, master in norms.items():
+            parameters[name].copy_(master.to(export_dtype))
+    round_norms(quantized, export_dtype)
+    return quantized
+
+
+def stream_hash(stream: Tensor) -> str:
+    """Return the SHA-256 of a stream's raw values."""
+    raw = stream.cpu().contiguous().view(torch.uint8)
+    return hashlib.sha256(memoryview(raw.numpy()).cast("B")).hexdigest()
+
+
+def save_streams(path: Path, streams: Streams) -> None:
+    """Write both streams of one boundary."""
+    save_file(
+        {"x_f": streams.x_f.contiguous(), "x_q": streams.x_q.contiguous()}, path, metadata=METADATA
+    )
+
+
+def load_streams(path: Path) -> Streams:
+    """Return what `save_streams` wrote."""
+    tensors = load_file(path)
+    return Streams(tensors["x_f"], tensors["x_q"])

@@ -1,0 +1,72 @@
+"""Walk the calibration windows through a model, block by block, float and quantized side by side.
+
+    walk = BlockWalk(StreamedModel(folder, torch.float32, "cpu"), input_ids)
+    streams = walk.start()
+    for index in range(walk.num_blocks):
+        done = quantize_block(walk.load(index), streams, walk.runner(index), plan(index))
+        streams = done.streams
+"""
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from normtweak_core.model.streaming import BlockCall, StreamedModel
+from normtweak_core.quantize.block import Streams, micro_batches, run_stream
+from normtweak_core.quantize.inputs import RunBlock
+from normtweak_core.quantize.storage import quantized_copy
+from normtweak_core.quantize.weight import QuantizedWeight
+
+
+class BlockWalk:
+    """Runs single blocks on calibration windows with each block's own masks and rotary tables."""
+
+    def __init__(self, model: StreamedModel, input_ids: Int64[Tensor, "samples seq"]):
+        """Walk ``input_ids``, windows without padding, through ``model``."""
+        self.model, self.input_ids = model, input_ids
+        self._calls: dict[int, list[BlockCall]] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of decoder blocks."""
+        return self.model.num_blocks
+
+    def start(self) -> Streams:
+        """Return both streams in front of the first block, where they are the same tensor."""
+        parts = [self.model.embed(self.input_ids[p])[0].cpu() for p in micro_batches(self.input_ids)]
+        hidden = torch.cat(parts)
+        return Streams(hidden, hidden)
+
+    def load(self, index: int) -> nn.Module:
+        """Return a fresh float block."""
+        return self.model.load_block(index)
+
+    def runner(self, index: int) -> RunBlock:
+        """Return what runs block ``index`` on some windows."""
+
+        def run(block: nn.Module, hidden: Tensor) -> Tensor:
+            call = self._calls_for(len(hidden))[index]
+            return self.model.run_block(block, hidden.to(self.model.device), call)
+
+        return run
+
+    def replay(
+        self,
+        index: int,
+        streams: Streams,
+        layers: dict[str, QuantizedWeight],
+        norms: dict[str, Tensor],
+        export_dtype: torch.dtype,
+    ) -> Streams:
+        """Return the streams behind a finished block: forward passes only, nothing is solved."""
+        block, run = self.load(index), self.runner(index)
+        quantized = quantized_copy(block, layers, norms, export_dtype)
+        return Streams(
+            run_stream(block, streams.x_f, run), run_stream(quantized, streams.x_q, run)
+        )
+
+    def _calls_for(self, batch: int) -> list[BlockCall]:
+        # Without padding, masks depend on the number of windows only, not on what is in them.
+        if batch not in self._calls:
+            self._calls[batch] = self.model.embed(self.input_ids[:batch])[1]
+        return self._calls[batch]

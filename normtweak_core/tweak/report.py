@@ -1,0 +1,20 @@
+"""What the training of norms reports; no torch."""
+
+from pydantic import BaseModel
+
+
+class TweakReport(BaseModel, frozen=True):
+    """The norm tweak of one block, judged on held-out windows."""
+
+    lr: float
+    held_out_before: float
+    held_out_after: float  # with gains as rounded for export
+    accepted: bool
+
+
+class FinalTuneReport(BaseModel, frozen=True):
+    """Divergence from the float model on held-out windows, in nats per token."""
+
+    held_out_before: float
+    held_out_after: float  # with gains as rounded for export
+    accepted: bool

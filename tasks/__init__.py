@@ -1,0 +1,1 @@
+"""One thin task per step: load references, call the core, publish the result."""

@@ -1,0 +1,72 @@
+"""The stage of one block: GPTQ with error propagation, then the norm tweak."""
+
+import logging
+import time
+from typing import Any
+
+from prefect import task
+
+from tasks import events
+from tasks.artifacts import content_hash, publish, publish_json
+from tasks.chain import BlockChain, ChainSettings
+from tasks.job import STAGE, Job
+from tasks.results import BlockResult, CalibrationResult
+
+log = logging.getLogger(__name__)
+
+SOURCES = ["normtweak_core.quantize.block", "normtweak_core.quantize.walk"]
+
+
+def block_key(
+    job: Job, calibration: CalibrationResult, settings: ChainSettings, index: int, parent: Any
+) -> str:
+    """Return the key of one block: what it reads, and the content of the block before it."""
+    tweak = settings.norm_tweak
+    inputs = {
+        "block": index,
+        "num_blocks": job.blocks[1],
+        "config": job.fingerprint.config_sha256,
+        "weights": job.block_sha256(index),
+        "outside": job.outside_blocks_sha256,
+        "quantization": settings.quantization,
+        "norm_tweak": tweak if tweak.enabled else None,
+        "export_dtype": settings.export_dtype,
+    }
+    parents = [calibration.windows.sha256] + ([content_hash(parent)] if parent else [])
+    return job.key("block", parents=parents, inputs=inputs, sources=SOURCES)
+
+
+@task(task_run_name="block-{index:02d}", **STAGE)
+def quantize_block_stage(key: str, index: int, chain: Any, finished: Any) -> BlockResult:
+    """Return the finished block; its output streams stay with the chain.
+
+    Raises:
+        HessianError: A Hessian cannot be factorized.
+        NonFiniteError: Activations or losses are not finite.
+    """
+    from normtweak_core.quantize.block import quantize_block
+    from normtweak_core.quantize.storage import save_block, stream_hash
+
+    owner: BlockChain = chain
+    began = time.monotonic()
+    streams = owner.streams_before(index, finished)
+    done = quantize_block(
+        owner.walk.load(index),
+        streams,
+        owner.walk.runner(index),
+        owner.plan(index),
+        note=lambda part: events.record("block", block=index, part=part, chain=owner.name),
+    )
+    result = BlockResult(
+        block=index,
+        weights=publish(
+            "blocks", key, lambda path: save_block(path, done.layers, done.norms), "safetensors"
+        ),
+        report=publish_json("blocks", key, done.report.model_dump(mode="json")),
+        x_f_sha256=stream_hash(done.streams.x_f),
+        x_q_sha256=stream_hash(done.streams.x_q),
+        seconds=time.monotonic() - began,
+    )
+    owner.keep(index + 1, done.streams)
+    events.record("block", block=index, part="done", chain=owner.name)
+    return result

@@ -1,0 +1,264 @@
+"""When a stage may be skipped: its key, and how Prefect stores and checks its result.
+
+The flow computes the key of a stage and passes it to the task as the parameter `key`; nothing else
+about a task call takes part in caching:
+
+    @task(cache_policy=stage_policy(), persist_result=True, result_serializer=StageSerializer())
+    def quantize_block(key: str, config: BlockConfig, context: Any) -> BlockResult: ...
+
+    key = stage_key("block", parents=[content_hash(calibration)], inputs={...},
+                    sources=["normtweak_core.quantize.gptq"], device="cpu", threads=2)
+    quantize_block(key, config, quote(context))
+
+Results are pydantic models of importable modules. Models and streams that a task is handed in
+memory go inside `prefect.utilities.annotations.quote`: Prefect then does not walk through them.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.serializers import Serializer
+from prefect.transactions import IsolationLevel
+from pydantic import BaseModel
+
+from tasks.environment import state_root
+from tasks.locks import FlockLockManager
+
+CORE = ("normtweak_core",)
+VERSIONED = ("torch", "transformers")
+
+
+class CacheKeyError(BaseException):
+    """A task has no usable cache key.
+
+    Not an `Exception`, because Prefect catches those while it computes a key, logs a line and runs
+    the task uncached: a run that can never be resumed would look like one that can.
+    """
+
+
+def stage_key(
+    name: str,
+    *,
+    parents: list[str],
+    inputs: dict[str, Any],
+    sources: list[str],
+    device: str,
+    threads: int,
+) -> str:
+    """Return the cache key of one execution of a stage: equal keys mean equal bytes.
+
+    Args:
+        name: Name of the stage; it starts the key.
+        parents: Content hashes of the results this stage reads, in order.
+        inputs: What else it reads: recipe fields, weight hashes. Plain values or pydantic models;
+            never a path, a name given by the user, a run id or a time.
+        sources: Modules whose code the stage runs; what they import of the core is followed.
+        device: "cpu" or "cuda:0"; only the type counts.
+        threads: Threads that share the arithmetic; their number changes the order of sums.
+
+    Raises:
+        TypeError: An input is none of the kinds above, for example a path.
+    """
+    facts = {
+        "stage": name,
+        "parents": list(parents),
+        "inputs": _plain(inputs, "inputs"),
+        "sources": source_fingerprint(tuple(sources)),
+        "device": device.split(":")[0],
+        "threads": threads,
+    }
+    text = json.dumps(facts, sort_keys=True, allow_nan=False)
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"{where} must have text as keys to make a cache key; found {value!r}")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(
+        f"{where} must be text, a number, a list, a mapping or a pydantic model to make a cache "
+        f"key; found {type(value).__name__}. Pass a content hash instead."
+    )
+
+
+@functools.cache
+def source_fingerprint(modules: tuple[str, ...], packages: tuple[str, ...] = CORE) -> str:
+    """Return one hash for the code a stage runs and the versions of what it computes with.
+
+    Reads source files and package metadata; imports nothing.
+
+    Args:
+        modules: Where to start, with their full names.
+        packages: Packages whose modules are followed through imports, also those inside functions.
+
+    Raises:
+        ModuleNotFoundError: A named module has no source file.
+    """
+    hashes = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in hashes:
+            continue
+        file = _source_file(name)
+        if file is None:
+            raise ModuleNotFoundError(f"A stage names {name} as its source; no such module exists.")
+        source = file.read_bytes()
+        hashes[name] = hashlib.sha256(source).hexdigest()
+        is_package = file.name == "__init__.py"
+        waiting += [
+            found
+            for found in _imported(ast.parse(source), name, is_package)
+            if found.split(".")[0] in packages and _source_file(found) is not None
+        ]
+    versions = {name: importlib.metadata.version(name) for name in VERSIONED}
+    text = json.dumps([hashes, versions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _imported(tree: ast.Module, name: str, is_package: bool) -> Iterable[str]:
+    """Yield every name an import may mean, packages on the way included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            full = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = name.split(".")
+            base = parts[: len(parts) - node.level + is_package] if node.level else []
+            base += node.module.split(".") if node.module else []
+            # `from a import b` may mean the module a.b or a name inside a.
+            full = [".".join([*base, alias.name]) for alias in node.names]
+        else:
+            continue
+        for dotted in full:
+            parts = dotted.split(".")
+            yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+@functools.cache
+def _source_file(name: str) -> Path | None:
+    top, *rest = name.split(".")
+    spec = importlib.util.find_spec(top)  # of a top-level name: executes nothing
+    if spec is None:
+        return None
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    if not rest and not folders:
+        return Path(spec.origin) if spec.origin else None
+    for folder in folders:
+        path = folder.joinpath(*rest)
+        for candidate in (path / "__init__.py", path.with_suffix(".py")):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+class StagePolicy(CacheKeyFnPolicy):
+    """Prefect's policy for a key function whose failure is an error."""
+
+    def compute_key(
+        self,
+        task_ctx: Any,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,
+    ) -> str:
+        """Return the key.
+
+        Raises:
+            CacheKeyError: The key function failed or gave no text.
+        """
+        name = task_ctx.task.name
+        try:
+            key = self.cache_key_fn(task_ctx, inputs)
+        except Exception as error:
+            raise CacheKeyError(
+                f"Task {name} needs a cache key; computing it failed: {error!r}"
+            ) from error
+        if not isinstance(key, str) or not key:
+            raise CacheKeyError(f"Task {name} needs a cache key; found {key!r}")
+        return key
+
+
+def stage_policy(
+    key_fn: Callable[[Any, dict[str, Any]], str] | None = None, root: Path | None = None
+) -> StagePolicy:
+    """Return the cache policy of a stage: one execution per key, also among several processes.
+
+    Args:
+        key_fn: Takes (task context, parameters) and returns the key; None: the parameter `key`.
+        root: State root; None: read from the environment when the first lock is taken.
+    """
+    # No key_storage: with one, Prefect only looks whether a key was recorded and never opens the
+    # result, so that a truncated artefact counts as cached.
+    return StagePolicy(cache_key_fn=key_fn or _key_parameter).configure(
+        isolation_level=IsolationLevel.SERIALIZABLE,
+        lock_manager=FlockLockManager(root / "locks" / "stages" if root else _stage_locks),
+    )
+
+
+def _key_parameter(context: Any, parameters: dict[str, Any]) -> str:
+    return parameters["key"]
+
+
+def _stage_locks() -> Path:
+    return state_root() / "locks" / "stages"
+
+
+class StageSerializer(Serializer):
+    """A result as checked JSON: whatever byte of the record is altered, reading it fails.
+
+    Prefect's JSON serializer gives back a plain mapping where it cannot import the class, and
+    cannot notice a changed digit.
+    """
+
+    type: Literal["normtweak-stage"] = "normtweak-stage"
+
+    def dumps(self, obj: BaseModel) -> bytes:
+        """Return a digest, a line feed, and the class and values as JSON."""
+        kind = type(obj)
+        where = f"{kind.__module__}:{kind.__qualname__}"
+        if not isinstance(obj, BaseModel) or kind.__module__ == "__main__" or "<" in where:
+            raise TypeError(f"A stage must return a pydantic model of a module; found {where}.")
+        text = json.dumps(
+            {"class": where, "data": obj.model_dump(mode="json")}, sort_keys=True, allow_nan=False
+        )
+        return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
+
+    def loads(self, blob: bytes) -> BaseModel:
+        """Return the result after validating it, and with it every file it refers to.
+
+        Raises:
+            ValueError: The record was altered, or a file it refers to is not what it was.
+        """
+        digest, _, text = blob.partition(b"\n")
+        if hashlib.sha256(text).hexdigest().encode() != digest:
+            raise ValueError("a stage record must match its own SHA-256; this one was altered")
+        record = json.loads(text)
+        module, _, name = record["class"].partition(":")
+        kind = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        return kind.model_validate(record["data"])
+
+
+def cached_result(key: str) -> BaseModel | None:
+    """Return the valid stored result of a stage, or None where it would run; changes nothing."""
+    path = state_root() / "results" / key
+    try:
+        record = json.loads(path.read_bytes())
+        return StageSerializer().loads(record["result"].encode())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
+        return None

@@ -1,0 +1,106 @@
+"""The calibration stage: build the set, judge it, write it with its table."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.errors import InputError
+from normtweak_core.model.source import model_context
+from tasks import events
+from tasks.artifacts import file_sha256, publish, publish_json
+from tasks.job import STAGE, Job, torch_dtype
+from tasks.progress import Progress
+from tasks.results import CalibrationResult
+
+log = logging.getLogger(__name__)
+
+SOURCES = ["normtweak_core.calibration.sets", "normtweak_core.calibration.quality"]
+
+
+def calibration_length(job: Job, config: CalibrationConfig) -> int:
+    """Return the tokens per window.
+
+    Raises:
+        InputError: More is asked than the model's context holds.
+    """
+    from normtweak_core.calibration.length import effective_length
+
+    return effective_length(config.length, model_context(job.folder))
+
+
+def calibration_key(job: Job, config: CalibrationConfig) -> str:
+    """Return the key of the calibration stage.
+
+    Raises:
+        InputError: The text file does not exist.
+    """
+    inputs = {
+        "calibration": config.model_dump(exclude={"path"}),
+        "text": _content_of(config),
+        "length": calibration_length(job, config),
+        "seed": job.seed,
+        "model": job.fingerprint.sha256,
+        "tokenizer": job.tokenizer_sha256,
+    }
+    return job.key("calibrate", parents=[], inputs=inputs, sources=SOURCES)
+
+
+def _content_of(config: CalibrationConfig) -> str | None:
+    """Hash of the text or data set read; a hub data set is known by its name only."""
+    if config.path is None:
+        return None
+    path = Path(config.path).expanduser()
+    if path.is_file():
+        return file_sha256(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return ",".join(f"{file.relative_to(path)}={file_sha256(file)}" for file in files)
+    if config.source == "text":
+        raise InputError(f"calibration.path must be a text file; {config.path} does not exist")
+    return config.path
+
+
+@task(task_run_name="calibrate", **STAGE)
+def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> CalibrationResult:
+    """Return the calibration set of a recipe, with a table and a quality report.
+
+    Raises:
+        InputError: The text is missing, too short or degenerate.
+    """
+    from transformers import AutoTokenizer
+
+    from normtweak_core.calibration.likelihood import window_nll
+    from normtweak_core.calibration.quality import quality_report
+    from normtweak_core.calibration.sets import build_calibration_set
+    from normtweak_core.calibration.storage import save_calibration_set
+    from normtweak_core.model.loading import load_causal_lm
+    from tasks.calibration_table import calibration_frame, write_calibration_table
+
+    events.record("calibrate", part="build")
+    bar: Progress = progress
+    length = calibration_length(job, config)
+    tokenizer = AutoTokenizer.from_pretrained(job.folder)
+    model = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
+    with bar.stage("calibration", "tokens") as advance:
+        windows = build_calibration_set(config, tokenizer, model, length, job.seed, advance)
+    nll = window_nll(model, windows.input_ids)
+    quality = quality_report(windows, tokenizer, nll.mean().item())
+    quality.require_usable()
+    for reason in quality.reasons:
+        log.warning("calibration set: %s", reason)
+    frame = calibration_frame(windows, tokenizer, nll.tolist())
+    return CalibrationResult(
+        windows=publish(
+            "calibration", key, lambda path: save_calibration_set(path, windows), "safetensors"
+        ),
+        table=publish(
+            "calibration", key,
+            lambda path: write_calibration_table(path, frame, len(tokenizer)), "parquet",
+        ),
+        quality=publish_json("calibration", key, quality.model_dump(mode="json")),
+        verdict=quality.verdict,
+        reasons=quality.reasons,
+    )

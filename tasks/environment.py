@@ -1,0 +1,139 @@
+"""The environment Prefect, MLflow and torch need, set in one place before any is imported.
+
+Each of them reads its settings once, at import; a variable set later has no effect, and some of
+the defaults are wrong for us: telemetry, state in the home folder, a 20-second start limit, and
+OpenMP threads that spin on a core another process needs. Values the user has set are kept.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from normtweak_core.errors import InputError
+
+HOME_VARIABLE = "NORMTWEAK_HOME"
+FOLDERS = ("prefect", "results", "artifacts", "locks", "mlartifacts", "exports")
+OUR_LOGGERS = ("flows", "tasks", "normtweak_core")
+_READ_AT_IMPORT = ("prefect", "mlflow", "torch")
+
+
+def state_root() -> Path:
+    """Return the absolute folder that holds all state: NORMTWEAK_HOME or ./.normtweak."""
+    return Path(os.environ.get(HOME_VARIABLE) or ".normtweak").expanduser().resolve()
+
+
+def prepare_environment(root: Path | None = None) -> Path:
+    """Return the state root after creating its folders and setting every variable it implies.
+
+    Args:
+        root: Folder for all state; None: NORMTWEAK_HOME, or .normtweak in the working folder.
+
+    Raises:
+        InputError: The folder cannot be created or written.
+        RuntimeError: Prefect, MLflow or torch was imported before, so the settings come too late.
+    """
+    root = state_root() if root is None else root.expanduser().resolve()
+    variables = default_variables(root)
+    late = [name for name in _READ_AT_IMPORT if name in sys.modules]
+    changes = [name for name in variables if name not in os.environ]
+    if os.environ.get(HOME_VARIABLE) not in (None, str(root)):
+        changes.append(HOME_VARIABLE)
+    if late and changes:
+        raise RuntimeError(
+            f"prepare_environment must run before {' and '.join(late)} is imported, because "
+            f"{', '.join(sorted(set(changes))[:3])}… would come too late; call it first."
+        )
+    _create_folders(root)
+    os.environ[HOME_VARIABLE] = str(root)
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+    for name in OUR_LOGGERS:
+        # Prefect copies its handler to these loggers but not its level; theirs would be WARNING.
+        logging.getLogger(name).setLevel(logging.INFO)
+    return root
+
+
+def default_variables(root: Path) -> dict[str, str]:
+    """Return what each variable is set to where the user has not set it."""
+    recorder = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_"
+    persister = "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_"
+    logs = "PREFECT_LOGGING_"
+    return {
+        HOME_VARIABLE: str(root),
+        # Nothing leaves the machine. MLflow accepts only "true"; Prefect's own server ignores
+        # DO_NOT_TRACK and wants its second variable.
+        "DO_NOT_TRACK": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PREFECT_HOME": str(root / "prefect"),
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(root / "results"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # One by one, SQLite stays busy for 10-15 s after 200 tasks and the next call waits.
+        f"{recorder}READ_BATCH_SIZE": "100",
+        f"{recorder}BATCH_SIZE": "100",
+        f"{recorder}FLUSH_INTERVAL": "1",
+        f"{persister}READ_BATCH_SIZE": "100",
+        f"{persister}BATCH_SIZE": "200",
+        # The page of a run shows all lines; the terminal shows our own lines and warnings.
+        f"{logs}EXTRA_LOGGERS": ",".join(OUR_LOGGERS),
+        f"{logs}TO_API_WHEN_MISSING_FLOW": "ignore",
+        f"{logs}HANDLERS_CONSOLE_LEVEL": "WARNING",
+        f"{logs}FORMATTERS_STANDARD_FORMAT": "%(asctime)s %(levelname)s %(message)s",
+        f"{logs}FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s %(levelname)s %(message)s",
+        f"{logs}FORMATTERS_STANDARD_TASK_RUN_FMT": (
+            "%(asctime)s %(levelname)s %(task_run_name)s: %(message)s"
+        ),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": str(usable_cores()),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def log_plain_lines(level: int = logging.INFO) -> logging.Handler:
+    """Write this project's own log lines to standard error, one plain line each.
+
+    Returns:
+        The handler, for a caller that wants to remove it, for example under a progress bar.
+    """
+    handler = logging.StreamHandler()
+    handler.setLevel(level)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    for name in OUR_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.propagate = False  # Prefect's console handler would print warnings a second time
+    return handler
+
+
+def _create_folders(root: Path) -> None:
+    advice = f"choose a folder you may write to with {HOME_VARIABLE}."
+    try:
+        for folder in FOLDERS:
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for folder in (root, *(root / name for name in FOLDERS)):
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"All state is kept under {root}, but {error.filename} is a file, not a folder; "
+            f"remove it or {advice}"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"All state is kept under {root}, which must be writable, but {error.strerror} "
+            f"({error.filename}); {advice}"
+        ) from error

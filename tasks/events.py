@@ -1,0 +1,65 @@
+"""An append-only record of what was executed, written so that a kill loses at most nothing.
+
+One JSON object a line in `<root>/events.jsonl`. Executions are counted here, not in Prefect's
+database, whose last records are lost with the server; the kill tests find their moments here.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tasks.environment import state_root
+
+FILE = "events.jsonl"
+
+
+def record(event: str, **facts: Any) -> None:
+    """Append one line with the time, the pid, the flow run and the given facts.
+
+    Args:
+        event: What happened, for example "published".
+        facts: JSON values; anything else is written as its text.
+    """
+    entry = {"event": event, "time": time.time(), "pid": os.getpid()}
+    if flow_run := _flow_run_id():
+        entry["flow_run"] = flow_run
+    line = json.dumps({**entry, **facts}, default=str) + "\n"
+    fd = os.open(state_root() / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            line = "\n" + line  # the last writer died inside its line: keep ours apart from it
+        # One write: with O_APPEND the kernel keeps lines of several processes apart.
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
+
+
+def read_events(root: Path | None = None) -> list[dict[str, Any]]:
+    """Return all events in the order written; a line torn by a kill is left out."""
+    path = (root or state_root()) / FILE
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and "event" in entry:
+            events.append(entry)
+    return events
+
+
+def _flow_run_id() -> str | None:
+    context = sys.modules.get("prefect.context")  # not loaded: this is no flow run
+    if context is None:
+        return None
+    if flow_context := context.FlowRunContext.get():
+        return str(flow_context.flow_run.id) if flow_context.flow_run else None
+    if task_context := context.TaskRunContext.get():
+        return str(task_context.task_run.flow_run_id or "") or None
+    return None

@@ -1,0 +1,134 @@
+"""The export stage, and the proof that an independent reader finds in it what was quantized."""
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.payload import payload_files
+from tasks import events
+from tasks.artifacts import ArtifactRef, content_hash, publish_json
+from tasks.chain import ChainSettings
+from tasks.environment import state_root
+from tasks.job import STAGE, Job, torch_dtype
+from tasks.results import BlockResult, ExportResult, FinalTuneResult, VerificationResult
+
+log = logging.getLogger(__name__)
+
+SOURCES = ["normtweak_core.export.writer"]
+
+
+def export_key(
+    job: Job,
+    blocks: list[BlockResult],
+    tuned: FinalTuneResult | None,
+    settings: ChainSettings,
+    config: ExportConfig,
+) -> str:
+    """Return the key of the export."""
+    inputs = {
+        "export": config,
+        "export_dtype": settings.export_dtype,
+        "quantization": settings.quantization,
+        "model": job.fingerprint.sha256,
+        "tokenizer": job.tokenizer_sha256,
+        "tuned": tuned is not None,
+    }
+    parents = [content_hash(block) for block in blocks]
+    parents += [content_hash(tuned)] if tuned else []
+    return job.key("export", parents=parents, inputs=inputs, sources=SOURCES)
+
+
+@task(task_run_name="export", **STAGE)
+def export_stage(
+    key: str,
+    config: ExportConfig,
+    job: Any,
+    blocks: Any,
+    tuned: Any,
+    settings: Any,
+    details: Any,
+) -> ExportResult:
+    """Return the export folder, named after what it was made from.
+
+    Raises:
+        InputError: A tensor is missing or does not fit the float type.
+        NonFiniteError: A tensor is NaN or infinite.
+    """
+    from safetensors.torch import load_file
+
+    from normtweak_core.export.skeleton import load_skeleton
+    from normtweak_core.export.writer import write_export
+    from normtweak_core.model.structure import find_blocks
+    from tasks.quantized_model import QuantizedLayers
+
+    events.record("export", part="begin")
+    prefix = find_blocks(load_skeleton(job.folder).model).prefix
+    layers = QuantizedLayers(prefix, blocks, settings.quantization)
+    replaced = layers.norms()
+    if tuned is not None:
+        replaced |= load_file(state_root() / tuned.norms.path)
+    out = state_root() / "exports" / export_folder_name(job, settings, key)
+    record = write_export(
+        out, job.folder, layers, replaced, config,
+        dtype=torch_dtype(settings.export_dtype), details=details,
+    )
+    events.record("export", part="written")
+    return ExportResult(
+        folder=out.relative_to(state_root()).as_posix(),
+        export_sha256=record.payload_sha256,
+        files=[ArtifactRef.to(path) for path in payload_files(out)],
+        manifest=ArtifactRef.to(out / "normtweak.json"),
+        probe=ArtifactRef.to(out / "verify" / "probe.safetensors"),
+        bits_per_weight=record.bits_per_weight,
+        size_bytes=record.size_bytes,
+    )
+
+
+def export_folder_name(job: Job, settings: ChainSettings, key: str) -> str:
+    """Return a folder name that tells what is inside: model, width, group, and what made it."""
+    model = job.source.name.rstrip("/").rpartition("/")[2].replace(":", "-")
+    config = settings.quantization
+    group = f"g{config.group_size}" if config.group_size else "channel"
+    return f"{model}-w{config.bits}{group}-{key.rpartition('-')[2][:12]}"
+
+
+def verify_key(job: Job, export: ExportResult) -> str:
+    """Return the key of the verification."""
+    return job.key(
+        "verify", parents=[content_hash(export)], inputs={}, sources=["normtweak_core.export.verify"]
+    )
+
+
+def reader_interpreter(config: ExportConfig) -> Path:
+    """Return the Python whose packages read the format."""
+    if config.format == "gptq":
+        from normtweak_core.export.checks import READER_ENVIRONMENT
+
+        return Path(READER_ENVIRONMENT) / "bin" / "python"
+    return Path(sys.executable)
+
+
+@task(task_run_name="verify", **STAGE)
+def verify_stage(key: str, config: ExportConfig, export: Any) -> VerificationResult:
+    """Return what stock transformers found in the export, in a process without our code.
+
+    Raises:
+        VerificationError: It found something else than was quantized.
+    """
+    from normtweak_core.export.verify import verify_export
+
+    events.record("verify", part="begin")
+    report = verify_export(state_root() / export.folder, reader_interpreter(config))
+    facts = json.loads(json.dumps(dataclasses.asdict(report)))
+    return VerificationResult(
+        report=publish_json("verification", key, facts),
+        tensors_compared=report.num_tensors,
+        layers_compared=report.num_quantized,
+        logit_difference=report.logit_difference,
+    )

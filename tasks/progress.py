@@ -1,0 +1,92 @@
+"""How far a stage is: a bar with time left on a terminal, plain lines elsewhere."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+log = logging.getLogger(__name__)
+
+Advance = Callable[[int, int], None]  # done, total
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress:
+    """Shows stages one after the other; quiet where nothing should be shown."""
+
+    def __init__(self, terminal: bool | None = None):
+        """Draw bars if ``terminal``; default: if standard error is one."""
+        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+
+    @contextlib.contextmanager
+    def stage(self, name: str, unit: str) -> Iterator[Advance]:
+        """Yield a callback that is told how many of how many units are done."""
+        if self.terminal:
+            with self._bar(name, unit) as advance:
+                yield advance
+        else:
+            yield _Lines(name, unit)
+
+    @contextlib.contextmanager
+    def _bar(self, name: str, unit: str) -> Iterator[Advance]:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.speed:.0f}/s", style="dim") if unit == "tokens" else TextColumn(""),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+        )
+        bars = Bars(*_speedless(columns), console=Console(stderr=True), transient=False)
+        with bars:
+            bar = bars.add_task(name, total=None)
+            yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+def _speedless(columns: tuple) -> list:
+    """Replace the plain speed column, which cannot format a speed that is not known yet."""
+    from rich.progress import ProgressColumn, TextColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task) -> Text:  # noqa: ANN001 - rich's task
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+    return [
+        Speed()
+        if isinstance(column, TextColumn) and "task.speed" in column.text_format
+        else column
+        for column in columns
+    ]
+
+
+class _Lines:
+    """Writes a line at the end of a stage, and now and then before it."""
+
+    def __init__(self, name: str, unit: str):
+        self.name, self.unit = name, unit
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self.last < SECONDS_BETWEEN_LINES:
+            return
+        self.last = now
+        rate = done / max(now - self.began, 1e-9)
+        left = "" if done >= total else f", {(total - done) / rate:.0f} s left"
+        log.info(
+            "%s: %s/%s %s, %.3g per second%s", self.name, done, total, self.unit, rate, left
+        )

@@ -1,0 +1,248 @@
+"""One MLflow model version per export, however often and however interrupted it is registered.
+
+A registration has four steps, each of which finds what an earlier attempt has left: a run, a logged
+model (PENDING until its files and metrics are complete, then READY), a model version, an alias. A
+killed attempt is taken up again where it stopped. A lock per model name keeps two processes of
+one state folder apart; the tag ``registration`` names that folder, so that nobody takes up the
+unfinished upload of another machine on a shared server. (Two machines that register the same bytes
+at the same moment can therefore make two versions of them.)
+"""
+
+import hashlib
+import json
+import logging
+import re
+import uuid
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from pydantic import BaseModel
+
+from normtweak_core.errors import InputError
+from tasks.locks import exclusive
+from tasks.registry_flavor.folder import read_config
+from tasks.registry_flavor.logged_model import Export, complete_logged_model, log_metrics
+from tasks.registry_server import check_registry
+
+EXPERIMENT = "normtweak"
+VERSIONS_TAG = "mlflow.modelVersions"
+# Copied into version tags, since an open-source MLflow keeps no metrics on a version. All follow
+# from the export and its evaluation, so a difference means that the evaluation has changed.
+HEADLINES = (
+    "perplexity/float",
+    "perplexity/quantized",
+    "perplexity/ratio",
+    "kl/mean",
+    "top1_agreement",
+    "bits_per_weight",
+    "size_bytes",
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Registered(BaseModel, frozen=True):
+    """A version in the model registry."""
+
+    name: str
+    version: int
+    aliases: list[str]
+    model_uri: str  # models:/NAME/VERSION
+    created: bool  # False: this content was registered before
+
+
+def register_export(
+    export_dir: Path,
+    name: str,
+    export_sha256: str,
+    metrics: dict[str, float],
+    tags: dict[str, str],
+    reports: list[Path],
+    alias: str,
+    tracking_uri: str,
+    artifact_root: Path,
+    lock_dir: Path,
+) -> Registered:
+    """Return the version that holds this export, made now unless this content has one already.
+
+    A version found again keeps its tags. It gets the alias, any files it has lost, and, where a
+    headline metric differs because the export was evaluated anew, the new metrics.
+
+    Args:
+        export_dir: A complete Hugging Face folder.
+        name: Registered model name.
+        export_sha256: Hash of the export's payload; what "this content" means.
+        metrics: Logged against the model; the headlines also become tags of the version.
+        tags: Lineage, on the version and on the logged model.
+        reports: Files stored under ``reports/`` of the model and of its run.
+        alias: Moved to the version.
+        tracking_uri: MLflow tracking and registry URI, sqlite or http.
+        artifact_root: Where a sqlite registry keeps its files; a server has its own place.
+        lock_dir: Local folder of the locks, on the disk of the export to save a copy.
+
+    Raises:
+        InputError: The name, alias, export or reports cannot be registered, or no registry answers.
+    """
+    _check_names(name, alias, export_sha256)
+    read_config(export_dir)
+    check_registry(tracking_uri)
+    # Two processes that create one new database at the same time disturb each other.
+    with exclusive(lock_dir / "registry-store.lock", message="opening the registry"):
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        experiment_id = _experiment(client, tracking_uri, artifact_root)
+        writer = _writer_id(lock_dir / "registry-writer.id")
+    key = hashlib.sha256(name.encode()).hexdigest()[:16]
+    export = Export(
+        folder=export_dir,
+        name=name,
+        sha256=export_sha256,
+        metrics=metrics,
+        tags=tags,
+        reports=reports,
+        staging=lock_dir / f"registry-{key}.staging",
+        registration=hashlib.sha256(f"{writer}/{name}/{export_sha256}".encode()).hexdigest()[:32],
+    )
+    with exclusive(lock_dir / f"registry-{key}.lock", message=f"registering {name}"):
+        version, model = _find_version(client, export)
+        created = version is None
+        model = complete_logged_model(client, export, experiment_id, model)
+        if version is None:
+            version = _create_version(client, export, model, alias)
+        else:
+            _refresh_metrics(client, export, model, version)
+        _link_back(client, model, version)
+        return _point_alias(client, version, alias, created)
+
+
+def _check_names(name: str, alias: str, export_sha256: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise InputError(
+            "A registered model name must be letters, digits, '.', '_' and '-', found "
+            f"{name!r}. Change `name`."
+        )
+    reserved = alias.lower() == "latest" or re.fullmatch(r"v\d+", alias.lower())
+    if reserved or not re.fullmatch(r"[A-Za-z0-9_-]+", alias):
+        raise InputError(
+            "An alias must be letters, digits, '_' and '-', and neither 'latest' nor 'v' and a "
+            f"number, found {alias!r}. Change `registry.alias`."
+        )
+    assert re.fullmatch(r"[0-9a-f]{64}", export_sha256), f"not a SHA-256: {export_sha256!r}"
+
+
+def _writer_id(path: Path) -> str:
+    """Return the name of this state folder, drawn once; called under the store's lock."""
+    if not path.is_file() or not path.read_text():
+        path.write_text(uuid.uuid4().hex)
+    return path.read_text()
+
+
+def _experiment(client: MlflowClient, tracking_uri: str, artifact_root: Path) -> str:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        # With a bare database MLflow would store files relative to the working folder.
+        location = None if _is_served(tracking_uri) else artifact_root.resolve().as_uri()
+        try:
+            return client.create_experiment(EXPERIMENT, artifact_location=location)
+        except MlflowException as error:  # another machine was first
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment.lifecycle_stage != "active":
+        raise InputError(
+            f"The MLflow experiment {EXPERIMENT!r} must be active, found it deleted. Restore it "
+            f"with: mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        )
+    return experiment.experiment_id
+
+
+def _is_served(tracking_uri: str) -> bool:
+    return tracking_uri.startswith(("http://", "https://"))
+
+
+def _find_version(
+    client: MlflowClient, export: Export
+) -> tuple[ModelVersion | None, LoggedModel | None]:
+    """Return the newest version of this content whose logged model still exists, and that model."""
+    found = client.search_model_versions(
+        f"name = '{export.name}' and tag.export_sha256 = '{export.sha256}'"
+    )
+    for version in sorted(found, key=lambda version: int(version.version), reverse=True):
+        try:
+            return version, client.get_logged_model(version.tags["logged_model_id"])
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            logger.warning("version %s has lost its logged model: not reused", version.version)
+    return None, None
+
+
+def _create_version(
+    client: MlflowClient, export: Export, model: LoggedModel, alias: str
+) -> ModelVersion:
+    try:
+        client.create_registered_model(export.name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    parent = client.get_registered_model(export.name).aliases.get(alias)
+    if parent is None:
+        versions = client.search_model_versions(f"name = '{export.name}'")
+        parent = max((int(version.version) for version in versions), default=None)
+    # A bare database looks a models:/ URI up in the store this process happens to point at, a
+    # server in its own; the server in turn takes no path of its files from us.
+    served = _is_served(client.tracking_uri)
+    return client.create_model_version(
+        export.name,
+        source=f"models:/{model.model_id}" if served else model.artifact_location,
+        run_id=model.source_run_id,
+        tags={
+            **export.tags,
+            **_headlines(export),
+            "export_sha256": export.sha256,
+            "logged_model_id": model.model_id,
+            **({} if parent is None else {"parent_version": str(parent)}),
+        },
+        model_id=model.model_id,  # a server refuses the source without it
+    )
+
+
+def _refresh_metrics(
+    client: MlflowClient, export: Export, model: LoggedModel, version: ModelVersion
+) -> None:
+    changed = {k: v for k, v in _headlines(export).items() if version.tags.get(k) != v}
+    if not changed:
+        return
+    log_metrics(client, export, model)
+    for key, value in changed.items():
+        client.set_model_version_tag(version.name, str(version.version), key, value)
+
+
+def _link_back(client: MlflowClient, model: LoggedModel, version: ModelVersion) -> None:
+    """Name the version on its logged model, where MLflow's pages look for it."""
+    link = [{"name": version.name, "version": int(version.version)}]
+    if VERSIONS_TAG not in model.tags:
+        client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps(link)})
+
+
+def _headlines(export: Export) -> dict[str, str]:
+    return {name: str(export.metrics[name]) for name in HEADLINES if name in export.metrics}
+
+
+def _point_alias(
+    client: MlflowClient, version: ModelVersion, alias: str, created: bool
+) -> Registered:
+    name, number = version.name, int(version.version)  # int from sqlite, str from a server
+    aliases = client.get_registered_model(name).aliases
+    if alias not in aliases or int(aliases[alias]) != number:
+        client.set_registered_model_alias(name, alias, str(number))
+    others = {other for other, points_to in aliases.items() if int(points_to) == number}
+    return Registered(
+        name=name,
+        version=number,
+        aliases=sorted({alias, *others}),
+        model_uri=f"models:/{name}/{number}",
+        created=created,
+    )

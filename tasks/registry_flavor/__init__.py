@@ -1,0 +1,1 @@
+"""An export as an MLflow logged model that readers open without our code."""

@@ -1,0 +1,163 @@
+"""The MLflow model folder of an export: one plain Hugging Face folder behind two flavours.
+
+::
+
+    MLmodel             flavours `transformers` and `python_function`
+    requirements.txt    what a reader needs; nothing of ours
+    python_env.yaml
+    model/              the export, complete: AutoModelForCausalLM.from_pretrained opens it as is
+    components/tokenizer/   the tokenizer again, where mlflow.transformers looks for it
+    code/               the python_function loader, one self-contained file
+    reports/            what the caller attached
+
+``mlflow.transformers.log_model`` is not used: it wants the model in memory, and writes ``model/``
+without its tokenizer.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import mlflow.pyfunc
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+from normtweak_core.errors import InputError
+from normtweak_core.export.payload import TOKENIZER_FILES
+
+LOADER = Path(__file__).with_name("text_generation.py")
+READERS = ("transformers", "safetensors", "accelerate", "mlflow")
+GPTQ_READERS = ("optimum==2.3.0", "gptqmodel==7.7.0")  # the latter brings the torch it wants
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string")]),  # unnamed: a named column would refuse plain lists
+    outputs=Schema([ColSpec("string")]),
+    params=ParamSchema(
+        [
+            ParamSpec("max_new_tokens", "long", 64),
+            ParamSpec("temperature", "double", 0.0),
+            ParamSpec("seed", "long", 0),
+        ]
+    ),
+)
+
+
+def write_model_folder(folder: Path, export_dir: Path, reports: list[Path], model: Model) -> None:
+    """Write the MLflow folder of an export; its files are hard links where the disk allows it.
+
+    Args:
+        folder: Where to write; must not exist.
+        export_dir: A complete Hugging Face folder: config, weights, tokenizer.
+        reports: Files to attach under ``reports/``; names must differ.
+        model: The MLflow record to fill; receives flavours, signature and size.
+
+    Raises:
+        InputError: The export lacks its config, weights or tokenizer, or two reports share a name.
+    """
+    config = read_config(export_dir)
+    shutil.copytree(export_dir, folder / "model", copy_function=_link)
+    tokenizer = folder / "components" / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        if (export_dir / name).is_file():
+            _link(export_dir / name, tokenizer / name)
+    _attach(reports, folder / "reports")
+
+    # Two models in one process must not share a loader of different versions: name it by content.
+    source = LOADER.read_bytes()
+    loader = f"text_generation_{hashlib.sha256(source).hexdigest()[:12]}"
+    (folder / "code").mkdir()
+    (folder / "code" / f"{loader}.py").write_bytes(source)
+    (folder / "requirements.txt").write_text("\n".join(requirements(config)) + "\n")
+    (folder / "python_env.yaml").write_text(
+        f"python: {platform.python_version()}\n"
+        "build_dependencies: [pip]\n"
+        "dependencies: [-r requirements.txt]\n"
+    )
+
+    model.signature = SIGNATURE
+    model.add_flavor(
+        "transformers",
+        transformers_version=metadata.version("transformers"),
+        code=None,
+        task="text-generation",
+        instance_type="TextGenerationPipeline",
+        pipeline_model_type=config["architectures"][0],
+        source_model_name="model",
+        model_binary="model",
+        components=["tokenizer"],
+        tokenizer_type="AutoTokenizer",
+        **_dtype(config),
+    )
+    mlflow.pyfunc.add_to_model(
+        model, loader_module=loader, data="model", code="code", python_env="python_env.yaml"
+    )
+    model.model_size_bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    model.save(str(folder / "MLmodel"))
+
+
+def read_config(export_dir: Path) -> dict:
+    """Return config.json of an export that has all a reader needs.
+
+    Raises:
+        InputError: The folder lacks its config, its architecture, weights or tokenizer.
+    """
+    needed = {
+        "config.json": "config.json",
+        "weights": "*.safetensors",
+        "a tokenizer": "tokenizer_config.json",
+    }
+    missing = [what for what, pattern in needed.items() if not list(export_dir.glob(pattern))]
+    if missing:
+        raise InputError(
+            f"An export to register must hold config.json, weights and a tokenizer; {export_dir} "
+            f"lacks {', '.join(missing)}. Export the model again."
+        )
+    config = json.loads((export_dir / "config.json").read_text(encoding="utf-8"))
+    if not config.get("architectures"):
+        raise InputError(
+            f"config.json of an export must name its architecture, found none in {export_dir}. "
+            "Export the model again."
+        )
+    return config
+
+
+def requirements(config: dict) -> list[str]:
+    """Return the exact packages a reader of this export needs, sorted; none of them ours."""
+    method = config.get("quantization_config", {}).get("quant_method")
+    readers = list(READERS)
+    if method == "compressed-tensors":
+        readers.append("compressed-tensors")
+    if method != "gptq":
+        readers.append("torch")
+    # A local part such as +cpu names a build of one machine: no index has it.
+    pins = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in readers]
+    return sorted(pins + list(GPTQ_READERS if method == "gptq" else ()))
+
+
+def _dtype(config: dict) -> dict[str, str]:
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return {"torch_dtype": f"torch.{dtype}"} if dtype else {}
+
+
+def _attach(reports: list[Path], folder: Path) -> None:
+    names = [report.name for report in reports]
+    if len(set(names)) != len(names):
+        raise InputError(
+            f"Reports must have names of their own, found {sorted(names)}. Rename one of them."
+        )
+    if reports:
+        folder.mkdir()
+    for report in reports:
+        _link(report, folder / report.name)
+
+
+def _link(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    try:
+        # A link made by following: the stored model must not point out of its own folder.
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)

@@ -1,0 +1,274 @@
+"""The Prefect API a run talks to: the user's, that of `normtweak ui` or `serve`, or its own.
+
+Prefect would start a temporary server by itself, but that one survives a SIGKILL of its run and
+drops the last task-run records at exit. Ours (`tasks.server_child`) ends with the process that
+started it, and is stopped only after what it was sent has been written.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from tasks.artifacts import write_atomically
+from tasks.locks import exclusive, held
+
+logger = logging.getLogger(__name__)
+
+API_VARIABLE = "PREFECT_API_URL"
+TIMEOUT_VARIABLE = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
+SECONDS_TO_STOP = 10
+LOG_LINES_SHOWN = 15
+
+# Only what a server for one run does not need. Users' values win here too.
+_CHILD_DEFAULTS = {
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+}
+_CHILD_VARIABLES = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",  # no scheduler, no late-run marking
+    "PREFECT__SERVER_FINAL": "1",
+    "OMP_NUM_THREADS": "1",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "0",
+}
+
+
+class ServerError(RuntimeError):
+    """The embedded server did not come up."""
+
+
+@contextlib.contextmanager
+def api_for_this_run(root: Path) -> Iterator[str]:
+    """Yield the URL of a Prefect API that answers, with PREFECT_API_URL set to it.
+
+    Enter it before Prefect is imported: the server starts at once, and Prefect is imported here
+    while it comes up.
+
+    Raises:
+        ServerError: The embedded server ended or did not answer in time.
+    """
+    if url := os.environ.get(API_VARIABLE):
+        yield url
+        return
+    if url := running_server(root):
+        with _api_url(url):
+            yield url
+        return
+    server = EmbeddedServer(root)
+    server.start()
+    try:
+        with _api_url(server.url):
+            import prefect.main  # noqa: F401  (read while the server comes up)
+
+            server.wait()
+            try:
+                yield server.url
+            finally:
+                _send_what_is_queued()
+    finally:
+        server.stop()
+
+
+def running_server(root: Path) -> str | None:
+    """Return the API URL of the `normtweak ui` or `serve` that runs on this root, if any."""
+    if not held(_lock(root)):
+        return None
+    try:
+        return json.loads(_announcement(root).read_text())["api_url"]
+    except FileNotFoundError:  # it holds the lock and is still coming up
+        return None
+
+
+@contextlib.contextmanager
+def announce_server(root: Path, api_url: str) -> Iterator[None]:
+    """Make runs on this root use a server of this process, for the duration of the block.
+
+    Raises:
+        LockTimeoutError: Another `normtweak ui` or `serve` runs on the same root.
+    """
+    announcement = _announcement(root)
+    with exclusive(
+        _lock(root), timeout=1, message=f"only one normtweak ui or serve may run on {root}"
+    ):
+        write_atomically(announcement, json.dumps({"api_url": api_url}).encode())
+        try:
+            yield
+        finally:
+            announcement.unlink(missing_ok=True)
+
+
+class EmbeddedServer:
+    """Prefect's API on a free local port, in a child process that ends when this one does."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.log = root / "prefect" / "server.log"
+        self.url = ""
+        self.process: subprocess.Popen[bytes] | None = None
+        self._ready = self._alive = -1
+        self._started = 0.0
+        self._migration = contextlib.ExitStack()
+
+    def start(self) -> None:
+        """Start the child process; its URL is known at once, it answers after `wait`."""
+        self._started = time.monotonic()
+        migrate = self._must_migrate()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        # Our own descriptors: the socket's port belongs to us from here on, with no gap in which
+        # another process could take it.
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        self._ready, child_ready = os.pipe()
+        child_alive, self._alive = os.pipe()
+        inherited = (listener.fileno(), child_ready, child_alive)
+        command = [sys.executable, "-P", "-m", "tasks.server_child"]
+        command += [f"--socket={inherited[0]}", f"--ready={child_ready}", f"--alive={child_alive}"]
+        command += [f"--parent={os.getpid()}"]
+        if threading.current_thread() is threading.main_thread():
+            command += ["--main-thread"]
+        environment = {**_CHILD_DEFAULTS, **os.environ, **_CHILD_VARIABLES, API_VARIABLE: self.url}
+        if not migrate:
+            environment["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                pass_fds=inherited,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C goes to all processes of a terminal's group; the run must still be able to
+                # tell the server how it ended.
+                start_new_session=True,
+            )
+        listener.close()
+        os.close(child_ready)
+        os.close(child_alive)
+
+    def wait(self) -> None:
+        """Return when the server answers.
+
+        Raises:
+            ServerError: It ended, or did not answer within the time limit.
+        """
+        limit = float(os.environ.get(TIMEOUT_VARIABLE, "120"))
+        left = max(0.0, self._started + limit - time.monotonic())
+        readable, _, _ = select.select([self._ready], [], [], left)
+        # Readable without a byte: the child is gone.
+        if not readable or not os.read(self._ready, 1):
+            problem = "it ended" if readable else f"it did not answer within {limit:g} s"
+            if readable and self.process:
+                problem += f" with exit code {self.process.wait()}"
+            self.stop()
+            raise ServerError(
+                f"The embedded Prefect server must come up, but {problem}. Last lines of "
+                f"{self.log}:\n{_tail(self.log)}"
+            )
+        self._remember_migration()
+        self._migration.close()
+        logger.debug("embedded server up in %.1f s", time.monotonic() - self._started)
+
+    def stop(self) -> None:
+        """End the child process in good order; harmless when it is not running."""
+        self._migration.close()
+        for fd in (self._ready, self._alive):
+            if fd >= 0:
+                os.close(fd)
+        self._ready = self._alive = -1
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def _must_migrate(self) -> bool:
+        """Tell whether the database may need tables, and if so keep others from making them too."""
+        if any("DATABASE_CONNECTION_URL" in name for name in os.environ):
+            return True
+        if self._is_migrated():
+            return False
+        limit = float(os.environ.get(TIMEOUT_VARIABLE, "120"))
+        self._migration.enter_context(
+            exclusive(
+                self.root / "locks" / "migration.lock",
+                timeout=limit,
+                message=f"setting up the database of {self.root}",
+            )
+        )
+        return not self._is_migrated()
+
+    def _is_migrated(self) -> bool:
+        try:
+            return json.loads(self._marker.read_text()) == self._schema()
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def _remember_migration(self) -> None:
+        if not self._is_migrated() and self._database.exists():
+            write_atomically(self._marker, json.dumps(self._schema()).encode())
+
+    def _schema(self) -> dict[str, str | int]:
+        # The inode tells a database that was deleted and made again from the one we migrated.
+        return {"prefect": metadata.version("prefect"), "inode": self._database.stat().st_ino}
+
+    @property
+    def _database(self) -> Path:
+        return Path(os.environ.get("PREFECT_HOME", self.root / "prefect")) / "prefect.db"
+
+    @property
+    def _marker(self) -> Path:
+        return self._database.with_name("migrated.json")
+
+
+def _lock(root: Path) -> Path:
+    return root / "locks" / "server.lock"
+
+
+def _announcement(root: Path) -> Path:
+    return root / "prefect" / "server.json"
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]) or "(empty)"
+
+
+@contextlib.contextmanager
+def _api_url(url: str) -> Iterator[None]:
+    os.environ[API_VARIABLE] = url
+    _reread_settings()
+    try:
+        yield
+    finally:
+        del os.environ[API_VARIABLE]
+        _reread_settings()
+
+
+def _reread_settings() -> None:
+    # Prefect reads its environment at import; needed where that happened before.
+    context = sys.modules.get("prefect.context")
+    if context is not None:
+        context.refresh_global_settings_context()
+
+
+def _send_what_is_queued() -> None:
+    """Wait until the log lines and events of this process have reached the server."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=5, at_exit=False)

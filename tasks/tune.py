@@ -1,0 +1,92 @@
+"""The final stage: tune all norms of the quantized model end to end."""
+
+import logging
+from typing import Any
+
+from prefect import task
+
+from normtweak_core.tweak.config import FinalTuneConfig
+from tasks import events
+from tasks.artifacts import content_hash, publish, publish_json
+from tasks.chain import ChainSettings
+from tasks.environment import state_root
+from tasks.job import STAGE, Job, torch_dtype
+from tasks.progress import Progress
+from tasks.results import BlockResult, CalibrationResult, FinalTuneResult
+
+log = logging.getLogger(__name__)
+
+SOURCES = ["normtweak_core.tweak.final", "normtweak_core.quantize.storage"]
+
+
+def final_tune_key(
+    job: Job,
+    calibration: CalibrationResult,
+    blocks: list[BlockResult],
+    settings: ChainSettings,
+    config: FinalTuneConfig,
+) -> str:
+    """Return the key of the final tune."""
+    inputs = {
+        "final_tune": config,
+        "seed": job.seed,
+        "model": job.fingerprint.sha256,
+        "export_dtype": settings.export_dtype,
+        "quantization": settings.quantization,
+    }
+    parents = [calibration.windows.sha256, *(content_hash(block) for block in blocks)]
+    return job.key("final-tune", parents=parents, inputs=inputs, sources=SOURCES)
+
+
+@task(task_run_name="final-tune", **STAGE)
+def final_tune_stage(
+    key: str,
+    config: FinalTuneConfig,
+    job: Any,
+    calibration: Any,
+    blocks: Any,
+    settings: Any,
+    progress: Any,
+) -> FinalTuneResult:
+    """Return the tuned norms, or none where the held-out divergence did not fall.
+
+    Raises:
+        NonFiniteError: The loss became NaN or infinite.
+    """
+    from safetensors.torch import save_file
+
+    from normtweak_core.calibration.storage import load_calibration_set
+    from normtweak_core.model.loading import load_causal_lm
+    from normtweak_core.model.structure import find_blocks, find_linears, set_linear_weight
+    from normtweak_core.quantize.block import num_training_windows
+    from normtweak_core.tweak.final import TuningWindows, final_tune, tunable_norms
+    from tasks.quantized_model import QuantizedLayers
+
+    events.record("final-tune", part="begin")
+    bar: Progress = progress
+    dtype = torch_dtype(job.model.dtype)
+    float_model = load_causal_lm(job.folder, dtype, job.device)
+    quantized = load_causal_lm(job.folder, dtype, job.device)
+    export_dtype = torch_dtype(settings.export_dtype)
+    layers = QuantizedLayers(find_blocks(quantized).prefix, blocks, settings.quantization)
+    linears = find_linears(quantized)
+    for name, weight in layers.items():
+        set_linear_weight(linears[name], weight.dequantize().to(job.device))
+    masters = {name: master.to(job.device) for name, master in layers.norms().items()}
+    for name, parameter in tunable_norms(quantized).items():
+        parameter.data.copy_(masters.get(name, parameter.data).to(export_dtype))
+    ids = load_calibration_set(state_root() / calibration.windows.path).input_ids
+    windows = TuningWindows(ids, num_training_windows(len(ids)))
+    with bar.stage("final tune", "steps") as advance:
+        report, norms = final_tune(
+            quantized, float_model, windows, config, masters, export_dtype, job.seed,
+            lambda step, steps, loss: advance(step, steps),
+        )
+    tensors = {name: value.cpu().contiguous() for name, value in sorted(norms.items())}
+    return FinalTuneResult(
+        norms=publish(
+            "final-tune", key,
+            lambda path: save_file(tensors, path, metadata={"format": "pt"}), "safetensors",
+        ),
+        report=publish_json("final-tune", key, report.model_dump(mode="json")),
+    )

@@ -1,0 +1,78 @@
+"""Tiny random decoders of many families, written to disk as a user would have them."""
+
+from pathlib import Path
+
+import torch
+import transformers as hf
+from transformers import PreTrainedModel
+
+CONTEXT = 64
+COMMON = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GROUPED = COMMON | {"num_key_value_heads": 2}
+HEADED = GROUPED | {"head_dim": 8}
+MIXED = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+MIXED["layer_types"] = MIXED["layer_types"][:3]
+GPT = {"vocab_size": 96, "n_positions": CONTEXT, "n_embd": 32, "n_layer": 3, "n_head": 4}
+OPT = {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 1}
+OPT.pop("intermediate_size")
+
+FAMILIES = {
+    "llama": lambda: hf.LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "mistral": lambda: hf.MistralConfig(**HEADED, sliding_window=4),
+    "qwen2": lambda: hf.Qwen2Config(**GROUPED, **MIXED, use_sliding_window=True),
+    "qwen3": lambda: hf.Qwen3Config(**HEADED, **MIXED, use_sliding_window=True),
+    "gemma": lambda: hf.GemmaConfig(**HEADED),
+    "gemma2": lambda: hf.Gemma2Config(**HEADED, **MIXED, final_logit_softcapping=5.0),
+    "gemma3": lambda: hf.Gemma3TextConfig(**HEADED, **MIXED),
+    "phi": lambda: hf.PhiConfig(**COMMON, partial_rotary_factor=0.5),
+    "opt": lambda: hf.OPTConfig(**OPT),
+    "opt_projected": lambda: hf.OPTConfig(**OPT | {"word_embed_proj_dim": 16}),
+    "gpt": lambda: hf.OpenAIGPTConfig(**GPT),  # its blocks return a list
+    "gpt2": lambda: hf.GPT2Config(**GPT, bos_token_id=1, eos_token_id=2),
+    "gpt_neox": lambda: hf.GPTNeoXConfig(**COMMON),
+    "bloom": lambda: hf.BloomConfig(vocab_size=96, hidden_size=32, n_layer=3, n_head=4),
+    "falcon": lambda: hf.FalconConfig(**COMMON, alibi=False),
+    "falcon_alibi": lambda: hf.FalconConfig(**COMMON, alibi=True, new_decoder_architecture=True),
+    "stablelm": lambda: hf.StableLmConfig(**GROUPED, qk_layernorm=True),
+}
+
+
+def build(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return a tiny model with every parameter drawn at random, norms and biases too."""
+    model = hf.AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=dtype)
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.2
+            # Around one, so that gains neither vanish nor look like an initial value.
+            parameter.copy_(noise + (parameter.dim() == 1))
+    return model.eval()
+
+
+def save(family: str, folder: Path, dtype: torch.dtype = torch.float32, **options) -> Path:
+    """Write a tiny model to a folder and return the folder."""
+    build(family, dtype).save_pretrained(folder, **options)
+    return folder
+
+
+def tokens(batch: int = 3, length: int = 12) -> torch.Tensor:
+    """Return token ids, none of them a special one."""
+    return torch.randint(3, 96, (batch, length), generator=torch.Generator().manual_seed(5))
+
+
+def left_padding(ids: torch.Tensor) -> torch.Tensor:
+    """Return an attention mask that pads row 0 by nothing, row 1 by 2, row 2 by 7."""
+    mask = torch.ones_like(ids)
+    for row, width in enumerate((0, 2, 7)):
+        mask[row, :width] = 0
+    return mask

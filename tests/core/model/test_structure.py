@@ -1,0 +1,182 @@
+import pytest
+import torch
+import transformers as hf
+from families import FAMILIES, GROUPED, build
+from torch import nn
+
+from normtweak_core.errors import InputError
+from normtweak_core.model.structure import (
+    find_blocks,
+    find_linears,
+    find_norms,
+    linear_weight,
+    set_linear_weight,
+)
+
+LLAMA_LINEARS = {
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+}
+FUSED_LINEARS = {"attention.query_key_value", "attention.dense"}
+MLP_LINEARS = {"mlp.dense_h_to_4h", "mlp.dense_4h_to_h"}
+TWO_NORMS = {"input_layernorm", "post_attention_layernorm"}
+FOUR_NORMS = {*TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"}
+HEAD_NORMS = {"self_attn.q_norm", "self_attn.k_norm"}
+STABLE_HEAD_NORMS = {
+    *(f"self_attn.q_layernorm.norms.{head}" for head in range(4)),
+    *(f"self_attn.k_layernorm.norms.{head}" for head in range(2)),
+}
+
+# family: (name of the block list, linears, norms of the stream, norms of heads, kind)
+EXPECTED = {
+    "llama": ("model.layers", LLAMA_LINEARS, TWO_NORMS, set(), "rms"),
+    "mistral": ("model.layers", LLAMA_LINEARS, TWO_NORMS, set(), "rms"),
+    "qwen2": ("model.layers", LLAMA_LINEARS, TWO_NORMS, set(), "rms"),
+    "qwen3": ("model.layers", LLAMA_LINEARS, TWO_NORMS, HEAD_NORMS, "rms"),
+    "gemma": ("model.layers", LLAMA_LINEARS, TWO_NORMS, set(), "rms_plus_one"),
+    "gemma2": ("model.layers", LLAMA_LINEARS, FOUR_NORMS, set(), "rms_plus_one"),
+    "gemma3": ("model.layers", LLAMA_LINEARS, FOUR_NORMS, HEAD_NORMS, "rms_plus_one"),
+    "phi": (
+        "model.layers",
+        {*(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.dense", "mlp.fc1", "mlp.fc2"},
+        {"input_layernorm"},
+        set(),
+        "layer",
+    ),
+    "opt": (
+        "model.decoder.layers",
+        {*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "fc1", "fc2"},
+        {"self_attn_layer_norm", "final_layer_norm"},
+        set(),
+        "layer",
+    ),
+    "gpt2": (
+        "transformer.h",
+        {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"},
+        {"ln_1", "ln_2"},
+        set(),
+        "layer",
+    ),
+    "gpt_neox": ("gpt_neox.layers", FUSED_LINEARS | MLP_LINEARS, TWO_NORMS, set(), "layer"),
+    "bloom": (
+        "transformer.h",
+        {"self_attention.query_key_value", "self_attention.dense"} | MLP_LINEARS,
+        TWO_NORMS,
+        set(),
+        "layer",
+    ),
+    "falcon_alibi": (
+        "transformer.h",
+        {"self_attention.query_key_value", "self_attention.dense"} | MLP_LINEARS,
+        {"ln_attn", "ln_mlp"},
+        set(),
+        "layer",
+    ),
+    "stablelm": ("model.layers", LLAMA_LINEARS, TWO_NORMS, STABLE_HEAD_NORMS, "layer"),
+}
+
+
+def on_meta(config):
+    with torch.device("meta"):
+        return hf.AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("family", EXPECTED)
+def test_blocks_linears_and_norms_are_found_by_structure(family):
+    prefix, linears, stream, heads, kind = EXPECTED[family]
+    model = on_meta(FAMILIES[family]())
+    blocks = find_blocks(model)
+    assert blocks.prefix == prefix
+    assert blocks.modules == list(model.get_submodule(prefix))
+    block = blocks.modules[1]
+    assert set(find_linears(block)) == linears
+    norms = find_norms(block)
+    assert {name for name, norm in norms.items() if not norm.per_head} == stream
+    assert {name for name, norm in norms.items() if norm.per_head} == heads
+    assert {norm.kind for norm in norms.values()} == {kind}
+    assert all(block.get_submodule(name) is norm.module for name, norm in norms.items())
+
+
+def test_a_norm_of_one_plus_the_weight_that_centres_is_told_apart():
+    config = hf.NemotronConfig(**GROUPED)
+    norms = find_norms(find_blocks(on_meta(config)).modules[0])
+    assert {norm.kind for norm in norms.values()} == {"layer_plus_one"}
+
+
+def test_the_kind_does_not_depend_on_the_trained_gain():
+    block = find_blocks(build("gemma")).modules[0]
+    block.input_layernorm.weight.data.fill_(-1.0)  # a gain of zero
+    assert find_norms(block)["input_layernorm"].kind == "rms_plus_one"
+    assert torch.equal(block.input_layernorm.weight.data, torch.full((32,), -1.0))
+
+
+def test_a_norm_of_all_heads_together_is_not_one_per_head():
+    norms = find_norms(find_blocks(on_meta(hf.Olmo2Config(**GROUPED))).modules[0])
+    assert not norms["self_attn.q_norm"].per_head
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_linear_computes_its_input_times_the_weight_transposed(family, seeded):
+    linears = find_linears(find_blocks(build(family)).modules[0])
+    for module in linears.values():
+        weight = linear_weight(module)
+        x = torch.randn(3, weight.shape[1], generator=seeded(1))
+        bias = 0 if module.bias is None else module.bias
+        assert torch.allclose(module(x), x @ weight.T + bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_weight_that_is_set_is_the_weight_that_is_read(family, seeded):
+    for module in find_linears(find_blocks(build(family)).modules[0]).values():
+        parameter = module.weight
+        new = torch.randn(linear_weight(module).shape, generator=seeded(2))
+        set_linear_weight(module, new)
+        assert torch.equal(linear_weight(module), new)
+        assert module.weight is parameter
+
+
+def test_a_set_weight_keeps_the_dtype_of_the_layer(seeded):
+    module = nn.Linear(4, 3, dtype=torch.bfloat16)
+    new = torch.randn(3, 4, generator=seeded(3))
+    set_linear_weight(module, new)
+    assert torch.equal(module.weight, new.to(torch.bfloat16))
+
+
+def test_a_weight_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"must have the shape \[3, 4\], got \[4, 3\]"):
+        set_linear_weight(nn.Linear(4, 3), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        hf.MixtralConfig(**GROUPED, num_local_experts=4),
+        hf.Qwen3MoeConfig(**GROUPED, num_experts=4, moe_intermediate_size=16, head_dim=8),
+    ],
+    ids=["mixtral", "qwen3_moe"],
+)
+def test_a_mixture_of_experts_is_refused(config):
+    model = on_meta(config)
+    with pytest.raises(InputError, match="mixture-of-experts models are not supported yet"):
+        find_blocks(model)
+    with pytest.raises(InputError, match=r"has experts at .*Choose a dense model"):
+        find_linears(model.model.layers[0])
+
+
+def test_a_list_of_experts_is_refused_too():
+    block = nn.Module()
+    block.experts = nn.ModuleList([nn.Linear(4, 4)])
+    with pytest.raises(InputError, match="has experts at experts"):
+        find_linears(block)
+
+
+def test_a_model_without_blocks_is_refused():
+    model = nn.Sequential(nn.Embedding(8, 4), nn.ModuleList([nn.LayerNorm(4)]), nn.Linear(4, 8))
+    with pytest.raises(InputError, match=r"must be a stack of blocks .* Sequential has none"):
+        find_blocks(model)
+
+
+def test_a_single_block_is_a_stack_too():
+    config = FAMILIES["llama"]()
+    config.num_hidden_layers = 1
+    assert len(find_blocks(on_meta(config)).modules) == 1

@@ -1,0 +1,87 @@
+"""SIGKILL inside a registration, then the same registration again."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from mlflow.entities import LoggedModelStatus
+
+# Kills its own process just before (or after) a named step; everything else is the real thing.
+CHILD = """
+import json, os, signal, sys
+from pathlib import Path
+import mlflow.store.artifact.local_artifact_repo
+from mlflow import MlflowClient
+
+arguments, step, when = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+for key in ("export_dir", "artifact_root", "lock_dir"):
+    arguments[key] = Path(arguments[key])
+arguments["reports"] = [Path(report) for report in arguments["reports"]]
+
+owner, name = MlflowClient, step
+if step == "half an upload":
+    owner, name = mlflow.store.artifact.local_artifact_repo.shutil, "copyfile"
+real, calls = getattr(owner, name), []
+
+def killing(*args, **kwargs):
+    calls.append(args)
+    if when == "after":
+        real(*args, **kwargs)
+    if step != "half an upload" or len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+
+from tasks.registry import register_export
+setattr(owner, name, killing)
+register_export(**arguments)
+"""
+
+
+def killed(registry, step: str, when: str) -> None:
+    arguments = registry.arguments()
+    arguments = {
+        key: [str(path) for path in value] if key == "reports" else value
+        for key, value in arguments.items()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(arguments, default=str), step, when],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("step", "when"),
+    [
+        ("create_logged_model", "before"),
+        ("half an upload", "before"),
+        ("finalize_logged_model", "before"),
+        ("finalize_logged_model", "after"),
+        ("create_model_version", "after"),
+    ],
+)
+def test_a_killed_registration_ends_as_one_version_when_run_again(registry, step, when):
+    killed(registry, step, when)
+
+    registered = registry.register()
+
+    assert registered.version == 1
+    assert registered.created is (step != "create_model_version")
+    assert [int(version.version) for version in registry.versions()] == [1]
+    (model,) = registry.logged_models()
+    assert model.status == LoggedModelStatus.READY
+    client = registry.client
+    (run,) = client.search_runs([client.get_experiment_by_name("normtweak").experiment_id])
+    assert run.info.run_id == model.source_run_id
+    assert run.info.status == "FINISHED"
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert len(client.get_metric_history(run.info.run_id, "kl/mean")) == 1
+    assert int(client.get_model_version_by_alias("tiny-w4", "candidate").version) == 1
+    stored = model.artifact_location.removeprefix("file://")
+    for file in registry.export.iterdir():
+        with open(f"{stored}/model/{file.name}", "rb") as copy:
+            assert copy.read() == file.read_bytes()
+    assert not list((registry.root / "locks").glob("*.staging"))

@@ -1,0 +1,67 @@
+"""The same registration through a real MLflow server over http."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import mlflow.artifacts
+import pytest
+from mlflow.entities import LoggedModelStatus
+
+from normtweak_core.errors import InputError
+from tasks.registry_server import check_registry
+
+
+@pytest.fixture
+def served(registry):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = registry.root / "served"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", registry.uri]
+    command += ["--artifacts-destination", str(files)]
+    log = (registry.root / "server.log").open("w")
+    server = subprocess.Popen(command, env=dict(os.environ), stdout=log, stderr=log)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        for _ in range(900):
+            try:
+                check_registry(uri)
+                break
+            except InputError:
+                assert server.poll() is None, (registry.root / "server.log").read_text()
+                time.sleep(0.1)
+        yield replace(registry, uri=uri)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.mark.timeout(180)
+def test_a_server_holds_what_sqlite_would(served):
+    first = served.register()
+    assert (first.version, first.created, first.aliases) == (1, True, ["candidate"])
+    assert served.register() == first.model_copy(update={"created": False})
+    second = served.with_seed(1).register()
+    assert (second.version, second.created) == (2, True)
+
+    client = served.client
+    version = client.get_model_version_by_alias("tiny-w4", "candidate")
+    assert int(version.version) == 2
+    assert version.tags["parent_version"] == "1"
+    assert version.tags["perplexity/quantized"] == "12.5"
+    models = served.logged_models()
+    assert [model.status for model in models] == [LoggedModelStatus.READY] * 2
+    assert {metric.key: metric.value for metric in models[0].metrics} == dict(served.metrics)
+    assert client.get_run(models[0].source_run_id).info.status == "FINISHED"
+
+    folder = mlflow.artifacts.download_artifacts(
+        "models:/tiny-w4/1", dst_path=str(served.root / "down"), tracking_uri=served.uri
+    )
+    for file in served.export.iterdir():
+        with open(f"{folder}/model/{file.name}", "rb") as copy:
+            assert copy.read() == file.read_bytes()

@@ -1,0 +1,16 @@
+"""The result model of the flow under test; in a module of its own so that a record can name it."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.artifacts import NOT_CONTENT, ArtifactRef
+
+
+class StageResult(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    value: int
+    file: ArtifactRef
+    seconds: Annotated[float, NOT_CONTENT]

@@ -1,0 +1,309 @@
+import importlib
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from tasks.events import read_events
+from tests.tasks.stage_results import StageResult
+
+FACTS = {
+    "parents": ["p"],
+    "inputs": {"bits": 2, "lr": 1e-3},
+    "sources": ["normtweak_core.randomness"],
+    "device": "cuda:0",
+    "threads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def caching(engine_environment):
+    """The module under test, imported after the environment of the session is set."""
+    return importlib.import_module("tasks.caching")
+
+
+@pytest.fixture
+def flow(engine):
+    from tests.tasks.flow_under_test import define_flow
+
+    return define_flow()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch, caching):
+    """A package whose modules cannot be imported, only read."""
+    folder = tmp_path / "fakecore"
+    (folder / "deep").mkdir(parents=True)
+    for name, text in {
+        "__init__": "",
+        "top": "from fakecore.deep import middle\nimport os\n",
+        "deep/__init__": "",
+        "deep/middle": "def f():\n    from ..lazy import g\n    from . import sibling\n",
+        "deep/sibling": "",
+        "lazy": "import fakecore.last as l\n",
+        "last": "from pathlib import Path\n",
+        "unrelated": "",
+    }.items():
+        (folder / f"{name}.py").write_text(text + "raise RuntimeError('executed')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def fingerprint(*modules):
+        caching.source_fingerprint.cache_clear()
+        caching._source_file.cache_clear()
+        return caching.source_fingerprint(modules, ("fakecore",))
+
+    yield folder, fingerprint
+    caching.source_fingerprint.cache_clear()
+    caching._source_file.cache_clear()
+
+
+def executed(start: int = 0) -> list[str]:
+    return [event["stage"] for event in read_events()[start:] if event["event"] == "executed"]
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parents": ["q"]},
+        {"parents": ["p", "p"]},
+        {"inputs": {"bits": 3, "lr": 1e-3}},
+        {"inputs": {"bits": 2, "lr": 1.1e-3}},
+        {"inputs": {"bits": "2", "lr": 1e-3}},
+        {"sources": ["normtweak_core.errors"]},
+        {"device": "cpu"},
+        {"threads": 1},
+    ],
+)
+def test_every_part_of_a_key_counts(caching, change):
+    assert caching.stage_key("block", **FACTS) != caching.stage_key("block", **{**FACTS, **change})
+
+
+def test_a_key_depends_on_nothing_else(caching, monkeypatch, tmp_path):
+    key = caching.stage_key("block", **FACTS)
+    assert key.startswith("block-")
+    assert key != caching.stage_key("other", **FACTS)
+    monkeypatch.chdir(tmp_path)
+    reordered = {**FACTS, "inputs": {"lr": 1e-3, "bits": 2}, "device": "cuda:1"}
+    assert caching.stage_key("block", **reordered) == key
+
+
+def test_a_config_counts_by_its_values(caching):
+    class Config(BaseModel):
+        bits: int
+        groups: tuple[int, ...] = (1, 2)
+
+    def key(config):
+        return caching.stage_key("block", **{**FACTS, "inputs": {"config": config}})
+
+    assert key(Config(bits=2)) == key({"bits": 2, "groups": [1, 2]})
+    assert key(Config(bits=2)) != key(Config(bits=3))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"path": Path("a")}, "inputs.path must be text, a number, a list, a mapping or a pydanti"),
+        ({"a": [{1, 2}]}, r"inputs.a\[0\] must be text.*found set. Pass a content hash instead."),
+        ({"a": {1: 2}}, "inputs.a must have text as keys to make a cache key"),
+    ],
+)
+def test_what_has_no_stable_text_is_refused(caching, inputs, message):
+    with pytest.raises(TypeError, match=message):
+        caching.stage_key("block", **{**FACTS, "inputs": inputs})
+
+
+def test_not_a_number_is_refused_as_part_of_a_key(caching):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        caching.stage_key("block", **{**FACTS, "inputs": {"a": float("nan")}})
+
+
+@pytest.mark.parametrize(
+    "module", ["top", "deep/middle", "deep/sibling", "lazy", "last", "__init__", "deep/__init__"]
+)
+def test_the_code_of_everything_a_stage_imports_counts(package, module):
+    folder, fingerprint = package
+    before = fingerprint("fakecore.top")
+    with (folder / f"{module}.py").open("a") as file:
+        file.write("x = 1\n")
+    assert fingerprint("fakecore.top") != before
+
+
+def test_other_code_does_not_count(package):
+    folder, fingerprint = package
+    before = fingerprint("fakecore.top")
+    (folder / "unrelated.py").write_text("x = 2\n")
+    assert fingerprint("fakecore.top") == before
+    assert fingerprint("fakecore.deep.middle") != before
+
+
+def test_a_source_that_does_not_exist_is_an_error(package):
+    _, fingerprint = package
+    with pytest.raises(ModuleNotFoundError, match=r"names fakecore.absent as its source; no such"):
+        fingerprint("fakecore.absent")
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_the_versions_of_the_libraries_count(package, monkeypatch, caching, library):
+    _, fingerprint = package
+    before = fingerprint("fakecore.top")
+    real = caching.importlib.metadata.version
+    monkeypatch.setattr(
+        caching.importlib.metadata,
+        "version",
+        lambda name: "0.0.1" if name == library else real(name),
+    )
+    assert fingerprint("fakecore.top") != before
+
+
+# Results
+
+
+def test_no_flipped_byte_of_a_record_changes_the_result(flow, engine, caching):
+    from prefect.results import ResultRecord
+
+    flow(str(engine), start=100)
+    (path,) = [
+        path
+        for path in (engine / "results").glob("first-*")
+        if caching.cached_result(path.name).value == 100
+    ]
+    good = path.read_bytes()
+    result = ResultRecord.deserialize(good).result
+    assert isinstance(result, StageResult)
+    unnoticed = 0
+    for index in range(len(good)):
+        bad = bytearray(good)
+        bad[index] ^= 1
+        try:
+            read = ResultRecord.deserialize(bytes(bad)).result
+        except Exception:
+            continue
+        unnoticed += 1
+        assert read == result
+    # The version of Prefect and the storage key, say, which do not touch the result.
+    assert unnoticed < len(good) / 2
+
+
+def test_only_models_of_modules_can_be_stored(caching):
+    class Local(BaseModel):
+        a: int
+
+    for value in ({"a": 1}, Local(a=1), None):
+        with pytest.raises(
+            TypeError, match="A stage must return a pydantic model of a module; fou"
+        ):
+            caching.StageSerializer().dumps(value)
+
+
+def test_an_absent_or_broken_record_is_no_cached_result(root, caching):
+    assert caching.cached_result("block-0") is None
+    (root / "results" / "block-0").write_text('{"result": "0\\n{}"}')
+    assert caching.cached_result("block-0") is None
+
+
+# On the engine
+
+
+def test_a_second_run_executes_nothing_and_damage_only_what_was_damaged(flow, engine, caching):
+    start = len(read_events())
+    assert flow(str(engine), start=200) == [200, 201, 202]
+    assert flow(str(engine), start=200) == [200, 201, 202]
+    assert executed(start) == ["first", "second", "third"]
+    published = [e for e in read_events()[start:] if e["event"] == "published"]
+    second = engine / published[1]["path"]
+
+    os.truncate(second, 3)
+    assert flow(str(engine), start=200) == [200, 201, 202]
+    assert executed(start)[3:] == ["second"]
+    data = bytearray(second.read_bytes())
+    data[7] ^= 1
+    second.write_bytes(data)
+    (engine / "results" / published[0]["key"]).write_bytes(b"")
+    assert flow(str(engine), start=200) == [200, 201, 202]
+    assert executed(start)[4:] == ["first", "second"]
+    # A changed input changes the whole chain.
+    assert flow(str(engine), start=201) == [201, 202, 203]
+    assert executed(start)[6:] == ["first", "second", "third"]
+
+
+def test_other_parameters_neither_disturb_caching_nor_are_walked_through(engine, caching):
+    from prefect import flow, task
+    from prefect.utilities.annotations import quote
+
+    class Walked(list):
+        def __iter__(self):
+            raise AssertionError("Prefect walked through a quoted parameter")
+
+    runs = []
+
+    @task(
+        cache_policy=caching.stage_policy(),
+        persist_result=True,
+        result_serializer=caching.StageSerializer(),
+    )
+    def stage(key, config, context):
+        runs.append(context["lock"])
+        return config
+
+    from tasks.artifacts import ArtifactRef, publish_json
+
+    ref = publish_json("numbers", "k", {"a": 1})
+
+    @flow
+    def once():
+        context = {"lock": threading.Lock(), "big": Walked(range(1000)), "call": lambda: None}
+        return stage("same-key-1", ref, quote(context))
+
+    assert isinstance(once(), ArtifactRef)
+    assert once() == ref
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (None, "Task stage needs a cache key; found None"),
+        ("", "Task stage needs a cache key; found ''"),
+        (lambda context, parameters: 1 / 0, "Task stage needs a cache key; computing it failed"),
+        (lambda context, parameters: parameters["absent"], "failed: KeyError..absent"),
+    ],
+)
+def test_a_task_without_a_usable_key_fails_instead_of_running_uncached(
+    engine, caching, key, message
+):
+    from prefect import flow, task
+
+    runs = []
+
+    @task(cache_policy=caching.stage_policy(key if callable(key) else None), persist_result=True)
+    def stage(key):
+        runs.append(key)
+
+    @flow
+    def once():
+        stage("some-key" if callable(key) else key)
+
+    with pytest.raises(caching.CacheKeyError, match=message):
+        once()
+    assert runs == []
+
+
+def test_keys_need_no_torch(program):
+    code = (
+        "import sys; from tasks.caching import stage_key\n"
+        f"stage_key('block', **{json.dumps(FACTS)})\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    program("-c", code).finish()
+
+
+def test_this_process_reads_results_of_the_session_root(engine_environment, caching):
+    prefect_settings = sys.modules["prefect.settings"].get_current_settings()
+    assert prefect_settings.results.local_storage_path == engine_environment / "results"

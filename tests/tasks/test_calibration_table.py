@@ -1,0 +1,121 @@
+import pandas as pd
+import pytest
+import torch
+
+from normtweak_core.calibration.sets import CalibrationSet
+from normtweak_core.reference.architectures import train_tokenizer
+from tasks.calibration_table import (
+    CalibrationTableError,
+    calibration_frame,
+    read_calibration_table,
+    validate_calibration_table,
+    write_calibration_table,
+)
+
+VOCABULARY = 280
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["a small house near the river " * 3], "llama")
+
+
+@pytest.fixture
+def frame(tokenizer, seeded):
+    ids = torch.randint(len(tokenizer), (5, 7), generator=seeded(0))
+    made = CalibrationSet(ids, "text")
+    return calibration_frame(made, tokenizer, [0.5, 1.0, 1.5, 2.0, 2.5])
+
+
+def changed(frame, column, row, value):
+    copy = frame.copy()
+    copy[column] = copy[column].astype(object)
+    copy.at[row, column] = value
+    return copy
+
+
+def test_a_table_holds_every_window_and_its_text(frame, tokenizer, seeded):
+    ids = torch.randint(len(tokenizer), (5, 7), generator=seeded(0)).tolist()
+    assert frame["input_ids"].tolist() == ids
+    assert frame["text"].tolist() == [tokenizer.decode(row) for row in ids]
+    assert frame["sample_id"].tolist() == [0, 1, 2, 3, 4]
+    assert set(frame["n_tokens"]) == {7}
+
+
+def test_a_table_comes_back_as_it_was_written(tmp_path, frame):
+    path = tmp_path / "table.parquet"
+    write_calibration_table(path, frame, VOCABULARY + 50)
+    back = read_calibration_table(path, VOCABULARY + 50)
+    assert [list(map(int, row)) for row in back["input_ids"]] == frame["input_ids"].tolist()
+    for column in ("sample_id", "n_tokens", "text", "nll", "source"):
+        assert back[column].tolist() == frame[column].tolist()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path, frame):
+    write_calibration_table(tmp_path / "a", frame, 400)
+    write_calibration_table(tmp_path / "b", frame, 400)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "message"),
+    [
+        ("sample_id", 1, 0, "column sample_id must satisfy .*unique"),
+        ("n_tokens", 2, 8, "n_tokens equal to the number of input_ids; found"),
+        (
+            "input_ids",
+            3,
+            [0, 1, 2, 3, 4, 5, 400],
+            "column input_ids must satisfy ids from 0 to 399",
+        ),
+        ("input_ids", 3, [0, 1, 2, 3, 4, 5, -1], "column input_ids must satisfy ids from 0 to 399"),
+        ("nll", 0, float("nan"), "column nll must satisfy not_nullable"),
+        ("nll", 0, float("inf"), "column nll must satisfy less_than"),
+        ("nll", 0, "much", "column nll must satisfy coerce_dtype"),
+        ("source", 4, "guess", "column source must satisfy isin"),
+        ("text", 4, None, "column text must satisfy not_nullable"),
+    ],
+)
+def test_a_cell_that_cannot_be_true_is_refused(tmp_path, frame, column, row, value, message):
+    bad = changed(frame, column, row, value)
+    with pytest.raises(CalibrationTableError, match=message):
+        write_calibration_table(tmp_path / "a", bad, 400)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_that_was_altered_on_disk_is_refused_on_read(tmp_path, frame):
+    frame.assign(n_tokens=8).to_parquet(tmp_path / "a")
+    with pytest.raises(CalibrationTableError, match="n_tokens equal to the number of input_ids"):
+        read_calibration_table(tmp_path / "a", 400)
+
+
+def test_a_table_of_another_vocabulary_is_refused_on_read(tmp_path, frame):
+    write_calibration_table(tmp_path / "a", frame, 400)
+    with pytest.raises(CalibrationTableError, match="ids from 0 to 9"):
+        read_calibration_table(tmp_path / "a", 10)
+
+
+def test_a_column_more_or_less_is_refused(frame):
+    with pytest.raises(CalibrationTableError, match="column_in_schema; found extra"):
+        validate_calibration_table(frame.assign(extra=1), 400)
+    with pytest.raises(CalibrationTableError, match="column_in_dataframe; found nll"):
+        validate_calibration_table(frame.drop(columns="nll"), 400)
+
+
+def test_validation_does_not_change_its_input(frame):
+    kept = frame.copy(deep=True)
+    validate_calibration_table(frame, 400)
+    pd.testing.assert_frame_equal(frame, kept)
+
+
+def test_a_torn_or_missing_file_is_refused(tmp_path, frame):
+    path = tmp_path / "a"
+    with pytest.raises(
+        CalibrationTableError, match=r"must be a parquet file; .*make the table again"
+    ):
+        read_calibration_table(path, 400)
+    write_calibration_table(path, frame, 400)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(CalibrationTableError, match="must be a parquet file"):
+        read_calibration_table(path, 400)

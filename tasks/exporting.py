@@ -62,13 +62,14 @@ def export_stage(
     """
     from safetensors.torch import load_file
 
-    from normtweak_core.export.skeleton import load_skeleton
     from normtweak_core.export.writer import write_export
+    from normtweak_core.model.skeleton import build_skeleton
     from normtweak_core.model.structure import find_blocks
     from tasks.quantized_model import QuantizedLayers
 
     events.record("export", part="begin")
-    prefix = find_blocks(load_skeleton(job.folder).model).prefix
+    dtype = torch_dtype(settings.export_dtype)
+    prefix = find_blocks(build_skeleton(job.folder, dtype)).prefix
     layers = QuantizedLayers(prefix, blocks, settings.quantization)
     replaced = layers.norms()
     if tuned is not None:
@@ -76,7 +77,7 @@ def export_stage(
     out = state_root() / "exports" / export_folder_name(job, settings, key)
     record = write_export(
         out, job.folder, layers, replaced, config,
-        dtype=torch_dtype(settings.export_dtype), details=details,
+        dtype=dtype, details=details,
     )
     events.record("export", part="written")
     return ExportResult(

@@ -206,6 +206,7 @@ def _create_version(
             **({} if parent is None else {"parent_version": str(parent)}),
         },
         model_id=model.model_id,  # a server refuses the source without it
+        await_creation_for=0,  # sqlite and MLflow's own server are ready when they answer
     )
 
 

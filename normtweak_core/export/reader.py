@@ -17,6 +17,7 @@ from pathlib import Path
 OUR_PACKAGES = ("normtweak_core", "tasks", "flows")
 PACKED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 PACKED += ("qweight", "qzeros", "scales", "g_idx")
+ORDER = ("loading", "weight", "file", "tokenizer", "logits", "argmax")
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
@@ -156,12 +157,8 @@ def check_tokenizer(folder, probe, problems):
     return True
 
 
-def main(folder, result, parent):
-    """Write what was found to ``result``."""
-    die_with(parent)
-    # Before torch and transformers are imported, which read them.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TORCH_COMPILE_DISABLE": "1"}
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+def examine(folder):
+    """Return what differs from the manifest, and how closely the rest agrees."""
     import torch
     import transformers
 
@@ -175,17 +172,24 @@ def main(folder, result, parent):
     tensors = check_tensors(model, manifest["tensors"], problems)
     check_files(folder, manifest["files"], problems)
     tokenizer = check_tokenizer(folder, manifest["probe"]["tokenizer"], problems)
-    ours = sorted(name for name in sys.modules if name.split(".")[0] in OUR_PACKAGES)
-    problems.extend({"what": "import", "name": name, "found": "imported"} for name in ours)
-    order = ("loading", "weight", "file", "tokenizer", "logits", "argmax", "import")
-    problems.sort(key=lambda problem: order.index(problem["what"]))
-    report = {
+    problems.sort(key=lambda problem: ORDER.index(problem["what"]))
+    return {
         "problems": problems,
         "tensors": tensors,
         "logits": logits,
         "tokenizer": tokenizer,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
+
+
+def main(folder, result, parent):
+    """Write what was found to ``result``."""
+    die_with(parent)
+    # Before torch and transformers are imported, which read them.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TORCH_COMPILE_DISABLE": "1"}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+    report = examine(folder)
+    report["ours"] = sorted(name for name in sys.modules if name.split(".")[0] in OUR_PACKAGES)
     result.write_text(json.dumps(report), encoding="utf-8")
 
 

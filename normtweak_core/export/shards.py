@@ -52,6 +52,7 @@ class ShardWriter:
     def _flush(self) -> None:
         path = self._temporary(len(self._names))
         save_file(self._pending, path, metadata=METADATA)
+        path.chmod(0o644)  # the library makes it readable for its owner only
         sync(path)
         self._names.append(list(self._pending))
         self._pending, self._pending_bytes = {}, 0

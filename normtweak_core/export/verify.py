@@ -61,6 +61,11 @@ def verify_export(
         )
     start = time.monotonic()
     report = _run_reader(folder, python, timeout)
+    if report["ours"]:
+        raise VerificationError(
+            f"the reader must import nothing of ours; it imported {report['ours'][0]}. Give an "
+            "interpreter whose start-up files do not."
+        )
     problems = report["problems"]
     if problems:
         raise VerificationError(_mismatch(folder, problems))

@@ -95,6 +95,7 @@ def write_export(
         probe = reference_logits(ExportedWeights(folder, form, scheme, dtype), source, dtype)
         (folder / PROBE_FILE).parent.mkdir()
         save_file(probe.tensors(), folder / PROBE_FILE, metadata=METADATA)
+        (folder / PROBE_FILE).chmod(0o644)
         sync(folder / PROBE_FILE)
         files = file_hashes(folder)
         record = ExportRecord(

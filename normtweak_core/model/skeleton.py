@@ -67,7 +67,7 @@ class LazyWeights:
         self._targets = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
         self._stored = _match_names(model, folder)
         kept = set(model._keep_in_fp32_modules_strict or ())
-        if False:
+        if dtype is torch.float16:
             kept |= set(model._keep_in_fp32_modules or ())
         self._float32 = re.compile("|".join(kept)) if kept and dtype.itemsize == 2 else None
         self.missing = {name for name in self._targets if name not in self._stored}

@@ -140,8 +140,7 @@ def _kind(norm: nn.Module) -> Literal["layer", "rms", "rms_plus_one", "layer_plu
         for parameter in probe.parameters():
             parameter.zero_()
         plus_one = bool(probe(x).any())
-        if not plus_one:
-            probe.weight.fill_(1.0)
+        probe.weight.fill_(1.0)
         centred = torch.allclose(probe(x + PROBE_SHIFT), probe(x), atol=1e-3)
     if centred:
         return "layer_plus_one" if plus_one else "layer"

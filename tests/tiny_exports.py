@@ -1,4 +1,4 @@
-"""Tiny random models on disk and their round-to-nearest layers, for the tests of this folder."""
+"""Tiny random models on disk, and every linear of their blocks rounded to nearest."""
 
 import json
 

@@ -1,0 +1,40 @@
+# Everything a person types. `make run` and `make test` set up .venv by themselves.
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup run test check kill-test bench study ui reader-gptq clean-venv
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+run: setup
+	$(BIN)/normtweak quantize conf/quickstart.yaml
+
+test: setup
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/codespell flows tasks normtweak_core tests conf docs README.md
+
+kill-test: setup
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/flows/test_kill.py --long-kill-test
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks.blocks
+	$(BIN)/python -m tests.benchmarks.generation
+	$(BIN)/python -m tests.benchmarks.overhead
+
+study: setup
+	$(BIN)/python -m tests.benchmarks.stages
+
+ui: setup
+	$(BIN)/normtweak ui

@@ -1,0 +1,127 @@
+"""What is refused before any work, and that everything else is let through."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from normtweak_core.errors import InputError
+from normtweak_core.export.checks import LinearShape, check_exportable, linear_shapes
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.quantize.config import QuantizationConfig
+
+EVEN = {"model.layers.0.up": LinearShape(512, 256), "model.layers.0.down": LinearShape(256, 512)}
+ODD = {"model.layers.0.down": LinearShape(64, 172)}
+
+
+def check(form, linears, *, bits=4, group_size=None, dtype="auto", reader=True):
+    check_exportable(
+        ExportConfig(format=form, dtype=dtype),
+        QuantizationConfig(bits=bits, group_size=group_size),
+        linears,
+        reader_available=reader,
+    )
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("form", ["auto", "compressed-tensors"])
+def test_compressed_tensors_takes_every_shape(form, bits):
+    check(form, EVEN, bits=bits, group_size=64, reader=False)
+    check(form, ODD, bits=bits, reader=False)
+    check(form, ODD, bits=bits, group_size=4, dtype="float32", reader=False)
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(2, 16), (2, None), (3, 32), (4, 64), (8, 512)])
+def test_gptq_takes_even_shapes(bits, group_size):
+    linears = {"model.layers.0.up": LinearShape(512, 512)}
+    check("gptq", linears, bits=bits, group_size=group_size)
+
+
+def test_a_group_size_must_divide_every_input_width():
+    with pytest.raises(InputError, match=r"64 does not divide 172 of model\.layers\.0\.down"):
+        check("auto", ODD, group_size=64)
+
+
+def test_conv1d_is_refused_for_both_formats():
+    linears = {"transformer.h.0.attn.c_attn": LinearShape(192, 64, transposed=True)}
+    for form in ("auto", "gptq"):
+        with pytest.raises(InputError, match=r"c_attn is a Conv1D .* Choose another model"):
+            check(form, linears)
+
+
+def test_gptq_without_groups_at_4_bits_is_refused():
+    with pytest.raises(InputError, match=r"gptq at 4 bits needs groups.*Set group_size"):
+        check("gptq", EVEN)
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 16), (4, 512), (2, 8), (3, 4)])
+def test_gptq_group_sizes_that_its_reader_lacks_are_refused(bits, group_size):
+    with pytest.raises(
+        InputError, match=rf"at {bits} bits needs .*group_size.* it is {group_size}"
+    ):
+        check(
+            "gptq", {"model.layers.0.up": LinearShape(512, 512)}, bits=bits, group_size=group_size
+        )
+
+
+@pytest.mark.parametrize(("bits", "unit"), [(2, 16), (3, 32)])
+def test_gptq_widths_that_do_not_fill_words_are_refused(bits, unit):
+    with pytest.raises(InputError, match=f"multiples of {unit}; the input of .* is 172"):
+        check("gptq", ODD, bits=bits)
+    with pytest.raises(InputError, match=f"multiples of {unit}; the output of .* is 40"):
+        check("gptq", {"model.layers.0.k": LinearShape(40, 64)}, bits=bits)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_gptq_in_another_float_type_is_refused(dtype):
+    with pytest.raises(InputError, match=f"needs export.dtype float16.* it is {dtype}"):
+        check("gptq", EVEN, group_size=64, dtype=dtype)
+
+
+def test_gptq_without_its_reader_is_refused_with_what_to_do():
+    with pytest.raises(InputError, match="Run `make reader-gptq`"):
+        check("gptq", EVEN, group_size=64, reader=False)
+
+
+def test_shapes_come_from_the_headers_of_the_blocks(tmp_path):
+    save_file(
+        {
+            "model.embed_tokens.weight": torch.zeros(100, 8),
+            "model.layers.0.self_attn.k_proj.weight": torch.zeros(4, 8),
+            "model.layers.0.input_layernorm.weight": torch.zeros(8),
+            "model.layers.11.mlp.up_proj.weight": torch.zeros(24, 8),
+            "model.layers.11.mlp.up_proj.bias": torch.zeros(24),
+            "lm_head.weight": torch.zeros(100, 8),
+        },
+        tmp_path / "model.safetensors",
+    )
+    assert linear_shapes(tmp_path) == {
+        "model.layers.0.self_attn.k_proj": LinearShape(4, 8),
+        "model.layers.11.mlp.up_proj": LinearShape(24, 8),
+    }
+
+
+def test_conv1d_is_seen_from_a_bias_along_the_second_dimension(tmp_path):
+    save_file(
+        {
+            "h.0.attn.c_attn.weight": torch.zeros(8, 24),
+            "h.0.attn.c_attn.bias": torch.zeros(24),
+            "h.0.attn.c_proj.weight": torch.zeros(8, 8),
+            "h.0.attn.c_proj.bias": torch.zeros(8),
+        },
+        tmp_path / "model.safetensors",
+    )
+    assert linear_shapes(tmp_path) == {
+        "h.0.attn.c_attn": LinearShape(24, 8, transposed=True),
+        "h.0.attn.c_proj": LinearShape(8, 8, transposed=True),
+    }
+
+
+def test_checks_and_verify_import_no_torch():
+    code = (
+        "import sys, normtweak_core.export.checks, normtweak_core.export.verify\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,108 @@
+"""Verification as users run it: a fresh process, its errors, and its end when ours is killed."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+from safetensors.torch import load_file, save_file
+
+from normtweak_core.errors import InputError, VerificationError
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.verify import verify_export
+from normtweak_core.export.writer import write_export
+from tests.tiny_exports import quantize_all, save_tiny_model, tiny_config
+
+UP = "gpt_neox.layers.1.mlp.dense_h_to_4h"
+
+
+@pytest.fixture(scope="module")
+def neox(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    source = save_tiny_model(folder / "neox", tiny_config("neox"))
+    layers = quantize_all(source, 2, 32, False)
+    write_export(folder / "out", source, layers, {}, ExportConfig())
+    return folder / "out"
+
+
+def copy(folder, to):
+    for path in sorted(folder.rglob("*")):
+        target = to / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            target.write_bytes(path.read_bytes())
+    return to
+
+
+def test_a_real_model_per_channel_is_what_was_quantized(tmp_path, shared):
+    source = shared / "models" / "stories260K"
+    layers = quantize_all(source, 3, None, False)
+    record = write_export(tmp_path / "out", source, layers, {}, ExportConfig())
+    report = verify_export(tmp_path / "out")
+    assert report.payload_sha256 == record.payload_sha256
+    assert report.format == "compressed-tensors"
+    assert (report.num_quantized, report.num_tensors) == (35, 47)
+    assert (report.logit_difference, report.argmax_agreement) == (0.0, 1.0)
+    assert report.tokenizer
+    assert set(report.reader_versions) == {"torch", "transformers"}
+
+
+def test_a_mismatch_is_an_error_that_names_the_first_layers(tmp_path, neox):
+    folder = copy(neox, tmp_path / "out")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"{UP}.weight_packed"][0, 0] ^= 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    message = (
+        rf"weight of {UP}\.weight: expected [0-9a-f]{{16}}…, found .*file of model\.safetensors"
+    )
+    with pytest.raises(VerificationError, match=message):
+        verify_export(folder)
+
+
+def test_an_export_that_cannot_be_opened_is_an_error_with_the_readers_last_line(tmp_path, neox):
+    folder = copy(neox, tmp_path / "out")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(VerificationError, match=r"the reader must open .* ended with code 1: .*"):
+        verify_export(folder)
+
+
+def test_a_reader_that_takes_too_long_is_ended(neox):
+    with pytest.raises(VerificationError, match="must finish within 0 s"):
+        verify_export(neox, timeout=0.2)
+
+
+def test_a_folder_without_manifest_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"an export folder holds normtweak\.json"):
+        verify_export(tmp_path)
+
+
+def test_a_missing_interpreter_is_refused_with_what_to_do(tmp_path, neox):
+    with pytest.raises(InputError, match="run `make reader-gptq`"):
+        verify_export(neox, python=tmp_path / "python")
+
+
+def test_the_reader_dies_with_the_process_that_started_it(neox):
+    code = f"""
+        from pathlib import Path
+        from normtweak_core.export.verify import verify_export
+        verify_export(Path({str(neox)!r}))
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    try:
+        child = wait_for(lambda: psutil.Process(parent.pid).children())[0]
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+    return result

@@ -39,6 +39,7 @@ def linear_shapes(folder: Path) -> dict[str, LinearShape]:
 
     Raises:
         InputError: A weight file is absent or damaged.
+
     """
     stored = stored_tensors(folder)
     weights = {
@@ -74,6 +75,7 @@ def check_exportable(
     Raises:
         InputError: The format cannot hold the model at this width and group size, or nothing here
             could read it.
+
     """
     gptq = export.format == "gptq"
     for name, shape in linears.items():

@@ -57,6 +57,7 @@ def quantization_config(scheme: Scheme, float_linears: Sequence[str]) -> dict[st
     Args:
         scheme: Width and grid of every quantized linear.
         float_linears: Full names of the linears that stay float, the output head among them.
+
     """
     weights = {
         "num_bits": scheme.bits,

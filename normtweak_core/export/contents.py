@@ -35,6 +35,7 @@ class Contents:
         Raises:
             InputError: The source lacks a tensor, or the layers are Conv1D.
             ValueError: Layers or replaced tensors are not this model's.
+
         """
         self.scheme: Scheme | None = None  # known once the first layer was seen
         self.entries: dict[str, object] = {}  # of the manifest, by the names of a loaded model
@@ -61,6 +62,7 @@ class Contents:
             NonFiniteError: It is NaN or infinite.
             ValueError: The layer is not this model's, breaks the common scheme, or its scales are
                 not numbers of the float type.
+
         """
         module = name.removesuffix(".weight")
         if module != name and module in self._layers:

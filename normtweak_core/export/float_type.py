@@ -25,6 +25,7 @@ def export_dtype(config: ExportConfig, max_abs: float) -> torch.dtype:
     Raises:
         InputError: float16 was asked for and cannot hold ``max_abs``, or the format is gptq, which
             needs float16, and the answer another.
+
     """
     fits = max_abs <= torch.finfo(torch.float16).max
     wanted = ("float16" if fits else "bfloat16") if config.dtype == "auto" else config.dtype
@@ -44,6 +45,7 @@ def resolve_export_dtype(config: ExportConfig, source: Path) -> torch.dtype:
     Raises:
         InputError: As ``export_dtype``.
         NonFiniteError: A tensor holds NaN or infinity.
+
     """
     if config.dtype in ("float32", "bfloat16"):
         return export_dtype(config, max_abs=0.0)

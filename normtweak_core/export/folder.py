@@ -24,6 +24,7 @@ def complete_folder(out: Path) -> Iterator[Path]:
 
     Raises:
         InputError: ``out`` exists and is not an export.
+
     """
     if out.exists() and not _replaceable(out):
         raise InputError(

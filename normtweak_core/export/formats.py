@@ -52,6 +52,7 @@ def describe(
         linears: Full names of all linears of the model.
         quantized: Those of them that are quantized.
         block_prefix: What the names of the blocks' linears begin with, such as ``model.layers.``.
+
     """
     if form is COMPRESSED_TENSORS:
         return compressed_tensors.quantization_config(scheme, sorted(linears - quantized))

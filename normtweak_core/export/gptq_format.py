@@ -58,6 +58,7 @@ def quantization_config(
         quantized: Full names of the quantized linears.
         all_in_blocks: Whether they are all the linears that the blocks have; readers convert
             every one of those unless told which.
+
     """
     config: dict[str, object] = {
         "quant_method": "gptq",

@@ -35,6 +35,7 @@ def pack_rows(codes: UInt8[Tensor, "rows length"], bits: int) -> Int32[Tensor, "
 
     Raises:
         ValueError: ``bits`` is not 2, 3, 4 or 8, or a code does not fit in it.
+
     """
     _check_width(bits)
     if codes.numel() and int(codes.max()) >> bits:
@@ -58,6 +59,7 @@ def unpack_rows(
 
     Raises:
         ValueError: ``bits`` is not 2, 3, 4 or 8, or the words do not hold exactly that many codes.
+
     """
     _check_width(bits)
     rows, found = words.shape

@@ -51,6 +51,7 @@ class ExportedWeights:
             form: Its format.
             scheme: Width and grid of its quantized linears.
             dtype: The export dtype, to which a dequantized weight is rounded.
+
         """
         self._stored = stored_tensors(folder)
         self._form, self._scheme, self._dtype = form, scheme, dtype
@@ -81,6 +82,7 @@ def reference_logits(weights: ExportedWeights, source: Path, dtype: torch.dtype)
         weights: The written export.
         source: Folder of the float model, whose config says how the weights are used.
         dtype: The export dtype, in which the linears multiply.
+
     """
     model = _streaming_model(weights, source, dtype)
     config = model.config.get_text_config()

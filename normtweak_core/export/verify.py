@@ -52,6 +52,7 @@ def verify_export(
         InputError: The folder is not an export, or the interpreter does not exist.
         VerificationError: The reader could not open the export, took too long, or found something
             else than the manifest says; the first differences are named.
+
     """
     manifest = _read_manifest(folder)
     if not Path(python).is_file():

@@ -74,6 +74,7 @@ def write_export(
         NonFiniteError: A tensor is NaN or infinite.
         ValueError: Layers or replaced tensors do not belong to this model, or do not share one
             scheme, or carry scales that the float type does not hold.
+
     """
     form, dtype = chosen_format(config), dtype or resolve_export_dtype(config, source)
     contents = Contents(source, layers, replaced, form, dtype)

@@ -77,6 +77,7 @@ def test_a_killed_run_takes_its_server_with_it_is_marked_and_resumed(start_flow,
     text = again.finish()
     assert "values 300 301 302" in text
     assert "torch imported False" in text
+    assert "rror" not in text  # nothing was sent to a server that was gone
     assert executed_by(again) == Counter({"second": 1, "third": 1})
     assert states(engine, flow_run_of(again)) == (
         "Completed",

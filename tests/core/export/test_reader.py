@@ -80,7 +80,7 @@ def test_a_faithful_export_has_no_problem_and_equal_logits(
 
 
 @pytest.mark.parametrize(("symmetric", "dtype"), [(True, "float16"), (False, "float32")])
-def test_a_load_in_float32_is_the_exact_product(tmp_path, sources, symmetric, dtype):
+def test_a_load_in_float32_is_the_product(tmp_path, sources, symmetric, dtype):
     layers = quantize_all(sources["llama"], 3, 32, symmetric, getattr(torch, dtype))
     folder = export(tmp_path / "out", sources["llama"], layers, dtype=dtype)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -90,7 +90,10 @@ def test_a_load_in_float32_is_the_exact_product(tmp_path, sources, symmetric, dt
         expected = layer.scales.repeat_interleave(32, 1).double() * (
             layer.codes.double() - layer.zeros.repeat_interleave(32, 1).double()
         )
-        assert torch.equal(weight.double(), expected), name
+        if dtype == "float16":
+            assert torch.equal(weight.double(), expected), name
+        else:  # a float32 scale leaves no room for the product
+            assert torch.equal(weight, expected.float()), name
 
 
 def test_layers_left_float_and_tweaked_norms_are_found(tmp_path, sources, seeded):

@@ -1,4 +1,4 @@
-"""SIGKILL inside a registration, then the same registration again."""
+"""Registrations in processes of their own: two at once, and killed ones that are run again."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ arguments["reports"] = [Path(report) for report in arguments["reports"]]
 owner, name = MlflowClient, step
 if step == "half an upload":
     owner, name = mlflow.store.artifact.local_artifact_repo.shutil, "copyfile"
-real, calls = getattr(owner, name), []
+real, calls = getattr(owner, name, None), []
 
 def killing(*args, **kwargs):
     calls.append(args)
@@ -34,23 +34,31 @@ def killing(*args, **kwargs):
     return real(*args, **kwargs)
 
 from tasks.registry import register_export
-setattr(owner, name, killing)
-register_export(**arguments)
+if step != "nothing":
+    setattr(owner, name, killing)
+print(register_export(**arguments).model_dump_json())
 """
 
 
-def killed(registry, step: str, when: str) -> None:
+def start(registry, step: str = "nothing", when: str = "before") -> subprocess.Popen:
     arguments = registry.arguments()
-    arguments = {
-        key: [str(path) for path in value] if key == "reports" else value
-        for key, value in arguments.items()
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(arguments, default=str), step, when],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    arguments["reports"] = [str(path) for path in arguments["reports"]]
+    command = [sys.executable, "-c", CHILD, json.dumps(arguments, default=str), step, when]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_at_once_make_one_version_in_a_new_database(registry):
+    (registry.root / "mlflow.db").unlink()
+    both = [start(registry), start(registry)]
+    answers = []
+    for process in both:
+        out, err = process.communicate()
+        assert process.returncode == 0, err[-2000:]
+        answers.append(json.loads(out.splitlines()[-1]))
+    assert sorted(answer.pop("created") for answer in answers) == [False, True]
+    assert answers[0] == answers[1]
+    assert [int(version.version) for version in registry.versions()] == [1]
+    assert len(registry.logged_models()) == 1
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,9 @@ def killed(registry, step: str, when: str) -> None:
     ],
 )
 def test_a_killed_registration_ends_as_one_version_when_run_again(registry, step, when):
-    killed(registry, step, when)
+    process = start(registry, step, when)
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err[-2000:]
 
     registered = registry.register()
 

@@ -1,0 +1,194 @@
+"""Norm tweaking and the final tune: what trains, what is kept, what is rolled back."""
+
+import pytest
+import torch
+
+from normtweak_core.errors import NonFiniteError
+from normtweak_core.model.loading import load_causal_lm
+from normtweak_core.model.streaming import StreamedModel
+from normtweak_core.quantize.block import run_stream
+from normtweak_core.quantize.gptq import round_to_nearest
+from normtweak_core.quantize.grid import GridSpec
+from normtweak_core.quantize.walk import BlockWalk
+from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
+from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
+from normtweak_core.tweak.final import TuningWindows, final_tune, logit_divergence, tunable_norms
+from normtweak_core.tweak.tweak import (
+    WithMasters,
+    norm_parameters,
+    round_norms,
+    tweak_norms,
+    tweak_rate,
+)
+
+
+def rounded_in_place(module, bits=3):
+    for linear in find_linears(module).values():
+        weight = linear_weight(linear).float()
+        spec = GridSpec(bits, False, True, torch.float16)
+        set_linear_weight(linear, round_to_nearest(weight, 16, spec).weight.dequantize())
+    return module
+
+
+@pytest.fixture
+def damaged(tiny_folders, seeded):
+    """A function: family -> (quantized block, its input, float output, runner)."""
+
+    def make(name):
+        ids = torch.randint(0, 96, (32, 24), generator=seeded(5))
+        walk = BlockWalk(StreamedModel(tiny_folders[name], torch.float32, "cpu"), ids)
+        x = walk.start().x_f
+        target = run_stream(walk.load(0), x, walk.runner(0))
+        return rounded_in_place(walk.load(0)), x, target, walk.runner(0)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["llama", "neox"])
+@pytest.mark.parametrize("loss", ["channel", "mse", "kl"])
+def test_the_held_out_loss_falls_and_only_norms_change(damaged, name, loss):
+    block, x, target, run = damaged(name)
+    before = {key: value.clone() for key, value in block.state_dict().items()}
+    report, masters = tweak_norms(
+        block, x, target, 28, run, NormTweakConfig(loss=loss), 3e-3, torch.float16
+    )
+    assert report.accepted
+    assert report.held_out_after < report.held_out_before
+    for key, value in block.state_dict().items():
+        changed = not torch.equal(value, before[key])
+        assert changed == (key in masters), key
+    expected = {"llama": 2, "neox": 4}[name]  # gains; gains and biases
+    assert len(masters) == expected
+    assert all(master.dtype == torch.float32 for master in masters.values())
+    for key, master in masters.items():  # the block holds what the export will hold
+        assert torch.equal(block.state_dict()[key], master.half().float())
+
+
+def test_a_tweak_that_hurts_is_rolled_back_to_the_bit(damaged):
+    block, x, target, run = damaged("llama")
+    before = {key: value.clone() for key, value in block.state_dict().items()}
+    report, masters = tweak_norms(
+        block, x, target, 28, run, NormTweakConfig(), 3.0, torch.float16
+    )
+    assert not report.accepted
+    assert report.held_out_after > report.held_out_before
+    assert masters == {}
+    for key, value in block.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_without_rollback_a_tweak_that_hurts_is_kept(damaged):
+    block, x, target, run = damaged("llama")
+    report, masters = tweak_norms(
+        block, x, target, 28, run, NormTweakConfig(rollback=False), 3.0, torch.float16
+    )
+    assert report.accepted
+    assert masters
+
+
+def test_more_iterations_take_more_steps(damaged):
+    results = []
+    for iterations in (1, 4):
+        block, x, target, run = damaged("llama")
+        config = NormTweakConfig(loss="mse", iterations=iterations)
+        results.append(tweak_norms(block, x, target, 28, run, config, 1e-3, torch.float16)[0])
+    assert results[1].held_out_after < results[0].held_out_after
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_rate(damaged):
+    block, x, target, run = damaged("llama")
+    target[3] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"found inf at step 3: lower norm_tweak.lr \(now 0.1\)"):
+        tweak_norms(block, x, target, 28, run, NormTweakConfig(loss="mse"), 0.1, torch.float16)
+
+
+def test_rates_over_depth():
+    def rates(schedule, scale=2.0):
+        config = NormTweakConfig(lr=1e-3, lr_scale=scale, schedule=schedule)
+        return [tweak_rate(config, i, 4) / 1e-3 for i in range(4)]
+
+    assert rates("linear") == pytest.approx([1.0, 1.5, 2.0, 2.5])  # the paper's rule
+    assert rates("constant") == pytest.approx([1.0] * 4)
+    assert rates("step") == pytest.approx([1.0, 1.0, 3.0, 3.0])
+    assert rates("cosine") == pytest.approx([1.0, 1.2928932, 2.0, 2.7071068])
+    assert rates("exponential") == pytest.approx([3**0.0, 3**0.25, 3**0.5, 3**0.75])
+
+
+def test_masters_gather_steps_that_half_precision_would_lose(tiny_folders):
+    model = StreamedModel(tiny_folders["llama"], torch.bfloat16, "cpu")
+    block = model.load_block(0)
+    name = "input_layernorm.weight"
+    master = block.get_parameter(name).float().clone().requires_grad_(True)
+    hidden = torch.ones(1, 4, 32, dtype=torch.bfloat16)
+    _, calls = model.embed(torch.zeros(1, 4, dtype=torch.int64))
+    output = model.run_block(WithMasters(block, {name: master}), hidden, calls[0])
+    output.float().square().sum().backward()
+    assert master.grad.dtype == torch.float32
+    assert block.get_parameter(name).grad is None
+
+
+def test_norms_are_rounded_to_the_export_dtype(tiny_folders):
+    block = StreamedModel(tiny_folders["neox"], torch.float32, "cpu").load_block(0)
+    with torch.no_grad():
+        for parameter in norm_parameters(block).values():
+            parameter.add_(1e-4)
+    round_norms(block, torch.bfloat16)
+    for parameter in norm_parameters(block).values():
+        assert torch.equal(parameter, parameter.bfloat16().float())
+
+
+@pytest.fixture
+def models(tiny_folders, seeded):
+    """Float model, its damaged copy and windows; the windows carry structure worth learning."""
+    float_model = load_causal_lm(tiny_folders["llama"], torch.float32, "cpu")
+    quantized = rounded_in_place(load_causal_lm(tiny_folders["llama"], torch.float32, "cpu"))
+    round_norms(quantized, torch.float16)
+    windows = TuningWindows(torch.randint(0, 96, (24, 24), generator=seeded(6)), 21)
+    return quantized, float_model, windows
+
+
+def test_final_tune_lowers_the_held_out_divergence_and_leaves_the_model_as_it_was(models):
+    quantized, float_model, windows = models
+    before = {key: value.clone() for key, value in quantized.state_dict().items()}
+    steps = []
+    report, norms = final_tune(
+        quantized, float_model, windows, FinalTuneConfig(steps=40, lr=3e-3), {}, torch.float16, 0,
+        lambda step, total, loss: steps.append((step, total)),
+    )
+    assert report.accepted
+    assert report.held_out_after < report.held_out_before
+    assert sorted(norms) == sorted(tunable_norms(quantized))
+    assert "model.norm.weight" in norms
+    assert steps[-1] == (40, 40)
+    for key, value in quantized.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_final_tune_is_a_function_of_its_seed(models):
+    results = [
+        final_tune(*models, FinalTuneConfig(steps=5), {}, torch.float16, seed)[1]["model.norm.weight"]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_a_final_tune_that_hurts_keeps_nothing(models):
+    report, norms = final_tune(*models, FinalTuneConfig(steps=5, lr=5.0), {}, torch.float16, 0)
+    assert not report.accepted
+    assert norms == {}
+
+
+def test_final_tune_stops_when_the_loss_is_not_finite(models):
+    quantized, float_model, windows = models
+    bad = {"model.norm.weight": torch.full((32,), torch.nan)}
+    with pytest.raises(NonFiniteError, match=r"found nan at step 0: lower final_tune.lr \(now 0.001\)"):
+        final_tune(quantized, float_model, windows, FinalTuneConfig(steps=2), bad, torch.float16, 0)
+
+
+def test_divergence_by_hand():
+    p = torch.log(torch.tensor([[[0.5, 0.5]]]))
+    q = torch.log(torch.tensor([[[0.25, 0.75]]]))
+    expected = 0.5 * torch.log(torch.tensor(2.0)) + 0.5 * torch.log(torch.tensor(0.5 / 0.75))
+    assert logit_divergence(p, q).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert logit_divergence(p, p + 3).item() == pytest.approx(0.0, abs=1e-7)

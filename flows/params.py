@@ -1,13 +1,13 @@
 """The recipe: everything that decides what a run produces, as one pydantic model."""
 
-import difflib
+import math
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import ErrorDetails
 
+from flows.recipe_errors import sentences
+from flows.recipe_file import apply_override, read_recipe
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
@@ -77,18 +77,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         InputError: The file is missing or is not YAML, a key is unknown or not built yet, a value
             is of the wrong type or out of range.
     """
-    if not path.is_file():
-        raise InputError(f"the recipe must be a YAML file; {path} does not exist")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" (line {place.line + 1})" if place else ""
-        raise InputError(f"the recipe must be YAML; {path} cannot be parsed{where}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"the recipe must map keys to values; {path} holds {type(data).__name__}")
+    data = read_recipe(path)
     for override in overrides or []:
-        _apply_override(data, override)
+        apply_override(data, override)
     return parse_recipe(data)
 
 
@@ -99,10 +90,11 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
         InputError: As `load_recipe`.
     """
     refuse_unbuilt(data)
+    _refuse_infinite(data, "")
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise InputError(" ".join(_sentence(detail) for detail in error.errors()[:2])) from error
+        raise InputError(sentences(error, Recipe)) from error
 
 
 def refuse_unbuilt(data: dict[str, Any]) -> None:
@@ -116,31 +108,21 @@ def refuse_unbuilt(data: dict[str, Any]) -> None:
         if value != default:
             raise InputError(
                 f"{key} is not built yet; found {value!r}: remove it or leave it at "
-                f"{'null' if default is None else default}"
+                f"{'null' if default is None else default}."
             )
     chosen = _lookup(data, "export.format", None)
     if chosen in FORMATS_TO_COME:
         raise InputError(
-            f"export.format {chosen} is not built yet: use auto, compressed-tensors or gptq"
+            f"export.format {chosen} is not built yet: use auto, compressed-tensors or gptq."
         )
 
 
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InputError(f"--set takes KEY=VALUE, such as quantization.bits=3; found {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {key}: the value must be YAML; found {text!r}") from error
-    *sections, leaf = key.split(".")
-    place = data
-    for section in sections:
-        inner = place.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"--set {key}: {section} holds a value, not a section")
-        place = inner
-    place[leaf] = value
+def _refuse_infinite(value: Any, key: str) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_infinite(inner, f"{key}.{name}" if key else str(name))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{key} must be a finite number; found {value}.")
 
 
 def _lookup(data: Any, key: str, default: Any) -> Any:
@@ -149,33 +131,3 @@ def _lookup(data: Any, key: str, default: Any) -> Any:
             return default
         data = data[part]
     return data
-
-
-def _sentence(detail: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
-    found = detail.get("input")
-    if detail["type"] == "extra_forbidden":
-        return _unknown_key(key)
-    if detail["type"] == "missing":
-        return f"{key} is required; the recipe has none: add it."
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"]).rstrip(".") + "."
-    requirement = detail["msg"].removeprefix("Input ").removeprefix("should be ")
-    return f"{key} must be {requirement}; found {found!r}."
-
-
-def _unknown_key(key: str) -> str:
-    *sections, leaf = key.split(".")
-    model: type[BaseModel] = Recipe
-    for section in sections:
-        model = _section_model(model, section)
-    known = list(model.model_fields)
-    near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.5)
-    hint = f"did you mean {'.'.join([*sections, near[0]])}?" if near else "known: " + ", ".join(known)
-    return f"{key} is not a recipe key; {hint}"
-
-
-def _section_model(model: type[BaseModel], section: str) -> type[BaseModel]:
-    annotation = model.model_fields[section].annotation
-    candidates = [annotation, *get_args(annotation)]
-    return next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

@@ -1,9 +1,13 @@
-"""Fixtures shared by all tests: seeded generators and the data that may lie beside the repository."""
+"""Fixtures shared by all tests: seeded generators and data that may lie beside the repository."""
 
+import os
 from pathlib import Path
 
-import pytest
-import torch
+# Before torch is imported: threads that spin on a shared core make everything many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

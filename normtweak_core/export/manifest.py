@@ -3,7 +3,8 @@
 ``tensors`` holds, under the names a loaded model has, for every tensor that a reader must find:
 
 * a quantized linear's ``weight``: the SHA-256 of the raw little-endian bytes, row-major, of
-  ``QuantizedWeight.dequantize()`` (float32, an exact product) rounded once to the export dtype;
+  ``QuantizedWeight.dequantize()`` rounded once to the export dtype (in float32 the product is
+  exact for half-precision scales);
 * any other tensor: the SHA-256 of its raw bytes as stored.
 
 ``files`` holds the SHA-256 of every payload file, and ``payload_sha256`` their common hash. The

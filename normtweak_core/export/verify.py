@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError, VerificationError
+from normtweak_core.export.checks import GPTQ_READER
 from normtweak_core.export.folder import MANIFEST
 from normtweak_core.export.payload import payload_sha256
 
@@ -88,6 +89,17 @@ def verify_export(
         reader_versions=report["versions"],
         seconds=time.monotonic() - start,
     )
+
+
+def reader_python(folder: Path, root: Path) -> Path:
+    """Return the interpreter that reads the export: ours, or for gptq the one below ``root``.
+
+    Raises:
+        InputError: The folder is not an export.
+    """
+    if _read_manifest(folder)["export"]["format"] == "gptq":
+        return root / GPTQ_READER / "bin" / "python"
+    return Path(sys.executable)
 
 
 def _read_manifest(folder: Path) -> dict:

@@ -40,6 +40,7 @@ class BlockReport(BaseModel, frozen=True):
         if self.tweak and not self.tweak.accepted:
             found.append(
                 f"block {self.block}: norm tweak rolled back (held-out loss "
-                f"{self.tweak.held_out_before:.4g} -> {self.tweak.held_out_after:.4g})"
+                f"{self.tweak.held_out_before:.4g} -> {self.tweak.held_out_after:.4g}, distance "
+                f"{self.tweak.distance_before:.4g} -> {self.tweak.distance_after:.4g})"
             )
         return found

@@ -25,7 +25,7 @@ class NormTweakConfig(BaseModel, frozen=True, extra="forbid"):
     )
     iterations: int = Field(1, ge=1, le=64, description="Passes over the calibration set.")
     rollback: bool = Field(
-        True, description="Keep the old norms where the held-out loss did not improve."
+        True, description="Keep the old norms where the held-out windows do not agree."
     )
 
 

@@ -9,6 +9,8 @@ class TweakReport(BaseModel, frozen=True):
     lr: float
     held_out_before: float
     held_out_after: float  # with gains as rounded for export
+    distance_before: float  # |output - target| / |target| on the same windows
+    distance_after: float
     accepted: bool
 
 

@@ -69,11 +69,11 @@ class Program:
     def text(self) -> str:
         return self.output.read_text()
 
-    def finish(self, seconds: float = 60) -> str:
+    def finish(self, seconds: float = 120) -> str:
         assert self.process.wait(seconds) == 0, self.text()
         return self.text()
 
-    def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, self.text()

@@ -11,6 +11,9 @@ import pytest
 from tasks.events import read_events
 from tests.tasks.conftest import Program, wait_until
 
+# Whichever test comes first also pays for the tables of Prefect's database.
+pytestmark = pytest.mark.timeout(300)
+
 FLOW = ("-m", "tests.tasks.flow_under_test")
 ENDED = {"Completed", "Cached", "Failed", "Crashed", "Cancelled"}
 
@@ -61,6 +64,9 @@ def test_a_killed_run_takes_its_server_with_it_is_marked_and_resumed(start_flow,
     run = flow_run_of(killed)
     (server,) = psutil.Process(killed.process.pid).children(recursive=True)
     assert mark_dead_runs(engine) == []  # it lives
+    # What a process has not sent yet dies with it; wait, so that the records below are certain.
+    known = Counter({("first", "Completed"): 1, ("second", "Running"): 1})
+    killed.until(lambda: states(engine, run)[1] == known)
     killed.process.kill()
     killed.process.wait()
     wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, 10)

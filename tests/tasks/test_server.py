@@ -19,6 +19,10 @@ from tasks.server import (
 )
 
 
+# Whichever test comes first also pays for the tables of Prefect's database.
+pytestmark = pytest.mark.timeout(300)
+
+
 @pytest.fixture
 def no_api(monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)

@@ -10,7 +10,7 @@ from normtweak_core.errors import VerificationError
 from normtweak_core.export import reader
 from normtweak_core.export.checks import GPTQ_READER
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.verify import verify_export
+from normtweak_core.export.verify import reader_python, verify_export
 from normtweak_core.export.writer import write_export
 from tests.tiny_exports import quantize_all, read_json, save_tiny_model, tiny_config
 
@@ -80,4 +80,4 @@ def test_a_fault_fails_verification_and_names_the_layer(tmp_path, sources):
     tensors[f"{name}.qzeros"][0, 0] ^= 1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(VerificationError, match=rf"weight of {name}\.weight: expected"):
-        verify_export(folder, python=PYTHON)
+        verify_export(folder, python=reader_python(folder, PYTHON.parents[2]))

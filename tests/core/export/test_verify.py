@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from normtweak_core.errors import InputError, VerificationError
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.verify import verify_export
+from normtweak_core.export.verify import reader_python, verify_export
 from normtweak_core.export.writer import write_export
 from tests.tiny_exports import quantize_all, save_tiny_model, tiny_config
 
@@ -62,12 +63,11 @@ def test_a_mismatch_is_an_error_that_names_the_first_layers(tmp_path, neox):
         verify_export(folder)
 
 
-def test_an_export_that_cannot_be_opened_is_an_error_with_the_readers_last_line(tmp_path, neox):
-    folder = copy(neox, tmp_path / "out")
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(VerificationError, match=r"the reader must open .* ended with code 1: .*"):
-        verify_export(folder)
+def test_a_reader_that_fails_is_an_error_with_its_last_line(tmp_path, neox):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    message = r"the reader must open .* code 1: ModuleNotFoundError: No module named 'torch'"
+    with pytest.raises(VerificationError, match=message):
+        verify_export(neox, python=tmp_path / "bare" / "bin" / "python")
 
 
 def test_a_reader_that_takes_too_long_is_ended(neox):
@@ -78,6 +78,10 @@ def test_a_reader_that_takes_too_long_is_ended(neox):
 def test_a_folder_without_manifest_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"an export folder holds normtweak\.json"):
         verify_export(tmp_path)
+
+
+def test_our_own_interpreter_reads_compressed_tensors(tmp_path, neox):
+    assert reader_python(neox, tmp_path) == Path(sys.executable)
 
 
 def test_a_missing_interpreter_is_refused_with_what_to_do(tmp_path, neox):

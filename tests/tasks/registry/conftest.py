@@ -1,6 +1,5 @@
 """A real sqlite registry per test, and small real exports to put into it."""
 
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -133,7 +132,3 @@ def mlflow_settings_are_left_alone():
     before = mlflow.get_tracking_uri(), mlflow.active_run()
     yield
     assert (mlflow.get_tracking_uri(), mlflow.active_run()) == before
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -14,6 +14,7 @@ import yaml
 from mlflow.entities import LoggedModelStatus
 
 from normtweak_core.errors import InputError
+from tasks.registry_flavor.folder import requirements
 from tasks.registry_server import check_registry
 
 
@@ -253,3 +254,10 @@ def test_a_sqlite_file_needs_its_folder(tmp_path):
     with pytest.raises(InputError, match=r"needs an existing folder, found none at .*nowhere"):
         check_registry(f"sqlite:///{tmp_path / 'nowhere' / 'mlflow.db'}")
     check_registry(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_a_gptq_reader_brings_the_torch_it_wants():
+    lines = requirements({"quantization_config": {"quant_method": "gptq"}})
+    names = [line.partition("==")[0] for line in lines]
+    assert {"gptqmodel", "optimum", "transformers"} < set(names)
+    assert "torch" not in names

@@ -1,0 +1,145 @@
+"""How a command ends: its exit code, one sentence for the person, the details in a log file."""
+
+import contextlib
+import datetime
+import errno
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from normtweak_core.errors import (
+    HessianError,
+    InputError,
+    NonFiniteError,
+    ProblemError,
+    VerificationError,
+)
+from tasks.environment import OUR_LOGGERS, state_root
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+FAILURES = (HessianError, NonFiniteError, ProblemError, VerificationError)
+RESUME = "finished stages are kept, and the same command goes on from there."
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. No `Exception`, so that nothing on the way mistakes it for a failure."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into `Terminated`, so that a run is told to its server before the process ends.
+
+    Prefect puts its own handler in front of this one while a flow runs, and calls it afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+@contextlib.contextmanager
+def logged_to_file(command: str) -> Iterator[Path]:
+    """Write our log lines to a file of this command as well; nothing logged, no file.
+
+    Yields:
+        The file: under the state root, or among the temporary files where there is no root.
+    """
+    path = log_file(command)
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in OUR_LOGGERS:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield path
+    finally:
+        for name in OUR_LOGGERS:
+            logging.getLogger(name).removeHandler(handler)
+        handler.close()
+
+
+def log_file(command: str) -> Path:
+    """Return where the log of this process's command goes; its folder exists."""
+    root = state_root()
+    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{command}-{os.getpid()}.log"
+    if not root.is_dir():
+        return Path(tempfile.gettempdir()) / f"normtweak-{name}"
+    (root / "logs").mkdir(exist_ok=True)
+    return root / "logs" / name
+
+
+def exit_code(error: BaseException, command: str, log: Path | None = None) -> int:
+    """Tell on standard error how a command failed, and return its exit code.
+
+    Args:
+        error: What ended it.
+        command: Its name, for the log file.
+        log: The log it has written so far, if any; the traceback is added there.
+    """
+    if isinstance(error, InputError):
+        say(str(error))
+        return EXIT_BAD_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        say(f"interrupted; {RESUME}")
+        return EXIT_INTERRUPTED
+    if isinstance(error, Terminated) or type(error).__name__ == "TerminationSignal":
+        say(f"ended by SIGTERM; {RESUME}")
+        return EXIT_TERMINATED
+    log = log or log_file(command)
+    with log.open("a", encoding="utf-8") as file:
+        file.writelines(traceback.format_exception(error))
+    message = failure(error)
+    if message is None:
+        kind = type(error).__name__
+        detail = str(error).strip().partition("\n")[0]
+        say(f"an unexpected {kind} ended the run ({detail[:200]}); the traceback is in {log}.")
+    else:
+        say(f"{message.rstrip('.')}. The log is {log}.")
+    return EXIT_FAILED
+
+
+def failure(error: BaseException) -> str | None:
+    """Return the sentence for a failure that is foreseen, and None for one that is not."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return (
+            "memory ran out; lower calibration.samples or calibration.length, or use a machine "
+            "with more (`normtweak plan` estimates what is needed)"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk of {error.filename or state_root()} is full; make room and run the same "
+            f"command again: {RESUME}"
+        )
+    if isinstance(error, (*FAILURES, *_engine_failures())):
+        # The server's error goes on with the last lines of its log, which our log holds in full.
+        return str(error).partition("\n")[0].removesuffix(":").replace("Last lines of", "See")
+    return None
+
+
+def _engine_failures() -> tuple[type[BaseException], ...]:
+    # Imported when something has failed: tasks.chain brings Prefect with it.
+    from tasks.chain import StreamError
+    from tasks.locks import LockTimeoutError
+    from tasks.server import ServerError
+
+    return StreamError, LockTimeoutError, ServerError
+
+
+def say(sentence: str) -> None:
+    """Write one line to standard error, under the name of the program."""
+    print(f"normtweak: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201

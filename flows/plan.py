@@ -1,0 +1,188 @@
+"""What a run would do: disk, memory, time, and which stages it would find finished."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.budget import (
+    existing_folder,
+    free_bytes,
+    measured_speed,
+    memory_bytes,
+    readable_bytes,
+    time_estimate,
+)
+from flows.params import Recipe
+from flows.preflight import Ready
+from tasks.environment import default_variables
+
+if TYPE_CHECKING:
+    from tasks.job import Job
+
+# What each group of stages is called in the time estimate.
+TIMED = ("calibrate", "blocks", "baseline", "final tune", "evaluate")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Whether a stage, or how many of its parts, would be found finished."""
+
+    name: str
+    cached: int
+    parts: int = 1
+
+    def __str__(self) -> str:
+        if self.parts == 1:
+            return f"{self.name}: {'cached' if self.cached else 'will run'}"
+        return f"{self.name}: {self.cached} of {self.parts} cached"
+
+
+def plan_lines(recipe: Recipe, ready: Ready, root: Path) -> list[str]:
+    """Return the plan of a run, line by line, without writing anything that stays."""
+    with tempfile.TemporaryDirectory(prefix="normtweak-plan-") as scratch:
+        # Prefect makes its home when it is imported, which must not be inside the state root.
+        os.environ["PREFECT_HOME"] = scratch
+        for name, value in default_variables(root).items():
+            os.environ.setdefault(name, value)
+        from tasks.job import open_job
+
+        stages = cached_stages(recipe, open_job(recipe.model, recipe.seed))
+    return [
+        *_model_lines(recipe, ready),
+        *_disk_lines(ready, root),
+        _memory_line(recipe, ready),
+        *_time_lines(recipe, ready, stages),
+        "stages",
+        *(f"  {stage}" for stage in stages),
+        "nothing was written",
+    ]
+
+
+def cached_stages(recipe: Recipe, job: "Job") -> list[Stage]:
+    """Return the stages of a run in order; what depends on a stage that will run, will run too."""
+    from flows.quantize import BASELINE
+    from normtweak_core.quantize.config import QuantizationConfig
+    from normtweak_core.tweak.config import NormTweakConfig
+    from tasks.caching import cached_result
+    from tasks.calibrate import calibration_key, calibration_length
+    from tasks.chain import ChainSettings
+    from tasks.evaluating import (
+        evaluation_inputs,
+        evaluation_key,
+        evaluation_length,
+        float_evaluation_key,
+    )
+    from tasks.exporting import export_key, verify_key
+    from tasks.float_type import float_type_key
+    from tasks.tune import final_tune_key
+
+    count = job.blocks[1]
+    calibration = cached_result(calibration_key(job, recipe.calibration))
+    chosen = cached_result(float_type_key(job, recipe.export))
+    blocks: list = []
+    baseline: list = []
+    tuned = export = verified = beside = None
+    if calibration and chosen:
+        settings = ChainSettings(recipe.quantization, recipe.norm_tweak, chosen.dtype)
+        blocks = _cached_blocks(job, calibration, settings)
+        rounded = QuantizationConfig.model_validate(recipe.quantization.model_dump() | BASELINE)
+        plain = ChainSettings(rounded, NormTweakConfig(enabled=False), chosen.dtype)
+        baseline = _cached_blocks(job, calibration, plain)
+    if len(blocks) == count and recipe.final_tune.enabled:
+        tuned = cached_result(
+            final_tune_key(job, calibration, blocks, settings, recipe.final_tune)
+        )
+    if len(blocks) == count and (tuned or not recipe.final_tune.enabled):
+        export = cached_result(export_key(job, blocks, tuned, settings, recipe.export))
+    config = recipe.evaluation.perplexity
+    length = evaluation_length(job, config, calibration_length(job, recipe.calibration))
+    inputs = evaluation_inputs(job, config, length)
+    alone = cached_result(float_evaluation_key(job, inputs))
+    if export:
+        verified = cached_result(verify_key(job, export))
+        beside = cached_result(evaluation_key(job, export, inputs))
+    stages = [
+        Stage("calibrate", bool(calibration)),
+        Stage("float type", bool(chosen)),
+        Stage("blocks", len(blocks), count),
+        Stage("baseline", len(baseline), count),
+    ]
+    stages += [Stage("final tune", bool(tuned))] if recipe.final_tune.enabled else []
+    return [
+        *stages,
+        Stage("export", bool(export)),
+        Stage("verify", bool(verified)),
+        Stage("evaluate", bool(alone) + bool(beside), 2),
+        Stage("register", 0),
+    ]
+
+
+def _cached_blocks(job: "Job", calibration: object, settings: object) -> list:
+    """Return the finished blocks of a chain, up to the first that is missing."""
+    from tasks.blocks import block_key
+    from tasks.caching import cached_result
+
+    finished: list = []
+    for index in range(job.blocks[1]):
+        parent = finished[-1] if finished else None
+        block = cached_result(block_key(job, calibration, settings, index, parent))
+        if block is None:
+            break
+        finished.append(block)
+    return finished
+
+
+def _model_lines(recipe: Recipe, ready: Ready) -> list[str]:
+    shape, config = ready.shape, recipe.quantization
+    group = f"groups of {config.group_size}" if config.group_size else "one scale a row"
+    return [
+        f"model   {ready.source.name}: {shape.num_blocks} blocks, {shape.parameters:,} parameters, "
+        f"{shape.linear_weights:,} of them to {config.bits} bits ({config.method}, {group})",
+        f"text    {recipe.calibration.samples} windows of {ready.length} tokens, "
+        f"source {recipe.calibration.source}",
+    ]
+
+
+def _disk_lines(ready: Ready, root: Path) -> list[str]:
+    total = readable_bytes(sum(ready.disk.values()))
+    free = readable_bytes(free_bytes(existing_folder(root)))
+    return [
+        f"disk    at most {total} under {root}, {free} free",
+        *(f"  {what}: {readable_bytes(size)}" for what, size in ready.disk.items()),
+    ]
+
+
+def _memory_line(recipe: Recipe, ready: Ready) -> str:
+    import psutil
+
+    stages = memory_bytes(recipe, ready.shape, ready.length)
+    worst = max(stages, key=stages.__getitem__)
+    available = psutil.virtual_memory().available
+    warning = "; that may not be enough" if stages[worst] > available else ""
+    return (
+        f"memory  about {readable_bytes(stages[worst])} at its peak ({worst}), "
+        f"{readable_bytes(available)} available{warning}"
+    )
+
+
+def _time_lines(recipe: Recipe, ready: Ready, stages: list[Stage]) -> list[str]:
+    estimate = time_estimate(recipe, ready.shape, ready.length, measured_speed())
+    open_share = {stage.name: 1 - stage.cached / stage.parts for stage in stages}
+    left = {name: s * open_share.get(name, 1.0) for name, s in estimate.seconds.items()}
+    speed = estimate.multiply_adds_per_second / 1e9
+    return [
+        f"time    about {readable_seconds(sum(left.values()))} for what is not cached, of "
+        f"{readable_seconds(sum(estimate.seconds.values()))}; counted multiply-adds at 35 % of "
+        f"the {speed:.0f} billion per second that a matrix product reaches here now, on the CPU, "
+        "plus 25 s: right within a factor of about three",
+        *(f"  {name}: {readable_seconds(seconds)}" for name, seconds in left.items()),
+    ]
+
+
+def readable_seconds(seconds: float) -> str:
+    """Return a duration such as ``3 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,200 @@
+"""Everything that can be known to be wrong before a server starts or a folder is made.
+
+Nothing here imports torch, Prefect or MLflow, and nothing is written.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.budget import (
+    ModelShape,
+    disk_bytes,
+    existing_folder,
+    free_bytes,
+    model_shape,
+    readable_bytes,
+)
+from flows.params import Recipe
+from normtweak_core.calibration.documents import read_documents
+from normtweak_core.calibration.length import effective_length
+from normtweak_core.errors import InputError
+from normtweak_core.export.checks import GPTQ_READER, check_exportable
+from normtweak_core.model.source import (
+    REFERENCE_PREFIX,
+    ModelFolder,
+    check_model_folder,
+    model_context,
+    resolve_device,
+    resolve_source,
+)
+from tasks.environment import HOME_VARIABLE
+from tasks.registry_server import check_registry
+
+REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI"
+DATA_FILES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".txt")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A recipe that can be carried out here, and what was found out on the way."""
+
+    source: ModelFolder
+    shape: ModelShape
+    length: int  # tokens per calibration window
+    disk: dict[str, int]  # bytes a run writes at most, by what they are
+    warnings: list[str] = field(default_factory=list)
+
+
+def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
+    """Accept a recipe that this machine can carry out, in order of rising cost.
+
+    Args:
+        recipe: What is wanted.
+        root: The state root; it need not exist yet.
+        result: Where the result file shall go, if anywhere.
+
+    Raises:
+        InputError: A folder cannot be written, a text is missing, empty or malformed, the model is
+            unsuitable, the format cannot hold it, or the disk is too small.
+    """
+    if result is not None:
+        check_result_file(result)
+    check_state_root(root)
+    warnings = check_texts(recipe)
+    resolve_device(recipe.model.device)
+    if uri := os.environ.get(REGISTRY_VARIABLE):
+        check_registry(uri)
+    source = resolve_source(recipe.model)
+    check_model_folder(source.path)
+    _require_evaluation_text(recipe, source)
+    length = _lengths(recipe, model_context(source.path))
+    shape = model_shape(source.path)
+    check_exportable(
+        recipe.export,
+        recipe.quantization,
+        shape.linears,
+        reader_available=Path(GPTQ_READER, "bin", "python").is_file(),
+    )
+    disk = disk_bytes(recipe, shape, length)
+    check_disk(sum(disk.values()), root)
+    return Ready(source, shape, length, disk, warnings)
+
+
+def check_result_file(path: Path) -> None:
+    """Accept a path that a result file can be written to.
+
+    Raises:
+        InputError: It is a folder, or its folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise InputError(f"--result must name a file; {path} is a folder: add a file name.")
+    folder = path.parent
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise InputError(
+            f"--result needs an existing folder; {folder} {found}: create it or choose another."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--result needs a folder you may write to; {folder} is not one: choose another."
+        )
+
+
+def check_state_root(root: Path) -> None:
+    """Accept a state root that exists or can be made.
+
+    Raises:
+        InputError: It is, or lies below, a file or a folder that cannot be written.
+    """
+    advice = f"choose a folder you may write to with {HOME_VARIABLE}."
+    there = existing_folder(root)
+    if not there.is_dir():
+        raise InputError(
+            f"All state is kept under {root}, but {there} is a file, not a folder; {advice}"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"All state is kept under {root}, which must be writable, but {there} is not; {advice}"
+        )
+
+
+def check_texts(recipe: Recipe) -> list[str]:
+    """Read the texts a recipe names, and return what is doubtful about them.
+
+    Raises:
+        InputError: A text is missing, unreadable, empty, not UTF-8 or malformed.
+    """
+    calibration, evaluation = recipe.calibration, recipe.evaluation.perplexity
+    texts = {}
+    if calibration.source == "text":
+        texts["calibration.path"] = Path(calibration.path).expanduser()
+    elif calibration.source == "dataset":
+        _check_data_set(calibration.path)
+    if evaluation.path is not None:
+        texts["evaluation.perplexity.path"] = Path(evaluation.path).expanduser()
+    for key, path in texts.items():
+        try:
+            read_documents(path)
+        except InputError as error:
+            raise InputError(f"{key}: {str(error).rstrip('.')}.") from error
+    files = [path.resolve() for path in texts.values()]
+    if len(files) == 2 and files[0] == files[1]:
+        return [
+            "calibration.path and evaluation.perplexity.path are the same file: the perplexity is "
+            "measured on text that the quantized model was calibrated with"
+        ]
+    return []
+
+
+def check_disk(needed: int, root: Path) -> None:
+    """Accept a disk with room for what a run writes at most.
+
+    Raises:
+        InputError: It has less.
+    """
+    free = free_bytes(existing_folder(root))
+    if free < needed:
+        raise InputError(
+            f"this run may write {readable_bytes(needed)} under {root}; its disk has "
+            f"{readable_bytes(free)} free: make room (`normtweak clean`), lower "
+            f"calibration.samples or length, or set {HOME_VARIABLE} to a larger disk."
+        )
+
+
+def only_local(recipe: Recipe, source: ModelFolder) -> bool:
+    """Tell whether nothing of a run has to come from the hub."""
+    data = recipe.calibration
+    return source.revision is None and (
+        data.source != "dataset" or Path(data.path).expanduser().exists()
+    )
+
+
+def _check_data_set(name: str) -> None:
+    # Anything else that does not exist may be a name on the hub, which only the hub can tell.
+    path = Path(name).expanduser()
+    looks_local = name.startswith(("/", "./", "../", "~")) or path.suffix in DATA_FILES
+    if looks_local and not path.exists():
+        raise InputError(
+            f"calibration.path must be a file, a folder or a hub data set; {name} does not exist: "
+            "check the path."
+        )
+
+
+def _require_evaluation_text(recipe: Recipe, source: ModelFolder) -> None:
+    if recipe.evaluation.perplexity.path is None and not source.name.startswith(REFERENCE_PREFIX):
+        raise InputError(
+            "evaluation.perplexity.path is required for a model that ships no held-out text; "
+            f"found none for {source.name}: give a .txt or .jsonl file."
+        )
+
+
+def _lengths(recipe: Recipe, context: int | None) -> int:
+    length = effective_length(recipe.calibration.length, context)
+    evaluated = recipe.evaluation.perplexity.length or length
+    if context is not None and evaluated > context:
+        raise InputError(
+            f"evaluation.perplexity.length must be at most the model's context of {context} "
+            f"tokens; found {evaluated}: lower it."
+        )
+    return length

@@ -1,0 +1,112 @@
+"""What is wrong with a recipe, in sentences: which key, what it must be, what was found."""
+
+import difflib
+from collections.abc import Iterator
+from typing import get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+SHOWN = 2  # problems told at once
+
+# What a key means where its type alone does not say what to write.
+HINTS = {
+    "name": "letters, digits, dots, dashes and underscores, a letter or digit first",
+    "registry.alias": "letters, digits, dots, dashes and underscores, a letter or digit first",
+    "calibration.languages": "auto, null or a list of scripts",
+    "quantization.group_size": "a number of columns of at least 1, or null for whole rows",
+}
+REQUIRED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "list_type": "a list",
+    "none_required": "null",
+}
+
+
+def sentences(error: ValidationError, recipe: type[BaseModel]) -> str:
+    """Return one sentence for each of the first problems, and how many more there are."""
+    told: dict[str, str] = {}
+    for detail in error.errors():
+        key, model = _place(detail, recipe)
+        told.setdefault(key, _sentence(detail, key, model, recipe))
+    shown = " ".join(list(told.values())[:SHOWN])
+    return shown + (f" ({len(told) - SHOWN} more.)" if len(told) > SHOWN else "")
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the full name of every value a recipe holds; sections are followed, not named."""
+    for name in model.model_fields:
+        section = section_model(model, name)
+        if section is None:
+            yield prefix + name
+        else:
+            yield from known_keys(section, f"{prefix}{name}.")
+
+
+def section_model(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """Return the model of a section, or None where the name holds a value."""
+    annotation = model.model_fields[name].annotation
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _place(detail: ErrorDetails, recipe: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:
+    """Return the key an error is about and the model of its section; None: it is not a key."""
+    model: type[BaseModel] | None = recipe
+    parts: list[str] = []
+    for part in detail["loc"]:
+        # Behind a value pydantic goes on with the branches of its type; they say nothing here.
+        if model is None:
+            break
+        parts.append(str(part))
+        if part not in model.model_fields:
+            return ".".join(parts), model
+        model = section_model(model, str(part))
+    return ".".join(parts), model
+
+
+def _sentence(
+    detail: ErrorDetails, key: str, model: type[BaseModel] | None, recipe: type[BaseModel]
+) -> str:
+    found, kind = detail.get("input"), detail["type"]
+    if kind in ("extra_forbidden", "invalid_key"):
+        return _unknown(key, model or recipe, recipe)
+    if kind == "missing":
+        return f"{key} is required; the recipe has none: add it."
+    if kind == "value_error":
+        return str(detail["ctx"]["error"]).rstrip(".") + "."
+    if kind == "model_type":
+        keys = ", ".join(model.model_fields) if model else ""
+        return f"{key} must be a section with keys such as {keys}; found {found!r}."
+    return f"{key} must be {_requirement(detail, key)}; found {found!r}."
+
+
+def _requirement(detail: ErrorDetails, key: str) -> str:
+    if key in HINTS:
+        return HINTS[key]
+    if detail["type"] in REQUIRED:
+        return REQUIRED[detail["type"]]
+    text = detail["msg"].removeprefix("Input should be ")
+    return text.replace("'", "").replace("greater than or equal to", "at least").replace(
+        "less than or equal to", "at most"
+    )
+
+
+def _unknown(key: str, model: type[BaseModel], recipe: type[BaseModel]) -> str:
+    section, _, leaf = key.rpartition(".")
+    prefix = f"{section}." if section else ""
+    here = list(model.model_fields)
+    near = [prefix + name for name in difflib.get_close_matches(leaf, here, n=1, cutoff=0.5)]
+    # A key in the wrong section is more often meant than another key spelled quite like it.
+    elsewhere = [name for name in known_keys(recipe) if name.rpartition(".")[2] == leaf]
+    if guess := elsewhere or near:
+        return f"{key} is not a recipe key; did you mean {guess[0]}?"
+    return f"{key} is not a recipe key; known here: {', '.join(here)}."

@@ -1,0 +1,1 @@
+"""What we measure by hand; nothing here is a timed test."""

@@ -1,0 +1,184 @@
+"""SIGKILL at every kind of moment: same bytes at the end, at most one block lost per kill."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tasks.environment import default_variables
+from tasks.events import read_events
+from tasks.server import EmbeddedServer
+
+RECIPE = """
+name: kill-test
+model: {source: "reference:llama"}
+calibration: {samples: 16, length: 96}
+quantization: {bits: 3, group_size: 64}
+final_tune: {enabled: true, steps: 12}
+evaluation: {perplexity: {max_tokens: 960}}
+"""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An event of the event file after which the run is killed, with a delay in seconds."""
+
+    event: str
+    facts: tuple[tuple[str, object], ...] = ()
+    delay: float = 0.0  # upper end of the jitter
+
+    def matches(self, entry: dict) -> bool:
+        return entry["event"] == self.event and all(entry.get(k) == v for k, v in self.facts)
+
+    def __str__(self) -> str:
+        return "-".join([self.event, *(str(value) for _, value in self.facts)])
+
+
+def block(index: int, part: str, delay: float = 0.1) -> Moment:
+    return Moment("block", (("block", index), ("part", part)), delay)
+
+
+# The first two against the run's own embedded server, the others against one server.
+EMBEDDED = [Moment("calibrate", (), 0.8), block(0, "solve", 0.3)]
+SERVED = [
+    block(0, "tweak", 0.3),
+    Moment("published", (("kind", "blocks"),), 0.0),  # renamed, its record not yet written
+    block(2, "finish", 0.0),
+    block(3, "done", 0.0),
+    Moment("final-tune", (("part", "begin"),), 1.0),
+    Moment("export", (("part", "begin"),), 0.5),
+    Moment("export", (("part", "written"),), 0.0),
+    Moment("verify", (("part", "begin"),), 1.5),
+    Moment("evaluate", (("part", "begin"),), 0.5),
+    Moment("register", (("part", "begin"),), 0.5),
+]
+
+
+class Runs:
+    """Starts the command line on one state root, and kills it at a moment."""
+
+    def __init__(self, root: Path, recipe: Path):
+        self.root, self.recipe = root, recipe
+        self.jitter = random.Random(0)
+
+    def start(self, server: str | None) -> subprocess.Popen:
+        environment = os.environ | {"NORMTWEAK_HOME": str(self.root)}
+        environment.pop("PREFECT_API_URL", None)
+        if server:
+            environment["PREFECT_API_URL"] = server
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "quantize", str(self.recipe),
+             "--result", str(self.root.parent / f"{self.root.name}.json")],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+
+    def finish(self, server: str | None) -> dict:
+        run = self.start(server)
+        output, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, output.decode()[-3000:]
+        return json.loads((self.root.parent / f"{self.root.name}.json").read_text())
+
+    def kill_at(self, moment: Moment, server: str | None) -> None:
+        """Run until the moment comes anew, then kill the one process."""
+        seen = len(read_events(self.root))
+        run = self.start(server)
+        deadline = time.monotonic() + 200
+        while not any(moment.matches(entry) for entry in read_events(self.root)[seen:]):
+            assert run.poll() is None, f"{moment}: ended before\n{run.stdout.read().decode()[-3000:]}"
+            assert time.monotonic() < deadline, f"{moment} never came"
+            time.sleep(0.02)
+        time.sleep(self.jitter.uniform(0, moment.delay))
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        run.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The recipe, and the result of a run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    return recipe, Runs(folder / "home", recipe).finish(None)
+
+
+def children_of_root(root: Path) -> list[int]:
+    """Return processes whose environment names this state root."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"NORMTWEAK_HOME={root}".encode() in environment.split(b"\0"):
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_twelve_kills_lose_nothing_finished_and_change_no_byte(
+    undisturbed, tmp_path, monkeypatch
+):
+    recipe, expected = undisturbed
+    runs = Runs(tmp_path / "home", recipe)
+    for moment in EMBEDDED:
+        runs.kill_at(moment, None)
+        deadline = time.monotonic() + 15
+        while children_of_root(runs.root) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert children_of_root(runs.root) == [], "the embedded server outlived its run"
+
+    for name, value in default_variables(runs.root).items():
+        monkeypatch.setenv(name, value)
+    server = EmbeddedServer(runs.root)
+    server.start()
+    server.wait()
+    try:
+        for moment in SERVED:
+            runs.kill_at(moment, server.url)
+        result = runs.finish(server.url)
+        check_states(server.url, len(SERVED) + len(EMBEDDED))
+    finally:
+        server.stop()
+    assert result["export_sha256"] == expected["export_sha256"]
+    assert result["registered"]["version"] == 1
+    assert all(row["cached"] for row in result["blocks"])
+    check_executions(runs.root, len(EMBEDDED) + len(SERVED))
+
+
+def check_executions(root: Path, kills: int) -> None:
+    """Every block started at most once more for each kill that fell inside it."""
+    events = read_events(root)
+    started = Counter(
+        (entry["chain"], entry["block"]) for entry in events
+        if entry["event"] == "block" and entry["part"] == "solve"
+    )
+    assert sum(started.values()) <= len(started) + kills
+    assert max(started.values()) <= 4  # block 0 is the target of three kills
+    contents: dict[str, set[str]] = {}
+    for entry in events:
+        if entry["event"] == "published" and entry["kind"] == "blocks":
+            kind = Path(entry["path"]).suffix
+            contents.setdefault(entry["key"] + kind, set()).add(entry["sha256"])
+    assert contents
+    assert all(len(hashes) == 1 for hashes in contents.values()), "a block came out differently"
+
+
+def check_states(server: str, kills: int) -> None:
+    """No flow run is left Running: the killed ones are Crashed, the last one Completed."""
+    import httpx
+
+    reply = httpx.post(f"{server}/flow_runs/filter", json={"limit": 100}, timeout=30)
+    states = Counter(run["state"]["type"] for run in reply.json())
+    assert states["COMPLETED"] == 1
+    assert states["RUNNING"] == 0
+    assert states["CRASHED"] <= kills
+    assert states["CRASHED"] >= kills - 2  # a run killed before it was created leaves no trace

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normtweak_core.errors import InputError
+from tasks.environment import FOLDERS, HOME_VARIABLE
 from tasks.locks import held, try_lock
 
 USE_LOCK = "in-use.lock"  # shared by running commands, taken alone by clean
@@ -54,10 +55,15 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
             its copies of the models, and Prefect's history, stay.
 
     Raises:
-        InputError: A run, `normtweak ui` or `normtweak serve` uses the root.
+        InputError: It is no state root, or a run, `normtweak ui` or `normtweak serve` uses it.
     """
-    if not root.is_dir():
+    if not root.exists():
         return []
+    if absent := [name for name in FOLDERS if not (root / name).is_dir()]:
+        raise InputError(
+            f"a state root made by normtweak is needed to be cleaned; {root} has no folder "
+            f"{absent[0]}: check {HOME_VARIABLE}."
+        )
     with _alone(root):
         if everything:
             kinds = {kind: [root / kind] for kind in (RECORDS, ARTEFACTS, EXPORTS, LOGS)}

@@ -16,14 +16,13 @@ from flows.budget import (
 )
 from flows.params import Recipe
 from flows.preflight import Ready
+from normtweak_core.errors import InputError
+from normtweak_core.model.config import ModelConfig
+from normtweak_core.model.hub import is_hub_id
 from tasks.environment import default_variables
 
 if TYPE_CHECKING:
     from tasks.job import Job
-
-# What each group of stages is called in the time estimate.
-TIMED = ("calibrate", "blocks", "baseline", "final tune", "evaluate")
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -186,3 +185,23 @@ def readable_seconds(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def require_local_model(config: ModelConfig) -> None:
+    """Accept a model that is on this machine; a plan fetches nothing.
+
+    Raises:
+        InputError: It is a hub model that is not in the local cache.
+    """
+    if Path(config.source).expanduser().exists() or not is_hub_id(config.source):
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(
+        try_to_load_from_cache(config.source, "config.json", revision=config.revision), str
+    ):
+        raise InputError(
+            f"a plan writes nothing, so the model must be here; {config.source} is not in the hub "
+            f"cache: run `hf download {config.source}` first."
+        )
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")

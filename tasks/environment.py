@@ -88,6 +88,7 @@ def default_variables(root: Path) -> dict[str, str]:
         ),
         "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": str(usable_cores()),
         "TOKENIZERS_PARALLELISM": "false",

@@ -18,7 +18,6 @@ from tasks.server import (
     running_server,
 )
 
-
 # Whichever test comes first also pays for the tables of Prefect's database.
 pytestmark = pytest.mark.timeout(300)
 

@@ -1,0 +1,118 @@
+"""The deployments of prefect.yaml, for `normtweak serve`: one place says what runs when.
+
+`prefect deploy --all` reads the same file with Prefect's own reader; here the same deployments are
+served by one process, without a work pool or a worker.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flows.params import Recipe, parse_recipe
+from normtweak_core.errors import InputError
+
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
+
+FILE = "prefect.yaml"
+ENTRYPOINT = "flows/quantize.py:quantize"
+SCHEDULE_KEYS = ("cron", "timezone", "slug", "active", "parameters")
+
+
+@dataclass(frozen=True)
+class DeploymentSpec:
+    """One deployment of prefect.yaml."""
+
+    name: str
+    description: str
+    tags: list[str]
+    recipe: Recipe
+    schedules: list[dict[str, Any]]
+    concurrency_limit: dict[str, Any] | None
+
+    @property
+    def title(self) -> str:
+        """Name and schedule, for a person."""
+        times = [f"{one['cron']} {one.get('timezone', 'UTC')}" for one in self.schedules]
+        return f"quantize/{self.name} ({'; '.join(times) or 'no schedule'})"
+
+
+def find_deployment_file() -> Path:
+    """Return the prefect.yaml of the working folder, else that of this source tree.
+
+    Raises:
+        InputError: Neither exists.
+    """
+    for folder in (Path.cwd(), Path(__file__).resolve().parents[1]):
+        if (folder / FILE).is_file():
+            return folder / FILE
+    raise InputError(
+        f"the scheduled deployments stand in {FILE}; found none in {Path.cwd()}: run the command "
+        "where it lies"
+    )
+
+
+def read_deployments(path: Path) -> list[DeploymentSpec]:
+    """Return the deployments of a file, their recipes validated.
+
+    Raises:
+        InputError: The file is not YAML, holds no deployment, one of another flow, a schedule
+            that is not by cron, or a recipe that is not valid.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be YAML; it cannot be parsed") from error
+    entries = data.get("deployments") if isinstance(data, dict) else None
+    if not entries:
+        raise InputError(f"{path} must list deployments; found none: add one")
+    return [_read(entry, path) for entry in entries]
+
+
+def served_deployment(spec: DeploymentSpec) -> "RunnerDeployment":
+    """Return the deployment as Prefect serves it; it is found by module, from any folder."""
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig
+    from prefect.flows import EntrypointType
+    from prefect.schedules import Cron
+
+    from flows.quantize import quantize
+
+    limit = spec.concurrency_limit
+    return quantize.to_deployment(
+        name=spec.name,
+        description=spec.description,
+        tags=spec.tags,
+        # Every field, as the page shows it and the run records it.
+        parameters={"recipe": spec.recipe.model_dump(mode="json")},
+        schedules=[Cron(**schedule) for schedule in spec.schedules],
+        concurrency_limit=None if limit is None else ConcurrencyLimitConfig(**limit),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def _read(entry: dict[str, Any], path: Path) -> DeploymentSpec:
+    name = entry.get("name")
+    if entry.get("entrypoint") != ENTRYPOINT:
+        raise InputError(
+            f"{path}: deployment {name} must have the entrypoint {ENTRYPOINT}; found "
+            f"{entry.get('entrypoint')!r}"
+        )
+    schedules = entry.get("schedules") or []
+    for schedule in schedules:
+        unknown = sorted(set(schedule) - set(SCHEDULE_KEYS))
+        if unknown or "cron" not in schedule:
+            raise InputError(
+                f"{path}: a schedule of {name} must have cron, and may have "
+                f"{', '.join(SCHEDULE_KEYS[1:])}; found {sorted(schedule)}"
+            )
+    limit = entry.get("concurrency_limit")
+    return DeploymentSpec(
+        name=name,
+        description=entry.get("description") or "",
+        tags=entry.get("tags") or [],
+        recipe=parse_recipe((entry.get("parameters") or {}).get("recipe") or {}),
+        schedules=schedules,
+        concurrency_limit={"limit": limit} if isinstance(limit, int) else limit,
+    )

@@ -1,0 +1,328 @@
+"""`normtweak ui` and `normtweak serve`: the pages of Prefect and MLflow, and scheduled runs.
+
+Both start servers that end with this process, however it ends. While one of them runs, commands on
+the same state root use its Prefect server, so that their runs appear on its pages at once.
+"""
+
+import argparse
+import contextlib
+import http.client
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from normtweak_core.errors import InputError
+from tasks.environment import log_plain_lines, prepare_environment
+from tasks.server import (
+    API_VARIABLE,
+    SECONDS_TO_STOP,
+    EmbeddedServer,
+    ServerError,
+    announce_server,
+    api_for_this_run,
+    running_server,
+)
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+PORTS_TRIED = 50
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+SECONDS_TO_START = 180
+LOG_LINES_SHOWN = 15
+
+
+def run_ui(options: argparse.Namespace) -> int:
+    """Show the pages of Prefect and MLflow until told to stop; return the exit code.
+
+    Args:
+        options: ``prefect_port`` and ``mlflow_port``: integers, or None for the usual port or the
+            next free one.
+
+    Raises:
+        InputError: A port that was asked for is taken.
+        ServerError: A server did not come up.
+        LockTimeoutError: Another `normtweak ui` or `serve` is just starting on the same root.
+    """
+    root = prepare_environment()
+    log_plain_lines()
+    with _stopped_by_signals(), contextlib.ExitStack() as stack:
+        mlflow = MlflowPages(root, options.mlflow_port)
+        stack.callback(mlflow.stop)
+        mlflow.start()
+        prefect = stack.enter_context(prefect_pages(root, options.prefect_port))
+        mlflow.wait()
+        _say(f"Runs, blocks and reports (Prefect): {page_of(prefect)}")
+        _say(f"Registered versions (MLflow):       {mlflow.url}")
+        _say("Ctrl-C ends both.")
+        while mlflow.runs():
+            time.sleep(0.5)
+        raise ServerError(f"The MLflow server ended. Last lines of its log:\n{mlflow.last_lines()}")
+    return 0
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Run the deployments of prefect.yaml on schedule until told to stop; return the exit code.
+
+    Args:
+        options: ``prefect_port``: an integer, or None for the usual port or the next free one.
+
+    Raises:
+        InputError: There is no prefect.yaml, it is not valid, or the port is taken.
+        ServerError: The server did not come up.
+        LockTimeoutError: Another `normtweak ui` or `serve` is just starting on the same root.
+    """
+    from flows.deploy import find_deployment_file, read_deployments
+
+    specified = read_deployments(find_deployment_file())
+    root = prepare_environment()
+    log_plain_lines()
+    with _stopped_by_signals(), prefect_pages(root, options.prefect_port) as url:
+        from prefect import serve
+
+        from flows.deploy import served_deployment
+        from tasks.artifacts import sweep_temporaries
+
+        sweep_temporaries(root)
+        _say(f"Schedules and runs (Prefect): {page_of(url)}")
+        for deployment in specified:
+            _say(f"Serving {deployment.title}. Ctrl-C ends it.")
+        # One at a time: two runs would share the same cores.
+        serve(*map(served_deployment, specified), limit=1, print_starting_message=False)
+    return 0
+
+
+@contextlib.contextmanager
+def prefect_pages(root: Path, port: int | None) -> Iterator[str]:
+    """Yield the URL of an API with pages: the user's, a running one, or one started here.
+
+    Runs whose process was killed are marked Crashed first, so that no page shows them as running.
+
+    Raises:
+        InputError: The port is taken.
+        ServerError: The server did not come up.
+        LockTimeoutError: Another `normtweak ui` or `serve` is just starting on the same root.
+    """
+    with contextlib.ExitStack() as stack:
+        url = os.environ.get(API_VARIABLE) or running_server(root)
+        if url is None:
+            server = PageServer(root, port)
+            stack.callback(server.stop)
+            server.start()
+            server.wait()
+            url = server.url
+            stack.enter_context(announce_server(root, url))
+        else:
+            log.info("using the Prefect server at %s", url)
+        stack.enter_context(api_for_this_run(root))
+        from tasks.runs import mark_dead_runs
+
+        mark_dead_runs(root)
+        yield url
+
+
+class PageServer(EmbeddedServer):
+    """Prefect's whole server, with pages and scheduler, in a child that ends with this process."""
+
+    def __init__(self, root: Path, port: int | None):
+        super().__init__(root)
+        self.port = port
+        self.log = root / "prefect" / "pages.log"
+
+    def start(self) -> None:
+        """Start the child process; its URL is known at once, it answers after `wait`.
+
+        Raises:
+            InputError: The port is taken.
+        """
+        self._started = time.monotonic()
+        migrate = self._must_migrate()
+        with _listen(self.port, PREFECT_PORT, "--prefect-port") as listener:
+            port = listener.getsockname()[1]
+            self.url = f"http://{HOST}:{port}/api"
+            self._ready, child_ready = os.pipe()
+            child_alive, self._alive = os.pipe()
+            inherited = (listener.fileno(), child_ready, child_alive)
+            command = [sys.executable, "-P", "-m", "tasks.server_child"]
+            command += [f"--socket={inherited[0]}", f"--ready={child_ready}"]
+            environment = {
+                "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+                **os.environ,
+                "PREFECT__SERVER_FINAL": "1",
+                "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "true" if migrate else "false",
+                # The pages ask the API under this address; an argument would not reach them.
+                "PREFECT_SERVER_API_HOST": HOST,
+                "PREFECT_SERVER_API_PORT": str(port),
+                API_VARIABLE: self.url,
+            }
+            self.process = _start(command, child_alive, inherited, environment, self.log)
+        os.close(child_ready)
+        os.close(child_alive)
+
+
+class MlflowPages:
+    """MLflow's pages over the registry of the state root, in a child that ends with this process.
+
+    Where MLFLOW_TRACKING_URI names a server, nothing is started and that server's pages are meant.
+    """
+
+    def __init__(self, root: Path, port: int | None):
+        self.root = root
+        self.port = port
+        self.log = root / "mlflow.log"
+        self.url = os.environ[TRACKING_VARIABLE]
+        self.own = not self.url.startswith(("http://", "https://"))
+        self.process: subprocess.Popen[bytes] | None = None
+        self._alive = -1
+
+    def start(self) -> None:
+        """Start the child process.
+
+        Raises:
+            InputError: The port is taken.
+        """
+        if not self.own:
+            return
+        store = self.url
+        with _listen(self.port, MLFLOW_PORT, "--mlflow-port") as listener:
+            port = listener.getsockname()[1]
+        self.url = f"http://{HOST}:{port}"
+        child_alive, self._alive = os.pipe()
+        command = [sys.executable, "-P", "-m", "tasks.guarded_child"]
+        serve = [sys.executable, "-P", "-m", "mlflow", "server", "--host", HOST]
+        serve += ["--port", str(port), "--workers", "1", "--backend-store-uri", store]
+        serve += ["--artifacts-destination", str(self.root / "mlartifacts")]
+        # Its job runner would start further processes for features we do not use.
+        environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+        self.process = _start(command, child_alive, (child_alive,), environment, self.log, serve)
+        os.close(child_alive)
+
+    def wait(self) -> None:
+        """Return when the server answers.
+
+        Raises:
+            ServerError: It ended, or did not answer in time.
+        """
+        end = time.monotonic() + SECONDS_TO_START
+        while self.own and not self._answers():
+            ended = not self.runs()
+            if ended or time.monotonic() > end:
+                problem = "it ended" if ended else f"it did not answer in {SECONDS_TO_START} s"
+                raise ServerError(
+                    f"The MLflow server must come up, but {problem}. Last lines of {self.log}:\n"
+                    f"{self.last_lines()}"
+                )
+            time.sleep(0.2)
+
+    def runs(self) -> bool:
+        """Tell whether the child process lives; true where there is none to watch."""
+        return not self.own or (self.process is not None and self.process.poll() is None)
+
+    def last_lines(self) -> str:
+        """Return the end of the server's log."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-LOG_LINES_SHOWN:]) or "(empty)"
+
+    def stop(self) -> None:
+        """End the child process in good order; harmless when it is not running."""
+        if self.process is None:
+            return
+        os.close(self._alive)
+        self.process.terminate()
+        try:
+            self.process.wait(SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def _answers(self) -> bool:
+        # Not urllib: it would ask a proxy.
+        connection = http.client.HTTPConnection(HOST, int(self.url.rpartition(":")[2]), timeout=5)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+
+def page_of(api_url: str) -> str:
+    """Return the address of the pages of a Prefect server, given its API's."""
+    return api_url.removesuffix("/").removesuffix("/api")
+
+
+def _start(
+    command: list[str],
+    child_alive: int,
+    inherited: tuple[int, ...],
+    environment: dict[str, str],
+    log_path: Path,
+    rest: list[str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a child that watches us; Ctrl-C reaches only us, and we end it in good order."""
+    command = [*command, f"--alive={child_alive}", f"--parent={os.getpid()}"]
+    if threading.current_thread() is threading.main_thread():
+        command += ["--main-thread"]
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("wb") as file:
+        return subprocess.Popen(
+            [*command, *(rest or [])],
+            env=environment,
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def _listen(wanted: int | None, usual: int, option: str) -> socket.socket:
+    """Return a listening socket on the port that was asked for, or the first free from the usual.
+
+    Raises:
+        InputError: The port that was asked for is taken, or none of those tried is free.
+    """
+    ports = range(usual, usual + PORTS_TRIED) if wanted is None else [wanted]
+    for port in ports:
+        try:
+            return socket.create_server((HOST, port), backlog=128)
+        except (OSError, OverflowError) as error:
+            problem = error
+    raise InputError(
+        f"{option} must be a free port of this machine; {ports[0]} cannot be used ({problem}): "
+        "give another"
+    )
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """End the block, without an error, on Ctrl-C, SIGTERM, or when the terminal is closed."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # One that is ignored stays ignored: that is what nohup asks for.
+    signals = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("Stopped.")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - the answer to the command

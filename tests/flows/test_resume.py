@@ -1,0 +1,150 @@
+"""What is done again after a change, a loss or an altered byte, and that the result is the same."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from flows.params import parse_recipe
+
+RECIPE = {
+    "name": "resume-test",
+    "model": {"source": "reference:llama"},
+    "calibration": {"samples": 8, "length": 32},
+    "quantization": {"bits": 4, "group_size": 64},
+    "final_tune": {"steps": 2},
+    "evaluation": {"perplexity": {"max_tokens": 128}},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, module_engine):
+    """The state root of these tests; all runs of this file share it."""
+    return module_engine
+
+
+@pytest.fixture(scope="module")
+def module_engine(engine_environment, session_api):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMTWEAK_HOME", str(engine_environment))
+        yield engine_environment
+
+
+def run(**changes) -> dict:
+    from flows.quantize import quantize
+
+    data = copy.deepcopy(RECIPE)
+    for key, value in changes.items():
+        place = data
+        *sections, leaf = key.split("__")
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = value
+    return quantize(parse_recipe(data))
+
+
+def executed(result: dict) -> set[str]:
+    """Return the stages that were not cached, blocks by their label alone."""
+    return {name.rstrip("0123456789 ") for name, cached in result["cached"].items() if not cached}
+
+
+@pytest.fixture(scope="module")
+def first(home):
+    return run()
+
+
+def test_the_first_run_executes_everything_and_the_second_nothing(first):
+    assert "block" in executed(first)
+    again = run()
+    assert executed(again) == set()
+    assert again["export_sha256"] == first["export_sha256"]
+    assert again["metrics"] == first["metrics"]
+    assert again["registered"]["version"] == first["registered"]["version"]
+    assert [row["seconds"] for row in again["blocks"]] == [row["seconds"] for row in first["blocks"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"norm_tweak__lr": 2e-3}, {"block", "final tune", "export", "verify", "evaluate"}),
+        ({"final_tune__steps": 3}, {"final tune", "export", "verify", "evaluate"}),
+        ({"evaluation__perplexity__max_tokens": 64}, {"evaluate float", "evaluate"}),
+        ({"name": "another-name"}, set()),
+        ({"registry__alias": "trial"}, set()),
+    ],
+)
+def test_a_change_redoes_only_what_reads_it(first, change, expected):
+    found = executed(run(**change))
+    # Content that comes out the same is not verified or evaluated again.
+    assert found <= expected
+    assert bool(found) == bool(expected)
+
+
+def files_of(first, home) -> dict[str, Path]:
+    """Return one file of each kind that a stage record refers to."""
+    export = Path(first["export_dir"])
+    kinds = {
+        "weights of the export": export / "model.safetensors",
+        "config of the export": export / "config.json",
+        "tokenizer of the export": export / "tokenizer.json",
+        "manifest": export / "normtweak.json",
+        "probe": export / "verify" / "probe.safetensors",
+    }
+    for kind in ("calibration", "blocks", "final-tune", "verification"):
+        for number, path in enumerate(sorted((home / "artifacts" / kind).glob("*"))):
+            kinds[f"{kind} {number} {path.suffix}"] = path
+    return kinds
+
+
+def test_one_altered_byte_of_any_file_is_noticed_and_made_again(first, home):
+    clean = {name: path.read_bytes() for name, path in files_of(run(), home).items()}
+    seen = set()
+    for name, path in files_of(first, home).items():
+        kind = (name.split(" ")[0], path.suffix)
+        if kind in seen and "export" not in name:
+            continue  # one of each kind and format
+        seen.add(kind)
+        flipped = bytearray(clean[name])
+        flipped[len(flipped) // 2] ^= 0x10
+        path.write_bytes(bytes(flipped))
+    result = run()
+    assert executed(result), "nothing noticed the altered files"
+    assert result["export_sha256"] == first["export_sha256"]
+    assert result["metrics"] == first["metrics"]
+    assert executed(run()) == set()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_record_of_a_stage_is_a_miss(first, home, damage):
+    record = next(path for path in (home / "results").glob("block-*") if path.is_file())
+    data = record.read_bytes()
+    if damage == "truncate":
+        record.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+        place = data.index(b"sha256") + 12
+        record.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    else:
+        record.unlink()
+    result = run()
+    assert result["export_sha256"] == first["export_sha256"]
+    assert executed(run()) == set()
+
+
+def test_streams_that_are_gone_are_made_again_by_forward_passes(first, home):
+    from tasks.events import read_events
+
+    for boundary in (home / "artifacts" / "streams").rglob("*.safetensors"):
+        boundary.unlink()
+    for record in (home / "results").glob("block-*"):
+        if '"block": 3' in record.read_text().replace('\\"', '"'):
+            record.unlink()
+    before = len(read_events(home))
+    result = run()
+    assert result["export_sha256"] == first["export_sha256"]
+    replays = [e["block"] for e in read_events(home)[before:] if e["event"] == "replay"]
+    assert replays == [3, 3]  # the run's own chain and the baseline's
+    solved = [
+        e["block"] for e in read_events(home)[before:]
+        if e["event"] == "block" and e["part"] == "solve"
+    ]
+    assert solved == [3, 3]

@@ -124,15 +124,22 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
 def _calibrate(run: Run) -> CalibrationResult:
     config = run.recipe.calibration
     return run.stage(
-        "calibrate", calibration_key(run.job, config), calibrate,
-        config=config, job=run.job, progress=run.progress,
+        "calibrate",
+        calibration_key(run.job, config),
+        calibrate,
+        config=config,
+        job=run.job,
+        progress=run.progress,
     )
 
 
 def _settings(run: Run) -> ChainSettings:
     chosen = run.stage(
-        "float type", float_type_key(run.job, run.recipe.export), float_type_stage,
-        config=run.recipe.export, job=run.job,
+        "float type",
+        float_type_key(run.job, run.recipe.export),
+        float_type_stage,
+        config=run.recipe.export,
+        job=run.job,
     )
     return ChainSettings(run.recipe.quantization, run.recipe.norm_tweak, chosen.dtype)
 
@@ -155,8 +162,12 @@ def _quantize_blocks(
             parent = finished[-1] if finished else None
             key = block_key(run.job, calibration, settings, index, parent)
             block = run.stage(
-                f"{label} {index}", key, quantize_block_stage,
-                index=index, chain=chain, finished=list(finished),
+                f"{label} {index}",
+                key,
+                quantize_block_stage,
+                index=index,
+                chain=chain,
+                finished=list(finished),
             )
             finished.append(block)
             advance(index + 1, run.job.blocks[1])
@@ -183,16 +194,25 @@ def _final_tune(
         return None
     key = final_tune_key(run.job, calibration, blocks, settings, config)
     tuned = run.stage(
-        "final tune", key, final_tune_stage,
-        config=config, job=run.job, calibration=calibration, blocks=blocks, settings=settings,
+        "final tune",
+        key,
+        final_tune_stage,
+        config=config,
+        job=run.job,
+        calibration=calibration,
+        blocks=blocks,
+        settings=settings,
         progress=run.progress,
     )
     report = _final_report(tuned)
     if not report.accepted:
-        _heed(run, [
-            "final tune rolled back (held-out divergence "
-            f"{report.held_out_before:.4g} -> {report.held_out_after:.4g})"
-        ])
+        _heed(
+            run,
+            [
+                "final tune rolled back (held-out divergence "
+                f"{report.held_out_before:.4g} -> {report.held_out_after:.4g})"
+            ],
+        )
     return tuned
 
 
@@ -211,25 +231,40 @@ def _export(
     }
     key = export_key(run.job, blocks, tuned, settings, run.recipe.export)
     return run.stage(
-        "export", key, export_stage,
-        config=run.recipe.export, job=run.job, blocks=blocks, tuned=tuned, settings=settings,
+        "export",
+        key,
+        export_stage,
+        config=run.recipe.export,
+        job=run.job,
+        blocks=blocks,
+        tuned=tuned,
+        settings=settings,
         details=details,
     )
 
 
 def _evaluate(run: Run, export: ExportResult) -> dict[str, float]:
     config = run.recipe.evaluation.perplexity
-    length = evaluation_length(
-        run.job, config, calibration_length(run.job, run.recipe.calibration)
-    )
+    length = evaluation_length(run.job, config, calibration_length(run.job, run.recipe.calibration))
     inputs = evaluation_inputs(run.job, config, length)
     alone = run.stage(
-        "evaluate float", float_evaluation_key(run.job, inputs), evaluate_float_stage,
-        config=config, length=length, job=run.job, progress=run.progress,
+        "evaluate float",
+        float_evaluation_key(run.job, inputs),
+        evaluate_float_stage,
+        config=config,
+        length=length,
+        job=run.job,
+        progress=run.progress,
     )
     beside = run.stage(
-        "evaluate", evaluation_key(run.job, export, inputs), evaluate_stage,
-        config=config, length=length, job=run.job, export=export, progress=run.progress,
+        "evaluate",
+        evaluation_key(run.job, export, inputs),
+        evaluate_stage,
+        config=config,
+        length=length,
+        job=run.job,
+        export=export,
+        progress=run.progress,
     )
     return beside.metrics | alone.metrics
 

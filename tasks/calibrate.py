@@ -97,8 +97,10 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
             "calibration", key, lambda path: save_calibration_set(path, windows), "safetensors"
         ),
         table=publish(
-            "calibration", key,
-            lambda path: write_calibration_table(path, frame, len(tokenizer)), "parquet",
+            "calibration",
+            key,
+            lambda path: write_calibration_table(path, frame, len(tokenizer)),
+            "parquet",
         ),
         quality=publish_json("calibration", key, quality.model_dump(mode="json")),
         verdict=quality.verdict,

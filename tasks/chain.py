@@ -41,7 +41,9 @@ class StreamError(RuntimeError):
 class BlockChain:
     """Hands each block its input streams: from memory, from disk, or by running finished blocks."""
 
-    def __init__(self, job: Job, calibration: CalibrationResult, settings: ChainSettings, name: str):
+    def __init__(
+        self, job: Job, calibration: CalibrationResult, settings: ChainSettings, name: str
+    ):
         """Prepare a chain.
 
         Args:
@@ -153,9 +155,7 @@ class BlockChain:
         streams = self.walk.start()
         for position in range(index):
             done = finished[position]
-            layers, norms = load_block(
-                state_root() / done.weights.path, self.settings.quantization
-            )
+            layers, norms = load_block(state_root() / done.weights.path, self.settings.quantization)
             streams = self.walk.replay(position, streams, layers, norms, self.export_dtype)
             found = (stream_hash(streams.x_f), stream_hash(streams.x_q))
             if found != (done.x_f_sha256, done.x_q_sha256):

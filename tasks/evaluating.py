@@ -125,8 +125,6 @@ def evaluate_stage(
     float_model = load_causal_lm(job.folder, dtype, job.device)
     quantized = load_causal_lm(state_root() / export.folder, dtype, job.device)
     with bar.stage("evaluate export", "windows") as advance:
-        result = compare(
-            quantized, float_model, evaluation_windows(job, config, length), advance
-        )
+        result = compare(quantized, float_model, evaluation_windows(job, config, length), advance)
     sizes = {"bits_per_weight": export.bits_per_weight, "size_bytes": float(export.size_bytes)}
     return Evaluation(metrics=result.metrics() | sizes)

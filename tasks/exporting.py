@@ -76,8 +76,13 @@ def export_stage(
         replaced |= load_file(state_root() / tuned.norms.path)
     out = state_root() / "exports" / export_folder_name(job, settings, key)
     record = write_export(
-        out, job.folder, layers, replaced, config,
-        dtype=dtype, details=details,
+        out,
+        job.folder,
+        layers,
+        replaced,
+        config,
+        dtype=dtype,
+        details=details,
     )
     events.record("export", part="written")
     return ExportResult(
@@ -102,7 +107,10 @@ def export_folder_name(job: Job, settings: ChainSettings, key: str) -> str:
 def verify_key(job: Job, export: ExportResult) -> str:
     """Return the key of the verification."""
     return job.key(
-        "verify", parents=[content_hash(export)], inputs={}, sources=["normtweak_core.export.verify"]
+        "verify",
+        parents=[content_hash(export)],
+        inputs={},
+        sources=["normtweak_core.export.verify"],
     )
 
 

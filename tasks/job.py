@@ -51,7 +51,9 @@ class Job:
     def outside_blocks_sha256(self) -> str:
         """Hash of all tensors outside the blocks."""
         inside = self.blocks[0] + "."
-        return self.fingerprint.of([n for n in self.fingerprint.tensors if not n.startswith(inside)])
+        return self.fingerprint.of(
+            [n for n in self.fingerprint.tensors if not n.startswith(inside)]
+        )
 
     def block_sha256(self, index: int) -> str:
         """Return the hash of one block's tensors."""

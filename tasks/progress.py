@@ -62,13 +62,11 @@ def _speedless(columns: tuple) -> list:
     from rich.text import Text
 
     class Speed(ProgressColumn):
-        def render(self, task) -> Text:  # noqa: ANN001 - rich's task
+        def render(self, task) -> Text:
             return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
     return [
-        Speed()
-        if isinstance(column, TextColumn) and "task.speed" in column.text_format
-        else column
+        Speed() if isinstance(column, TextColumn) and "task.speed" in column.text_format else column
         for column in columns
     ]
 
@@ -87,6 +85,4 @@ class _Lines:
         self.last = now
         rate = done / max(now - self.began, 1e-9)
         left = "" if done >= total else f", {(total - done) / rate:.0f} s left"
-        log.info(
-            "%s: %s/%s %s, %.3g per second%s", self.name, done, total, self.unit, rate, left
-        )
+        log.info("%s: %s/%s %s, %.3g per second%s", self.name, done, total, self.unit, rate, left)

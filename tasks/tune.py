@@ -79,14 +79,22 @@ def final_tune_stage(
     windows = TuningWindows(ids, num_training_windows(len(ids)))
     with bar.stage("final tune", "steps") as advance:
         report, norms = final_tune(
-            quantized, float_model, windows, config, masters, export_dtype, job.seed,
+            quantized,
+            float_model,
+            windows,
+            config,
+            masters,
+            export_dtype,
+            job.seed,
             lambda step, steps, loss: advance(step, steps),
         )
     tensors = {name: value.cpu().contiguous() for name, value in sorted(norms.items())}
     return FinalTuneResult(
         norms=publish(
-            "final-tune", key,
-            lambda path: save_file(tensors, path, metadata={"format": "pt"}), "safetensors",
+            "final-tune",
+            key,
+            lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+            "safetensors",
         ),
         report=publish_json("final-tune", key, report.model_dump(mode="json")),
     )

@@ -120,7 +120,13 @@ def quantize_block(
             target = run_stream(block, streams.x_q, run)
         rate = tweak_rate(plan.norm_tweak, plan.index, plan.num_blocks)
         tweak, norms = tweak_norms(
-            quantized, streams.x_q, target, streams.num_training, run, plan.norm_tweak, rate,
+            quantized,
+            streams.x_q,
+            target,
+            streams.num_training,
+            run,
+            plan.norm_tweak,
+            rate,
             plan.export_dtype,
         )
         if tweak.accepted:
@@ -201,8 +207,12 @@ def _solve(W: Tensor, H: Tensor, plan: BlockPlan) -> SolvedWeight:
     if settings.method == "rtn":
         return round_to_nearest(W, settings.group_size, spec)
     return gptq(
-        W, H, settings.group_size, spec,
-        act_order=settings.act_order, percdamp=settings.percdamp,
+        W,
+        H,
+        settings.group_size,
+        spec,
+        act_order=settings.act_order,
+        percdamp=settings.percdamp,
     )
 
 

@@ -17,9 +17,7 @@ from normtweak_core.tweak.tweak import norm_parameters, round_norms
 METADATA = {"format": "pt"}  # more keys would be written in random order
 
 
-def save_block(
-    path: Path, layers: dict[str, QuantizedWeight], norms: dict[str, Tensor]
-) -> None:
+def save_block(path: Path, layers: dict[str, QuantizedWeight], norms: dict[str, Tensor]) -> None:
     """Write the codes of each layer and the float32 masters of each tweaked norm parameter."""
     tensors = {f"norm.{name}": value.contiguous() for name, value in norms.items()}
     for name, weight in layers.items():

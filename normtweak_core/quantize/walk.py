@@ -1,10 +1,10 @@
 """Walk the calibration windows through a model, block by block, float and quantized side by side.
 
-    walk = BlockWalk(StreamedModel(folder, torch.float32, "cpu"), input_ids)
-    streams = walk.start()
-    for index in range(walk.num_blocks):
-        done = quantize_block(walk.load(index), streams, walk.runner(index), plan(index))
-        streams = done.streams
+walk = BlockWalk(StreamedModel(folder, torch.float32, "cpu"), input_ids)
+streams = walk.start()
+for index in range(walk.num_blocks):
+    done = quantize_block(walk.load(index), streams, walk.runner(index), plan(index))
+    streams = done.streams
 """
 
 import torch
@@ -33,7 +33,9 @@ class BlockWalk:
 
     def start(self) -> Streams:
         """Return both streams in front of the first block, where they are the same tensor."""
-        parts = [self.model.embed(self.input_ids[p])[0].cpu() for p in micro_batches(self.input_ids)]
+        parts = [
+            self.model.embed(self.input_ids[p])[0].cpu() for p in micro_batches(self.input_ids)
+        ]
         hidden = torch.cat(parts)
         return Streams(hidden, hidden)
 
@@ -61,9 +63,7 @@ class BlockWalk:
         """Return the streams behind a finished block: forward passes only, nothing is solved."""
         block, run = self.load(index), self.runner(index)
         quantized = quantized_copy(block, layers, norms, export_dtype)
-        return Streams(
-            run_stream(block, streams.x_f, run), run_stream(quantized, streams.x_q, run)
-        )
+        return Streams(run_stream(block, streams.x_f, run), run_stream(quantized, streams.x_q, run))
 
     def _calls_for(self, batch: int) -> list[BlockCall]:
         # Without padding, masks depend on the number of windows only, not on what is in them.

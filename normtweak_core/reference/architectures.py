@@ -51,9 +51,7 @@ def model_config(name: str) -> "PretrainedConfig":
             tie_word_embeddings=False,
             attention_bias=True,
         )
-    raise ValueError(
-        f"reference model must be one of {', '.join(REFERENCE_NAMES)}; got {name!r}"
-    )
+    raise ValueError(f"reference model must be one of {', '.join(REFERENCE_NAMES)}; got {name!r}")
 
 
 def train_tokenizer(texts: list[str], name: str) -> "PreTrainedTokenizerFast":

@@ -100,7 +100,9 @@ def train_reference(name: str, out: Path, work: Path, plan: TrainingPlan) -> dic
     sample = evenly_spaced_windows(tokens, 200)
     losses = {
         "training_loss": mean_loss(model, sample),
-        "held_out_loss": mean_loss(model, evenly_spaced_windows(encode_stream(held_out, tokenizer))),
+        "held_out_loss": mean_loss(
+            model, evenly_spaced_windows(encode_stream(held_out, tokenizer))
+        ),
     }
     write_reference(out, name, model, tokenizer, corpus, losses | {"seconds": seconds}, plan)
     return losses
@@ -171,14 +173,21 @@ def run_training(
             per_step = (time.monotonic() - began) / (step + 1 - first)
             log.info(
                 "step %d/%d  loss %.3f  %.0f tokens/s  %.0f min left",
-                step + 1, plan.steps, running, plan.batch * CONTEXT / per_step,
+                step + 1,
+                plan.steps,
+                running,
+                plan.batch * CONTEXT / per_step,
                 (plan.steps - step - 1) * per_step / 60,
             )
     return spent + time.monotonic() - began
 
 
 def save_state(
-    model: "PreTrainedModel", optimizer: torch.optim.Optimizer, path: Path, step: int, seconds: float
+    model: "PreTrainedModel",
+    optimizer: torch.optim.Optimizer,
+    path: Path,
+    step: int,
+    seconds: float,
 ) -> None:
     """Write weights and both Adam moments; the old state stays until the new one is complete."""
     tensors = {}

@@ -93,9 +93,7 @@ def final_tune(
         after = _held_out_divergence(quantized, float_model, windows)
         for name, parameter in parameters.items():
             parameter.copy_(original[name])
-    report = FinalTuneReport(
-        held_out_before=before, held_out_after=after, accepted=after < before
-    )
+    report = FinalTuneReport(held_out_before=before, held_out_after=after, accepted=after < before)
     return report, trained if report.accepted else {}
 
 

@@ -124,7 +124,7 @@ class WithMasters(nn.Module):
         self.module, self.masters = module, masters
         self._dtypes = {name: module.get_parameter(name).dtype for name in masters}
 
-    def forward(self, *args, **kwargs):  # noqa: ANN002,ANN003 - whatever the module takes
+    def forward(self, *args, **kwargs):
         """Call the module with the masters."""
         cast = {name: master.to(self._dtypes[name]) for name, master in self.masters.items()}
         return torch.func.functional_call(self.module, cast, args, kwargs)

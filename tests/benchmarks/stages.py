@@ -29,8 +29,11 @@ STAGES: dict[str, dict[str, Any]] = {
     "+ final tune": {},
 }
 REFERENCE_WIDTHS = {"2-bit g64": (2, 64), "3-bit g64": (3, 64), "4-bit g64": (4, 64)}
-STORY_WIDTHS = {"2-bit per channel": (2, None), "3-bit per channel": (3, None),
-                "4-bit per channel": (4, None)}
+STORY_WIDTHS = {
+    "2-bit per channel": (2, None),
+    "3-bit per channel": (3, None),
+    "4-bit per channel": (4, None),
+}
 
 
 def main() -> None:
@@ -131,8 +134,10 @@ def write(out: Path, cells: list[dict[str, Any]]) -> None:
 
 def table(cells: list[dict[str, Any]]) -> str:
     """Return perplexities as a table, a row per model and width."""
-    rows = ["| model | width | bits/weight | float | " + " | ".join(STAGES) + " |",
-            "|---" * (4 + len(STAGES)) + "|"]
+    rows = [
+        "| model | width | bits/weight | float | " + " | ".join(STAGES) + " |",
+        "|---" * (4 + len(STAGES)) + "|",
+    ]
     keys = dict.fromkeys((c["model"], c["width"]) for c in cells)
     for model, width in keys:
         found = {c["stage"]: c for c in cells if (c["model"], c["width"]) == (model, width)}

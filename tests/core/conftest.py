@@ -12,8 +12,12 @@ def tiny_folders(tmp_path_factory):
     """Folders of a Llama-shaped and a Pythia-shaped model with weights large enough to matter."""
     configs = {
         "llama": LlamaConfig(
-            **SHARED, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, tie_word_embeddings=True,
+            **SHARED,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
         ),
         "neox": GPTNeoXConfig(
             **SHARED, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4

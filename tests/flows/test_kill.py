@@ -75,9 +75,18 @@ class Runs:
         if server:
             environment["PREFECT_API_URL"] = server
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "quantize", str(self.recipe),
-             "--result", str(self.root.parent / f"{self.root.name}.json")],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [
+                sys.executable,
+                "-m",
+                "flows.cli",
+                "quantize",
+                str(self.recipe),
+                "--result",
+                str(self.root.parent / f"{self.root.name}.json"),
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
 
     def finish(self, server: str | None) -> dict:
@@ -92,7 +101,9 @@ class Runs:
         run = self.start(server)
         deadline = time.monotonic() + 200
         while not any(moment.matches(entry) for entry in read_events(self.root)[seen:]):
-            assert run.poll() is None, f"{moment}: ended before\n{run.stdout.read().decode()[-3000:]}"
+            assert run.poll() is None, (
+                f"{moment}: ended before\n{run.stdout.read().decode()[-3000:]}"
+            )
             assert time.monotonic() < deadline, f"{moment} never came"
             time.sleep(0.02)
         time.sleep(self.jitter.uniform(0, moment.delay))
@@ -124,9 +135,7 @@ def children_of_root(root: Path) -> list[int]:
 
 
 @pytest.mark.timeout(600)
-def test_twelve_kills_lose_nothing_finished_and_change_no_byte(
-    undisturbed, tmp_path, monkeypatch
-):
+def test_twelve_kills_lose_nothing_finished_and_change_no_byte(undisturbed, tmp_path, monkeypatch):
     recipe, expected = undisturbed
     runs = Runs(tmp_path / "home", recipe)
     for moment in EMBEDDED:
@@ -158,7 +167,8 @@ def check_executions(root: Path, kills: int) -> None:
     """Every block started at most once more for each kill that fell inside it."""
     events = read_events(root)
     started = Counter(
-        (entry["chain"], entry["block"]) for entry in events
+        (entry["chain"], entry["block"])
+        for entry in events
         if entry["event"] == "block" and entry["part"] == "solve"
     )
     assert sum(started.values()) <= len(started) + kills

@@ -60,7 +60,9 @@ def test_the_first_run_executes_everything_and_the_second_nothing(first):
     assert again["export_sha256"] == first["export_sha256"]
     assert again["metrics"] == first["metrics"]
     assert again["registered"]["version"] == first["registered"]["version"]
-    assert [row["seconds"] for row in again["blocks"]] == [row["seconds"] for row in first["blocks"]]
+    assert [row["seconds"] for row in again["blocks"]] == [
+        row["seconds"] for row in first["blocks"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,8 @@ def test_streams_that_are_gone_are_made_again_by_forward_passes(first, home):
     replays = [e["block"] for e in read_events(home)[before:] if e["event"] == "replay"]
     assert replays == [3, 3]  # the run's own chain and the baseline's
     solved = [
-        e["block"] for e in read_events(home)[before:]
+        e["block"]
+        for e in read_events(home)[before:]
         if e["event"] == "block" and e["part"] == "solve"
     ]
     assert solved == [3, 3]

@@ -119,8 +119,13 @@ def test_output_errors_and_drift_fall_with_every_stage(tiny_folders, seeded):
 def test_reports_name_every_layer_and_no_problem(tiny_folders, seeded):
     report = run_all(walk_of(tiny_folders["llama"], seeded), percdamp=0.01)[0].report
     assert sorted(row.layer for row in report.layers) == [
-        "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "self_attn.k_proj", "self_attn.o_proj",
-        "self_attn.q_proj", "self_attn.v_proj",
+        "mlp.down_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "self_attn.k_proj",
+        "self_attn.o_proj",
+        "self_attn.q_proj",
+        "self_attn.v_proj",
     ]
     assert report.left_float == []
     assert report.problems() == []
@@ -137,9 +142,7 @@ def test_a_linear_that_is_never_called_is_reported_as_left_float(tiny_folders, s
 
 def test_damping_that_had_to_be_raised_is_a_problem_of_the_block(tiny_folders, seeded):
     walk = walk_of(tiny_folders["llama"], seeded, samples=8, length=2)  # 14 tokens, width 32
-    done = quantize_block(
-        walk.load(0), walk.start(), walk.runner(0), plan(0, 3, percdamp=0.0)
-    )
+    done = quantize_block(walk.load(0), walk.start(), walk.runner(0), plan(0, 3, percdamp=0.0))
     raised = [row for row in done.report.layers if row.damping_raised]
     assert raised
     assert done.report.problems()[0] == (

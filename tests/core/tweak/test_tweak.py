@@ -6,11 +6,11 @@ import torch
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.streaming import StreamedModel
+from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
 from normtweak_core.quantize.block import run_stream
 from normtweak_core.quantize.gptq import round_to_nearest
 from normtweak_core.quantize.grid import GridSpec
 from normtweak_core.quantize.walk import BlockWalk
-from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
 from normtweak_core.tweak.final import TuningWindows, final_tune, logit_divergence, tunable_norms
 from normtweak_core.tweak.tweak import (
@@ -64,9 +64,7 @@ def test_the_held_out_loss_falls_and_only_norms_change(damaged, name, loss):
 
 def test_statistics_that_agree_at_the_cost_of_every_token_are_rolled_back(damaged):
     block, x, target, run = damaged("llama")
-    report, masters = tweak_norms(
-        block, x, target, 28, run, NormTweakConfig(), 3e-2, torch.float16
-    )
+    report, masters = tweak_norms(block, x, target, 28, run, NormTweakConfig(), 3e-2, torch.float16)
     assert report.held_out_after < report.held_out_before
     assert report.distance_after > report.distance_before
     assert not report.accepted
@@ -76,9 +74,7 @@ def test_statistics_that_agree_at_the_cost_of_every_token_are_rolled_back(damage
 def test_a_tweak_that_hurts_is_rolled_back_to_the_bit(damaged):
     block, x, target, run = damaged("llama")
     before = {key: value.clone() for key, value in block.state_dict().items()}
-    report, masters = tweak_norms(
-        block, x, target, 28, run, NormTweakConfig(), 3.0, torch.float16
-    )
+    report, masters = tweak_norms(block, x, target, 28, run, NormTweakConfig(), 3.0, torch.float16)
     assert not report.accepted
     assert report.held_out_after > report.held_out_before
     assert masters == {}
@@ -107,7 +103,9 @@ def test_more_iterations_take_more_steps(damaged):
 def test_a_loss_that_is_not_finite_stops_with_the_rate(damaged):
     block, x, target, run = damaged("llama")
     target[3] = torch.inf
-    with pytest.raises(NonFiniteError, match=r"found inf at step 3: lower norm_tweak.lr \(now 0.1\)"):
+    with pytest.raises(
+        NonFiniteError, match=r"found inf at step 3: lower norm_tweak.lr \(now 0.1\)"
+    ):
         tweak_norms(block, x, target, 28, run, NormTweakConfig(loss="mse"), 0.1, torch.float16)
 
 
@@ -161,7 +159,13 @@ def test_final_tune_lowers_the_held_out_divergence_and_leaves_the_model_as_it_wa
     before = {key: value.clone() for key, value in quantized.state_dict().items()}
     steps = []
     report, norms = final_tune(
-        quantized, float_model, windows, FinalTuneConfig(steps=40, lr=3e-3), {}, torch.float16, 0,
+        quantized,
+        float_model,
+        windows,
+        FinalTuneConfig(steps=40, lr=3e-3),
+        {},
+        torch.float16,
+        0,
         lambda step, total, loss: steps.append((step, total)),
     )
     assert report.accepted
@@ -175,7 +179,9 @@ def test_final_tune_lowers_the_held_out_divergence_and_leaves_the_model_as_it_wa
 
 def test_final_tune_is_a_function_of_its_seed(models):
     results = [
-        final_tune(*models, FinalTuneConfig(steps=5), {}, torch.float16, seed)[1]["model.norm.weight"]
+        final_tune(*models, FinalTuneConfig(steps=5), {}, torch.float16, seed)[1][
+            "model.norm.weight"
+        ]
         for seed in (0, 0, 1)
     ]
     assert torch.equal(results[0], results[1])
@@ -191,7 +197,9 @@ def test_a_final_tune_that_hurts_keeps_nothing(models):
 def test_final_tune_stops_when_the_loss_is_not_finite(models):
     quantized, float_model, windows = models
     bad = {"model.norm.weight": torch.full((32,), torch.nan)}
-    with pytest.raises(NonFiniteError, match=r"found nan at step 0: lower final_tune.lr \(now 0.001\)"):
+    with pytest.raises(
+        NonFiniteError, match=r"found nan at step 0: lower final_tune.lr \(now 0.001\)"
+    ):
         final_tune(quantized, float_model, windows, FinalTuneConfig(steps=2), bad, torch.float16, 0)
 
 

@@ -147,8 +147,9 @@ def time_estimate(recipe: Recipe, shape: ModelShape, length: int, speed: float) 
     solve += shape.linear_weights * (shape.widest_input + 400)  # column loop, grid search
     tweak = recipe.norm_tweak
     passes = 2 * GROUPS_PER_BLOCK + 3 + (3 * tweak.iterations + 3 if tweak.enabled else 0)
+    generated = recipe.calibration.source == "generated"
     work = {
-        "calibrate": tokens * shape.parameters * (2 if recipe.calibration.source != "generated" else 4),
+        "calibrate": tokens * shape.parameters * (4 if generated else 2),
         "blocks": passes * tokens * shape.linear_weights + solve,
         "baseline": (2 * GROUPS_PER_BLOCK + 3) * tokens * shape.linear_weights + solve,
         "final tune": recipe.final_tune.steps * FINAL_TUNE_TOKENS * 4 * shape.parameters

@@ -35,11 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         with sigterm_raises():
             options = parse(arguments)
             return options.run(options)
-    except (Exception, KeyboardInterrupt) as error:  # the one place where a command ends
-        return exit_code(error, command)
-    except BaseException as error:
-        if isinstance(error, SystemExit):  # argparse after --help
-            raise
+    except SystemExit:  # argparse, after --help and --version
+        raise
+    except BaseException as error:  # the one place where every command ends
         return exit_code(error, command)
 
 

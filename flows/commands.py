@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.failures import EXIT_FAILED, EXIT_OK, exit_code, logged_to_file
+from flows.failures import EXIT_OK, exit_code, logged_to_file
 from normtweak_core.errors import InputError
 from tasks.environment import (
     default_variables,
@@ -30,10 +30,12 @@ def run_quantize(options: argparse.Namespace) -> int:
     from flows.preflight import only_local, preflight
 
     recipe = load_recipe(options.recipe, options.overrides)
+    os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of its tables
+    _set_variables(state_root())  # before preflight: it may have to ask torch for GPUs
     ready = preflight(recipe, state_root(), options.result)
     if only_local(recipe, ready.source):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
     root = prepare_environment()
 
     def work() -> int:
@@ -72,13 +74,15 @@ def _flow_result(recipe: Any, root: Path) -> dict[str, Any]:
 def run_plan(options: argparse.Namespace) -> int:
     """Print what a recipe would need; write nothing."""
     from flows.params import load_recipe
-    from flows.plan import plan_lines, require_local_model
+    from flows.plan import plan_lines, require_local_model, scratch_environment
     from flows.preflight import preflight
 
     recipe = load_recipe(options.recipe, options.overrides)
     require_local_model(recipe.model)
-    ready = preflight(recipe, state_root())
-    for line in [*plan_lines(recipe, ready, state_root()), *ready.warnings]:
+    with scratch_environment(state_root()):
+        ready = preflight(recipe, state_root())
+        lines = plan_lines(recipe, ready, state_root())
+    for line in [*lines, *(f"warning {text}" for text in ready.warnings)]:
         _show(line)
     return EXIT_OK
 
@@ -124,8 +128,7 @@ def run_reference_train(options: argparse.Namespace) -> int:
     work_folder = options.work or root / "reference" / options.name
     for flag, folder in (("--out", out), ("--work", work_folder)):
         _require_folder(flag, folder)
-    for name, value in default_variables(root).items():
-        os.environ.setdefault(name, value)
+    _set_variables(root)
 
     def work() -> int:
         from normtweak_core.reference.train import TrainingPlan, train_reference
@@ -152,6 +155,11 @@ def run_serve(options: argparse.Namespace) -> int:
     from flows.serving import run_serve as run
 
     return run(options)
+
+
+def _set_variables(root: Path) -> None:
+    for name, value in default_variables(root).items():
+        os.environ.setdefault(name, value)
 
 
 def _require_folder(flag: str, folder: Path) -> None:

@@ -1,7 +1,9 @@
 """What a run would do: disk, memory, time, and which stages it would find finished."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ from tasks.environment import default_variables
 if TYPE_CHECKING:
     from tasks.job import Job
 
+
 @dataclass(frozen=True)
 class Stage:
     """Whether a stage, or how many of its parts, would be found finished."""
@@ -38,16 +41,24 @@ class Stage:
         return f"{self.name}: {self.cached} of {self.parts} cached"
 
 
-def plan_lines(recipe: Recipe, ready: Ready, root: Path) -> list[str]:
-    """Return the plan of a run, line by line, without writing anything that stays."""
+@contextlib.contextmanager
+def scratch_environment(root: Path) -> Iterator[None]:
+    """Set the variables of a run for the duration of a plan, after which the process ends.
+
+    Prefect makes its home when it is imported, so that cannot be inside the state root.
+    """
     with tempfile.TemporaryDirectory(prefix="normtweak-plan-") as scratch:
-        # Prefect makes its home when it is imported, which must not be inside the state root.
         os.environ["PREFECT_HOME"] = scratch
         for name, value in default_variables(root).items():
             os.environ.setdefault(name, value)
-        from tasks.job import open_job
+        yield
 
-        stages = cached_stages(recipe, open_job(recipe.model, recipe.seed))
+
+def plan_lines(recipe: Recipe, ready: Ready, root: Path) -> list[str]:
+    """Return the plan of a run, line by line; reads finished stages and writes nothing."""
+    from tasks.job import open_job
+
+    stages = cached_stages(recipe, open_job(recipe.model, recipe.seed))
     return [
         *_model_lines(recipe, ready),
         *_disk_lines(ready, root),
@@ -90,9 +101,7 @@ def cached_stages(recipe: Recipe, job: "Job") -> list[Stage]:
         plain = ChainSettings(rounded, NormTweakConfig(enabled=False), chosen.dtype)
         baseline = _cached_blocks(job, calibration, plain)
     if len(blocks) == count and recipe.final_tune.enabled:
-        tuned = cached_result(
-            final_tune_key(job, calibration, blocks, settings, recipe.final_tune)
-        )
+        tuned = cached_result(final_tune_key(job, calibration, blocks, settings, recipe.final_tune))
     if len(blocks) == count and (tuned or not recipe.final_tune.enabled):
         export = cached_result(export_key(job, blocks, tuned, settings, recipe.export))
     config = recipe.evaluation.perplexity

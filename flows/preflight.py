@@ -1,6 +1,7 @@
 """Everything that can be known to be wrong before a server starts or a folder is made.
 
-Nothing here imports torch, Prefect or MLflow, and nothing is written.
+Nothing here imports torch (but where a GPU build of it has to count devices), Prefect or MLflow,
+and nothing is written.
 """
 
 import os
@@ -28,7 +29,7 @@ from normtweak_core.model.source import (
     resolve_device,
     resolve_source,
 )
-from tasks.environment import HOME_VARIABLE
+from tasks.environment import HOME_VARIABLE, default_variables
 from tasks.registry_server import check_registry
 
 REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -62,8 +63,8 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
         check_result_file(result)
     check_state_root(root)
     warnings = check_texts(recipe)
-    resolve_device(recipe.model.device)
-    if uri := os.environ.get(REGISTRY_VARIABLE):
+    uri = os.environ.get(REGISTRY_VARIABLE)
+    if uri not in (None, default_variables(root)[REGISTRY_VARIABLE]):
         check_registry(uri)
     source = resolve_source(recipe.model)
     check_model_folder(source.path)
@@ -78,6 +79,7 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
     )
     disk = disk_bytes(recipe, shape, length)
     check_disk(sum(disk.values()), root)
+    resolve_device(recipe.model.device)  # last: a build of torch for GPUs is imported for it
     return Ready(source, shape, length, disk, warnings)
 
 

@@ -95,8 +95,10 @@ def _requirement(detail: ErrorDetails, key: str) -> str:
     if detail["type"] in REQUIRED:
         return REQUIRED[detail["type"]]
     text = detail["msg"].removeprefix("Input should be ")
-    return text.replace("'", "").replace("greater than or equal to", "at least").replace(
-        "less than or equal to", "at most"
+    return (
+        text.replace("'", "")
+        .replace("greater than or equal to", "at least")
+        .replace("less than or equal to", "at most")
     )
 
 

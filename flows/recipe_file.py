@@ -36,7 +36,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"the recipe must be a YAML file; {path} {found}: check the path.")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except UnicodeDecodeError as error:
         raise InputError(
             f"the recipe must be UTF-8 text; byte {error.start} of {path} is not: convert the file."
@@ -67,7 +67,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise InputError(f"--set takes KEY=VALUE, such as quantization.bits=3; found {override!r}.")
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"--set {key}: the value must be YAML; found {text!r}.") from error
     *sections, leaf = key.split(".")

@@ -1,12 +1,32 @@
-"""What people look at: the block table, the calibration report, the summary and the drift plot."""
+"""What people look at: the block table, the calibration report, the summary and the drift plot.
 
+The same content goes to files under the export and, as artifacts, to the page of the flow run.
+Nothing in it depends on when or where the run took place: equal runs write equal bytes.
+"""
+
+import base64
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.params import Recipe
+from flows.report_text import (
+    PLOT,
+    blocks_markdown,
+    calibration_markdown,
+    percent,
+    summary_markdown,
+)
 from normtweak_core.quantize.report import BlockReport
 from normtweak_core.tweak.report import FinalTuneReport
+from tasks.artifacts import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER = "reports"
+TABLE = "blocks.parquet"
 
 
 @dataclass(frozen=True)
@@ -30,37 +50,123 @@ class Reports:
 
 
 def publish_reports(reports: Reports) -> list[Path]:
-    """Write the reports under the export folder, publish them in Prefect, return the files."""
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+    """Write the reports under the export folder, publish them in Prefect, return the files.
 
+    Raises:
+        BlockTableError: An error or drift of a block is not finite, or a layer occurs twice.
+    """
+    files = write_reports(reports)
+    publish_artifacts(reports)
+    return files
+
+
+def write_reports(reports: Reports) -> list[Path]:
+    """Write the reports under the export folder and return the files.
+
+    Raises:
+        BlockTableError: As `publish_reports`.
+    """
     from normtweak_core.evaluate.plot import drift_plot
+    from tasks.block_table import block_frame, read_block_table, write_block_table
 
-    folder = reports.folder / "reports"
+    folder = reports.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    plot = folder / "drift.png"
+    write_block_table(folder / TABLE, block_frame(reports.blocks, reports.baseline))
+    texts = {
+        "blocks.md": blocks_markdown(reports.recipe, read_block_table(folder / TABLE)),
+        "calibration.md": calibration_markdown(reports.recipe, reports.quality),
+        "summary.md": _summary(reports, PLOT),
+    }
+    for name, text in texts.items():
+        write_atomically(folder / name, text.encode())
     drift_plot(
-        plot,
-        {
-            "round to nearest": [b.drift_quantized for b in reports.baseline],
-            "quantized": [b.drift_quantized for b in reports.blocks],
-            "after the norm tweak": [b.drift_tweaked for b in reports.blocks],
-        },
+        folder / PLOT,
+        _drift_series(reports),
         f"{reports.recipe.name}: drift of the quantized stream",
     )
+    return [folder / name for name in (TABLE, *texts, PLOT)]
+
+
+def publish_artifacts(reports: Reports) -> None:
+    """Show the written reports on the page of the current flow run.
+
+    Raises:
+        BlockTableError: The written table is not valid any more.
+    """
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+    from tasks.block_table import read_block_table
+
+    folder = reports.folder / FOLDER
+    name = reports.recipe.name
     create_table_artifact(
-        key="blocks",
-        table=[
-            {
-                "block": b.block,
-                "drift quantized": round(b.drift_quantized, 5),
-                "drift tweaked": round(b.drift_tweaked, 5),
-                "tweak": "" if b.tweak is None else "kept" if b.tweak.accepted else "rolled back",
-            }
-            for b in reports.blocks
-        ],
+        key=artifact_key(name, "blocks"),
+        table=block_rows(read_block_table(folder / TABLE)),
+        description="Errors and drifts are relative; drift is |x_q - x_f| / |x_f| behind a block.",
     )
-    summary = folder / "summary.md"
-    rows = "\n".join(f"| {k} | {v:.6g} |" for k, v in sorted(reports.metrics.items()))
-    summary.write_text(f"# {reports.recipe.name}\n\n| metric | value |\n|---|---|\n{rows}\n")
-    create_markdown_artifact(key="summary", markdown=summary.read_text())
-    return [plot, summary]
+    create_markdown_artifact(
+        key=artifact_key(name, "calibration"),
+        markdown=(folder / "calibration.md").read_text(encoding="utf-8"),
+        description=f"Calibration set: {reports.quality['verdict']}",
+    )
+    # Both of Prefect's pages draw an image inside the text; its image artifact would print the
+    # whole address, 40 kB of it, below the picture.
+    picture = base64.b64encode((folder / PLOT).read_bytes()).decode()
+    ratio = reports.metrics["perplexity/ratio"]
+    create_markdown_artifact(
+        key=artifact_key(name, "summary"),
+        markdown=_summary(reports, f"data:image/png;base64,{picture}"),
+        description=f"Perplexity {percent(ratio - 1, signed=True)} against the float model",
+    )
+
+
+def artifact_key(name: str, report: str) -> str:
+    """Return the key under which Prefect keeps the history of a report over runs of one recipe."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{name}-{report}".lower()).strip("-")
+
+
+def block_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Return one row a block, numbers rounded for reading, from the table of layers."""
+    return [
+        {
+            "block": int(block),
+            "layers": len(layers),
+            "bits": int(layers["bits"].iloc[0]),
+            "weight error": _rounded(layers["weight_error"].mean()),
+            "output error": _rounded(layers["output_error"].mean()),
+            "drift, round to nearest": _rounded(layers["drift_rtn"].iloc[0]),
+            "drift, quantized": _rounded(layers["drift_quantized"].iloc[0]),
+            "drift, tweaked": _rounded(layers["drift_tweaked"].iloc[0]),
+            "norm tweak": layers["tweak"].iloc[0],
+            "damping raised": int(layers["damping_raised"].sum()),
+        }
+        for block, layers in table.groupby("block")
+    ]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _drift_series(reports: Reports) -> dict[str, list[float]]:
+    method = {"gptq": "after GPTQ", "rtn": "after rounding"}[reports.recipe.quantization.method]
+    series = {
+        "round to nearest alone": [block.drift_quantized for block in reports.baseline],
+        method: [block.drift_quantized for block in reports.blocks],
+    }
+    if reports.recipe.norm_tweak.enabled:
+        series["after the norm tweak"] = [block.drift_tweaked for block in reports.blocks]
+    return series
+
+
+def _summary(reports: Reports, plot: str) -> str:
+    return summary_markdown(
+        reports.recipe,
+        reports.metrics,
+        reports.blocks,
+        reports.final_tune,
+        reports.quality,
+        reports.problems(),
+        reports.folder.name,
+        plot,
+    )

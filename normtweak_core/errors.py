@@ -18,4 +18,4 @@ class VerificationError(RuntimeError):
 
 
 class ProblemError(RuntimeError):
-    """Something the recipe asked to fail on: damping raised, tweak rolled back, layer left float."""
+    """A problem on which the recipe says to fail: damping raised, tweak rolled back, float layer."""

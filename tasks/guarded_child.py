@@ -35,9 +35,7 @@ def main() -> int:
         _end_with_parent_thread()
     if os.getppid() != options.parent:  # it died before the line above
         return 1
-    command = subprocess.Popen(
-        options.command, process_group=0, preexec_fn=_end_with_parent_thread
-    )
+    command = subprocess.Popen(options.command, process_group=0, preexec_fn=_end_with_parent_thread)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, args=(options.alive,), daemon=True).start()
     try:

@@ -16,7 +16,7 @@ from normtweak_core.model.structure import find_linears
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818 - it is no error
     """Stops a forward pass at the linear whose input was wanted."""
 
 

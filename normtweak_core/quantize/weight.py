@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Codes of one linear; ``weight = scale * (code - zero)``, one scale and zero per row and group.
+    """Codes of one linear: ``weight = scale * (code - zero)``, scale and zero per row and group.
 
     Scales are float32 numbers that the export dtype holds exactly, so the product below is exact
     in float32 and every reader finds the same weight, rounded once to its own dtype.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MEASURED_WINDOWS = 1000  # of the training text; with 200 the estimate was off by 0.08 nats
 STATE_FILE = "training-state.safetensors"
 
 
@@ -97,7 +98,7 @@ def train_reference(name: str, out: Path, work: Path, plan: TrainingPlan) -> dic
     model.to(device)
     seconds = run_training(model, tokens, plan, work / STATE_FILE)
     model.to(torch.bfloat16).to(torch.float32)  # measure what is shipped
-    sample = evenly_spaced_windows(tokens, 200)
+    sample = evenly_spaced_windows(tokens, MEASURED_WINDOWS)
     losses = {
         "training_loss": mean_loss(model, sample),
         "held_out_loss": mean_loss(
@@ -271,7 +272,8 @@ trained model to work on without a download; it is not useful for anything else.
 | held-out perplexity | {math.exp(measured["held_out_loss"]):.3f} |
 | held-out loss | {measured["held_out_loss"]:.4f} nats per token |
 | training loss | {measured["training_loss"]:.4f} nats per token |
-| training | {plan.steps} steps of {plan.batch} x {CONTEXT} tokens, {measured["seconds"] / 60:.0f} min |
+| training steps | {plan.steps} of {plan.batch} x {CONTEXT} tokens |
+| training time | {measured["seconds"] / 60:.0f} min |
 
 * Corpus: {characters["training"]:,} characters for training, {characters["held-out"]:,} held out,
   split by file. `corpus.tsv` lists every document with its SHA-256; `held-out.jsonl` is the

@@ -7,6 +7,15 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 SHARED = {"vocab_size": 96, "hidden_size": 32, "max_position_embeddings": 64}
 
 
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    """Tiny matrices gain nothing from a second thread and lose much when cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory):
     """Folders of a Llama-shaped and a Pythia-shaped model with weights large enough to matter."""

@@ -98,10 +98,12 @@ def test_the_reader_dies_with_the_process_that_started_it(neox):
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
     try:
         child = wait_for(lambda: psutil.Process(parent.pid).children())[0]
+        # Well past its start, and seconds from its end: transformers comes after torch.
+        wait_for(lambda: any("libtorch" in part.path for part in child.memory_maps()))
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=2)
 
 
 def wait_for(condition, seconds=30):

@@ -38,11 +38,11 @@ def test_codes_equal_the_explicit_recursion(seeded, bits, symmetric, group_size,
     if act_order:
         order = torch.argsort(H.diagonal(), descending=True, stable=True)
     codes, scales, zeros = gptq_oracle(W, H, bits, width, 0.01, order.tolist(), grids)
-    # A tie broken the other way in float32 moves the columns, and grids, after it in that row.
-    same_scale = torch.isclose(solved.weight.scales.double(), scales, rtol=1e-4)
-    assert same_scale.float().mean() > 0.95
-    assert (solved.weight.zeros.double() == zeros).float().mean() > 0.95
-    assert (solved.weight.codes.double() == codes).float().mean() > 0.97
+    # A tie broken the other way in float32 moves the columns, and grids, after it in its row.
+    agree = torch.isclose(solved.weight.scales.double(), scales, rtol=1e-4).all(dim=1)
+    agree &= (solved.weight.zeros.double() == zeros).all(dim=1)
+    agree &= (solved.weight.codes.double() == codes).double().mean(dim=1) > 0.9
+    assert agree.sum() >= len(W) - 1
 
 
 @pytest.mark.parametrize("act_order", [False, True])

@@ -1,0 +1,252 @@
+"""The reports of a run in words and numbers, as Markdown."""
+
+from typing import TYPE_CHECKING, Any
+
+from flows.params import Recipe
+from normtweak_core.quantize.report import BlockReport
+from normtweak_core.tweak.report import FinalTuneReport
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PLOT = "drift.png"
+
+VERDICTS = {
+    "ok": "usable: nothing suspicious was found",
+    "warning": "used, with a warning",
+    "refused": "not usable",
+}
+
+
+def blocks_markdown(recipe: Recipe, table: "pd.DataFrame") -> str:
+    """Return the blocks, then every quantized linear.
+
+    Args:
+        recipe: Names the run.
+        table: A valid block table.
+    """
+    blocks = [
+        (
+            block,
+            _number(layers["drift_rtn"].iloc[0]),
+            _number(layers["drift_quantized"].iloc[0]),
+            _number(layers["drift_tweaked"].iloc[0]),
+            layers["tweak"].iloc[0],
+        )
+        for block, layers in table.groupby("block")
+    ]
+    linears = [
+        (
+            row.block,
+            f"`{row.layer}`",
+            row.bits,
+            _number(row.weight_error),
+            _number(row.output_error),
+            f"{row.percdamp:g}" + (" (raised)" if row.damping_raised else ""),
+            row.dead_columns,
+        )
+        for row in table.itertuples()
+    ]
+    return "\n".join(
+        [
+            f"# {recipe.name}: blocks",
+            "",
+            "Drift is |x_q - x_f| / |x_f| behind the block: how far the quantized stream is from "
+            "the float stream on the calibration set.",
+            "",
+            *_table(
+                ("block", "round to nearest", "quantized", "tweaked", "norm tweak"),
+                blocks,
+                "rrrrl",
+            ),
+            "",
+            "## Linears",
+            "",
+            "Weight error is |W - Q| / |W|. Output error is the same of the layer's output over "
+            "the calibration tokens, where W carries the correction for its input's error.",
+            "",
+            *_table(
+                (
+                    "block",
+                    "layer",
+                    "bits",
+                    "weight error",
+                    "output error",
+                    "damping",
+                    "dead columns",
+                ),
+                linears,
+                "rlrrrrr",
+            ),
+            "",
+        ]
+    )
+
+
+def calibration_markdown(recipe: Recipe, quality: dict[str, Any]) -> str:
+    """Return what is known of the calibration set, the verdict first.
+
+    Args:
+        recipe: Names the run.
+        quality: A `QualityReport` as JSON.
+    """
+    samples, length = quality["samples"], quality["length"]
+    scripts = ", ".join(f"{name} {percent(share)}" for name, share in quality["scripts"].items())
+    distinct = quality["distinct_in_window"].items()
+    rows = [
+        ("Tokens of the vocabulary that occur", percent(quality["token_coverage"])),
+        *(
+            (
+                f"Distinct {n}-grams in a window, in the set",
+                f"{percent(share)}, {percent(quality['distinct_in_set'][n])}",
+            )
+            for n, share in distinct
+        ),
+        ("Windows that mostly repeat themselves", percent(quality["repetitive_windows"])),
+        ("Windows that copy another", str(quality["duplicate_windows"])),
+        ("Letters by script", scripts or "no letters"),
+        ("Mean loss of the float model", f"{quality['mean_nll']:.3f} nats per token"),
+    ]
+    return "\n".join(
+        [
+            f"# {recipe.name}: calibration set",
+            "",
+            f"{samples} windows of {length} tokens ({samples * length:,} tokens), source "
+            f"`{quality['source']}`, seed {recipe.seed}.",
+            "",
+            f"**Verdict: {VERDICTS[quality['verdict']]}.**",
+            *(f"\n* {reason}" for reason in quality["reasons"]),
+            "",
+            *_table(("what", "value"), rows, "ll"),
+            "",
+        ]
+    )
+
+
+def summary_markdown(
+    recipe: Recipe,
+    metrics: dict[str, float],
+    blocks: list[BlockReport],
+    final_tune: FinalTuneReport | None,
+    quality: dict[str, Any],
+    problems: list[str],
+    export: str,
+    plot: str,
+) -> str:
+    """Return the result of a run on one page.
+
+    Args:
+        recipe: What was asked for.
+        metrics: Of the evaluation.
+        blocks: What happened to each block.
+        final_tune: What became of the final tune; None: it was off.
+        quality: A `QualityReport` as JSON.
+        problems: One sentence each.
+        export: Name of the export folder.
+        plot: Address of the drift plot.
+    """
+    stages = [
+        ("calibration", VERDICTS[quality["verdict"]]),
+        ("norm tweak", _tweak_outcome(blocks)),
+        ("final tune", _final_outcome(final_tune)),
+    ]
+    return "\n".join(
+        [
+            f"# {recipe.name}",
+            "",
+            f"{_scheme(recipe)}. Export: `{export}`.",
+            "",
+            *_table(("", "float", "quantized", "difference"), _results(metrics), "lrrr"),
+            "",
+            f"On {metrics['tokens']:,.0f} predicted tokens; ± is one standard error. Size counts "
+            "weights, configuration and tokenizer; bits per weight count codes, scales and zeros "
+            "of the quantized linears.",
+            "",
+            "## Stages",
+            "",
+            *_table(("stage", "outcome"), stages, "ll"),
+            "",
+            "## Problems",
+            "",
+            *([f"* {problem}" for problem in problems] or ["None."]),
+            "",
+            "## Drift",
+            "",
+            f"![Drift of the quantized stream, block by block]({plot})",
+            "",
+        ]
+    )
+
+
+def percent(value: float, signed: bool = False) -> str:
+    """Return a share as percent, with one decimal."""
+    return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
+
+
+def _results(metrics: dict[str, float]) -> list[tuple[str, ...]]:
+    def measured(name: str, digits: int = 3) -> str:
+        return f"{metrics[name]:.{digits}f} ± {metrics[_stderr(name)]:.{digits}f}"
+
+    return [
+        (
+            "perplexity",
+            measured("perplexity/float"),
+            measured("perplexity/quantized"),
+            f"{measured('perplexity/ratio')} times",
+        ),
+        (
+            "loss (nats per token)",
+            measured("nll/float"),
+            measured("nll/quantized"),
+            f"{metrics['nll_difference/mean']:+.3f} ± {metrics['nll_difference/stderr']:.3f}",
+        ),
+        ("KL divergence (nats per token)", "", measured("kl/mean", 4), ""),
+        (
+            "same first choice",
+            "",
+            f"{percent(metrics['top1_agreement'])} ± {percent(metrics['top1_agreement_stderr'])}",
+            "",
+        ),
+        ("size", "", f"{metrics['size_bytes'] / 1e6:,.2f} MB", ""),
+        ("bits per weight", "", f"{metrics['bits_per_weight']:.3f}", ""),
+    ]
+
+
+def _stderr(name: str) -> str:
+    return f"{name.removesuffix('/mean')}/stderr" if name.endswith("/mean") else f"{name}_stderr"
+
+
+def _scheme(recipe: Recipe) -> str:
+    config = recipe.quantization
+    method = {"gptq": "GPTQ", "rtn": "round to nearest"}[config.method]
+    groups = f"groups of {config.group_size}" if config.group_size else "one scale per row"
+    grid = "symmetric" if config.symmetric else "asymmetric"
+    return f"`{recipe.model.source}` in {config.bits} bits by {method} ({grid}, {groups})"
+
+
+def _tweak_outcome(blocks: list[BlockReport]) -> str:
+    tweaks = {block.block: block.tweak for block in blocks if block.tweak}
+    if not tweaks:
+        return "off"
+    back = [str(index) for index, tweak in tweaks.items() if not tweak.accepted]
+    where = f"; rolled back in {', '.join(back)}" if back else ""
+    return f"kept in {len(tweaks) - len(back)} of {len(tweaks)} blocks{where}"
+
+
+def _final_outcome(final_tune: FinalTuneReport | None) -> str:
+    if final_tune is None:
+        return "off"
+    verdict = "kept" if final_tune.accepted else "rolled back"
+    return (
+        f"{verdict}: held-out divergence {final_tune.held_out_before:.4g} → "
+        f"{final_tune.held_out_after:.4g} nats per token"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[object, ...]], alignment: str) -> list[str]:
+    rule = ["---:" if side == "r" else "---" for side in alignment]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in (header, rule, *rows)]

@@ -1,0 +1,55 @@
+"""Where a benchmark writes what it found: numbers as JSON, with what produced them, and a table."""
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEFAULT_OUT = REPOSITORY / "docs" / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Return what a reader needs to judge the numbers; the load tells how noisy they are."""
+    return {
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "transformers": metadata.version("transformers"),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average_before": os.getloadavg()[0],
+    }
+
+
+def write_results(
+    out: Path, name: str, facts: dict[str, Any], header: list[str], rows: list[list[Any]]
+) -> None:
+    """Write NAME.json and NAME.md, and show the table.
+
+    Args:
+        out: Folder; made where it does not exist.
+        name: The benchmark.
+        facts: What goes into the JSON besides the command.
+        header: Column titles of the table.
+        rows: Its cells; numbers are shown with three significant digits.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python -m", f"tests.benchmarks.{name}", *sys.argv[1:]])
+    text = table(header, rows)
+    (out / f"{name}.json").write_text(json.dumps({"command": command} | facts, indent=1) + "\n")
+    (out / f"{name}.md").write_text(text)
+    print(text)
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """Return a markdown table."""
+    lines = [header, ["---"] * len(header), *([_shown(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _shown(cell: Any) -> str:
+    if not isinstance(cell, float):
+        return str(cell)
+    return f"{cell:.0f}" if abs(cell) >= 100 else f"{cell:.3g}"

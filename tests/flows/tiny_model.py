@@ -1,0 +1,95 @@
+"""A tiny Llama on disk, written without torch, a recipe for it, and the variables of a command."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import yaml
+from safetensors.numpy import save_file
+
+from tasks.environment import default_variables
+
+HIDDEN, INNER, VOCABULARY, CONTEXT = 64, 128, 96, 256
+SHAPES = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (HIDDEN, HIDDEN),
+    "self_attn.v_proj": (HIDDEN, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
+}
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+}
+
+
+def write_model(folder: Path, seed: int = 0, blocks: int = 2, **config) -> Path:
+    """Write config and weights; `config` adds or changes keys."""
+    random = numpy.random.default_rng(seed)
+
+    def draw(*shape):
+        return random.standard_normal(shape, dtype=numpy.float32) * 0.1
+
+    tensors = {"model.embed_tokens.weight": draw(VOCABULARY, HIDDEN), "model.norm.weight": draw(64)}
+    for index in range(blocks):
+        prefix = f"model.layers.{index}"
+        for name, shape in SHAPES.items():
+            tensors[f"{prefix}.{name}.weight"] = draw(*shape)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}.{norm}.weight"] = 1 + draw(HIDDEN)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = CONFIG | {"num_hidden_layers": blocks} | config
+    (folder / "config.json").write_text(json.dumps(settings))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def recipe_values(folder: Path) -> dict:
+    """Return a valid recipe for what `write_project` wrote, as plain values."""
+    return {
+        "name": "tiny",
+        "model": {"source": str(folder / "model")},
+        "calibration": {
+            "source": "text", "path": str(folder / "calibration.txt"), "samples": 8, "length": 16,
+        },
+        "evaluation": {"perplexity": {"path": str(folder / "evaluation.txt")}},
+    }  # fmt: skip
+
+
+def write_project(folder: Path) -> Path:
+    """Write a model, two texts and a recipe; return the recipe."""
+    write_model(folder / "model")
+    (folder / "calibration.txt").write_text("one text to calibrate with\n" * 40)
+    (folder / "evaluation.txt").write_text("another to measure on\n" * 40)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_values(folder)))
+    return recipe
+
+
+@contextlib.contextmanager
+def variables_of(root: Path) -> Iterator[Path]:
+    """Set NORMTWEAK_HOME; what a command sets inside is taken back afterwards."""
+    before = dict(os.environ)
+    for name in default_variables(root):
+        os.environ.pop(name, None)
+    os.environ["NORMTWEAK_HOME"] = str(root)
+    try:
+        yield root
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check kill-test bench study ui reader-gptq clean-venv
+.PHONY: setup run test check kill-test bench study ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -38,3 +38,17 @@ study: setup
 
 ui: setup
 	$(BIN)/normtweak ui
+
+# A second environment that reads GPTQ files: its packages do not fit beside ours.
+READER := .venv-reader-gptq
+READER_LOCK := requirements-reader-gptq.lock
+
+reader-gptq: $(READER)/.complete
+
+$(READER)/.complete: $(READER_LOCK)
+	$(PYTHON) -m venv --clear $(READER)
+	$(READER)/bin/pip install --quiet --disable-pip-version-check -c $(READER_LOCK) \
+	    torch transformers accelerate safetensors datasets optimum pillow pyarrow requests ninja
+	$(READER)/bin/pip install --quiet --disable-pip-version-check --no-deps -c $(READER_LOCK) \
+	    gptqmodel defuser device-smi logbar pypcre tokenicer threadpoolctl
+	@touch $@

@@ -63,7 +63,7 @@ def model_shape(folder: Path) -> ModelShape:
         InputError: The weight files are damaged, or hold no blocks with linears.
     """
     tensors = stored_tensors(folder)
-    num_blocks = block_list(tensors)[1]
+    prefix, num_blocks = block_list(tensors)
     linears = linear_shapes(folder)
     if not linears:
         raise InputError(
@@ -75,7 +75,11 @@ def model_shape(folder: Path) -> ModelShape:
     found = [part[key] for part in parts for key in HIDDEN_KEYS if isinstance(part.get(key), int)]
     widths = Counter(t.shape[0] for t in tensors.values() if len(t.shape) == 1)
     hidden = found[0] if found else max(widths, key=widths.__getitem__)
-    outside = [t.shape for n, t in tensors.items() if len(t.shape) == 2 and hidden in t.shape]
+    outside = [
+        t.shape
+        for name, t in tensors.items()
+        if len(t.shape) == 2 and hidden in t.shape and not name.startswith(f"{prefix}.")
+    ]
     return ModelShape(
         num_blocks=num_blocks,
         hidden=hidden,

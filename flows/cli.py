@@ -214,17 +214,32 @@ def _add_pages(group: argparse._SubParsersAction) -> None:
         "ui",
         "Prefect and MLflow pages on this machine, with their links",
         "Start the Prefect server with its page and the MLflow page, and print where they are.",
-        ["ui"],
+        ["ui", "ui --prefect-port 4300 --mlflow-port 5100"],
     )
+    _add_port(ui, "--prefect-port", "port of the Prefect page")
+    _add_port(ui, "--mlflow-port", "port of the MLflow page")
     ui.set_defaults(run=commands.run_ui)
     serve = _command(
         group,
         "serve",
         "carry out the scheduled deployments of prefect.yaml",
         "Serve the deployments of prefect.yaml in this process until it is stopped.",
-        ["serve"],
+        ["serve", "serve --prefect-port 4300"],
     )
+    _add_port(serve, "--prefect-port", "port of the Prefect page")
     serve.set_defaults(run=commands.run_serve)
+
+
+def _add_port(command: argparse.ArgumentParser, flag: str, text: str) -> None:
+    command.add_argument(
+        flag, type=_port, metavar="PORT", help=f"{text} (default: the usual one or the next free)"
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535; found {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

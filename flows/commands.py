@@ -89,10 +89,11 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Reopen an export with an independent reader and print what was compared."""
-    from flows.verifying import reader_of, report_lines
-    from normtweak_core.export.verify import verify_export
+    from flows.preflight import REPOSITORY
+    from flows.verifying import report_lines
+    from normtweak_core.export.verify import reader_python, verify_export
 
-    reader = reader_of(options.export_dir)
+    reader = reader_python(options.export_dir, REPOSITORY)
 
     def work() -> int:
         for line in report_lines(options.export_dir, verify_export(options.export_dir, reader)):
@@ -111,7 +112,8 @@ def run_clean(options: argparse.Namespace) -> int:
     removed = clean(root, options.everything)
     for one in removed:
         if one.files:
-            _show(f"{one.kind}: {one.files} files, {readable_bytes(one.size)}")
+            noun = "file" if one.files == 1 else "files"
+            _show(f"{one.kind}: {one.files} {noun}, {readable_bytes(one.size)}")
     total = sum(one.size for one in removed)
     _show(f"removed {total} bytes ({readable_bytes(total)}) under {root}")
     return EXIT_OK

@@ -4,9 +4,11 @@
 served by one process, without a work pool or a worker.
 """
 
+import asyncio
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
@@ -15,6 +17,7 @@ from normtweak_core.errors import InputError
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
+    from prefect.schedules import Schedule
 
 FILE = "prefect.yaml"
 ENTRYPOINT = "flows/quantize.py:quantize"
@@ -71,11 +74,33 @@ def read_deployments(path: Path) -> list[DeploymentSpec]:
     return [_read(entry, path) for entry in entries]
 
 
+def serve_deployments(specified: list[DeploymentSpec]) -> None:
+    """Register the deployments and run what is due, until interrupted.
+
+    One run at a time: two would share the same cores. Schedules are paused at the end, since nobody
+    would run them, and set again at the next start.
+
+    Raises:
+        KeyboardInterrupt: On Ctrl-C and on SIGTERM.
+    """
+    from prefect.runner import Runner
+
+    class InterruptibleRunner(Runner):
+        def handle_sigterm(self, *_: Any, **__: Any) -> NoReturn:
+            # Prefect's own handler calls a coroutine without awaiting it, and ends the process
+            # without stopping what runs.
+            raise KeyboardInterrupt
+
+    runner = InterruptibleRunner(limit=1)
+    for spec in specified:
+        runner.add_deployment(served_deployment(spec))
+    asyncio.run(runner.start())
+
+
 def served_deployment(spec: DeploymentSpec) -> "RunnerDeployment":
     """Return the deployment as Prefect serves it; it is found by module, from any folder."""
     from prefect.client.schemas.objects import ConcurrencyLimitConfig
     from prefect.flows import EntrypointType
-    from prefect.schedules import Cron
 
     from flows.quantize import quantize
 
@@ -86,10 +111,34 @@ def served_deployment(spec: DeploymentSpec) -> "RunnerDeployment":
         tags=spec.tags,
         # Every field, as the page shows it and the run records it.
         parameters={"recipe": spec.recipe.model_dump(mode="json")},
-        schedules=[Cron(**schedule) for schedule in spec.schedules],
+        schedules=[_cron(**schedule) for schedule in spec.schedules],
         concurrency_limit=None if limit is None else ConcurrencyLimitConfig(**limit),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+
+
+def _cron(cron: str, **options: Any) -> "Schedule":
+    from prefect.schedules import Cron
+
+    return Cron(cron, **options)
+
+
+def prepare_run() -> None:
+    """Set what the commands set before Prefect is imported, in the process of a worker's run.
+
+    A pull step of prefect.yaml: it runs before the flow is loaded. `normtweak serve` needs none,
+    since its runs inherit its environment.
+    """
+    from prefect.context import refresh_global_settings_context
+
+    from tasks.environment import FOLDERS, default_variables, state_root
+
+    root = state_root()
+    for folder in FOLDERS:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for name, value in default_variables(root).items():
+        os.environ.setdefault(name, value)
+    refresh_global_settings_context()
 
 
 def _read(entry: dict[str, Any], path: Path) -> DeploymentSpec:

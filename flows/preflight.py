@@ -32,6 +32,8 @@ from normtweak_core.model.source import (
 from tasks.environment import HOME_VARIABLE, default_variables
 from tasks.registry_server import check_registry
 
+# `make reader-gptq` puts the environment that reads GPTQ files beside the packages.
+REPOSITORY = Path(__file__).resolve().parents[1]
 REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI"
 DATA_FILES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".txt")
 
@@ -75,7 +77,7 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
         recipe.export,
         recipe.quantization,
         shape.linears,
-        reader_available=Path(GPTQ_READER, "bin", "python").is_file(),
+        reader_available=(REPOSITORY / GPTQ_READER / "bin" / "python").is_file(),
     )
     disk = disk_bytes(recipe, shape, length)
     check_disk(sum(disk.values()), root)

@@ -85,9 +85,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     baseline = _quantize_blocks(run, calibration, _baseline(settings), "rtn baseline: block")
     tuned = _final_tune(run, calibration, blocks, settings)
     export = _export(run, calibration, blocks, tuned, settings)
-    run.stage(
-        "verify", verify_key(run.job, export), verify_stage, config=recipe.export, export=export
-    )
+    run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     metrics = _evaluate(run, export)
     reports = Reports(
         recipe=recipe,

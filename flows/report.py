@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 FOLDER = "reports"
 TABLE = "blocks.parquet"
+TABLE_DESCRIPTION = (
+    "Drift is |x_q - x_f| / |x_f| behind a block: rounded to nearest (RTN), as quantized, and "
+    "after the norm tweak. Errors are relative, means over the block's linears."
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def publish_artifacts(reports: Reports) -> None:
     create_table_artifact(
         key=artifact_key(name, "blocks"),
         table=block_rows(read_block_table(folder / TABLE)),
-        description="Errors and drifts are relative; drift is |x_q - x_f| / |x_f| behind a block.",
+        description=TABLE_DESCRIPTION,
     )
     create_markdown_artifact(
         key=artifact_key(name, "calibration"),
@@ -130,14 +134,13 @@ def block_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
     return [
         {
             "block": int(block),
-            "layers": len(layers),
-            "bits": int(layers["bits"].iloc[0]),
-            "weight error": _rounded(layers["weight_error"].mean()),
-            "output error": _rounded(layers["output_error"].mean()),
-            "drift, round to nearest": _rounded(layers["drift_rtn"].iloc[0]),
-            "drift, quantized": _rounded(layers["drift_quantized"].iloc[0]),
-            "drift, tweaked": _rounded(layers["drift_tweaked"].iloc[0]),
+            "drift RTN": _rounded(layers["drift_rtn"].iloc[0]),
+            "drift": _rounded(layers["drift_quantized"].iloc[0]),
+            "tweaked": _rounded(layers["drift_tweaked"].iloc[0]),
             "norm tweak": layers["tweak"].iloc[0],
+            "output error": _rounded(layers["output_error"].mean()),
+            "weight error": _rounded(layers["weight_error"].mean()),
+            "bits": int(layers["bits"].iloc[0]),
             "damping raised": int(layers["damping_raised"].sum()),
         }
         for block, layers in table.groupby("block")

@@ -66,7 +66,10 @@ def run_ui(options: argparse.Namespace) -> int:
         _say("Ctrl-C ends both.")
         while mlflow.runs():
             time.sleep(0.5)
-        raise ServerError(f"The MLflow server ended. Last lines of its log:\n{mlflow.last_lines()}")
+        raise ServerError(
+            f"The MLflow server must run on, but it ended. Last lines of {mlflow.log}:\n"
+            f"{mlflow.last_lines()}"
+        )
     return 0
 
 
@@ -87,17 +90,14 @@ def run_serve(options: argparse.Namespace) -> int:
     root = prepare_environment()
     log_plain_lines()
     with _stopped_by_signals(), prefect_pages(root, options.prefect_port) as url:
-        from prefect import serve
-
-        from flows.deploy import served_deployment
+        from flows.deploy import serve_deployments
         from tasks.artifacts import sweep_temporaries
 
         sweep_temporaries(root)
         _say(f"Schedules and runs (Prefect): {page_of(url)}")
         for deployment in specified:
             _say(f"Serving {deployment.title}. Ctrl-C ends it.")
-        # One at a time: two runs would share the same cores.
-        serve(*map(served_deployment, specified), limit=1, print_starting_message=False)
+        serve_deployments(specified)
     return 0
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,9 @@ from tasks.results import BlockResult, ExportResult, FinalTuneResult, Verificati
 log = logging.getLogger(__name__)
 
 SOURCES = ["normtweak_core.export.writer"]
+
+# `make reader-gptq` puts the environment that reads GPTQ files beside the packages.
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def export_key(
@@ -114,26 +116,18 @@ def verify_key(job: Job, export: ExportResult) -> str:
     )
 
 
-def reader_interpreter(config: ExportConfig) -> Path:
-    """Return the Python whose packages read the format."""
-    if config.format == "gptq":
-        from normtweak_core.export.checks import READER_ENVIRONMENT
-
-        return Path(READER_ENVIRONMENT) / "bin" / "python"
-    return Path(sys.executable)
-
-
 @task(task_run_name="verify", **STAGE)
-def verify_stage(key: str, config: ExportConfig, export: Any) -> VerificationResult:
+def verify_stage(key: str, export: Any) -> VerificationResult:
     """Return what stock transformers found in the export, in a process without our code.
 
     Raises:
         VerificationError: It found something else than was quantized.
     """
-    from normtweak_core.export.verify import verify_export
+    from normtweak_core.export.verify import reader_python, verify_export
 
     events.record("verify", part="begin")
-    report = verify_export(state_root() / export.folder, reader_interpreter(config))
+    folder = state_root() / export.folder
+    report = verify_export(folder, reader_python(folder, REPOSITORY))
     facts = json.loads(json.dumps(dataclasses.asdict(report)))
     return VerificationResult(
         report=publish_json("verification", key, facts),

@@ -70,7 +70,7 @@ def main() -> None:
             arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
         cost = fresh_process("tests.benchmarks.blocks", arguments, {"OMP_WAIT_POLICY": "PASSIVE"})
         facts["widths"].append(last_line(cost))
-        write_results(options.out, "blocks", facts, HEADER, [row(w) for w in facts["widths"]])
+    print(write_results(options.out, "blocks", facts, HEADER, [row(w) for w in facts["widths"]]))
 
 
 def measure(folder: Path, width: int, options: argparse.Namespace) -> dict[str, Any]:

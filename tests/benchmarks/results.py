@@ -25,8 +25,8 @@ def machine() -> dict[str, Any]:
 
 def write_results(
     out: Path, name: str, facts: dict[str, Any], header: list[str], rows: list[list[Any]]
-) -> None:
-    """Write NAME.json and NAME.md, and show the table.
+) -> str:
+    """Write NAME.json and NAME.md, and return the table.
 
     Args:
         out: Folder; made where it does not exist.
@@ -40,7 +40,7 @@ def write_results(
     text = table(header, rows)
     (out / f"{name}.json").write_text(json.dumps({"command": command} | facts, indent=1) + "\n")
     (out / f"{name}.md").write_text(text)
-    print(text)
+    return text
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:

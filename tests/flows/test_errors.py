@@ -263,13 +263,18 @@ COMMANDS = {
     ),
     "verify without a folder": (
         "verify {0}/absent",
-        "an export folder holds normtweak.json; there is no folder {0}/absent. Give the folder "
-        "that an export was written to.",
+        "an export folder holds normtweak.json; {0}/absent does not. Give the folder that an "
+        "export was written to.",
     ),
     "a reference model of another name": (
         "reference train gpt",
         "argument NAME: invalid choice: 'gpt' (choose from 'llama', 'neox'); see `normtweak "
         "reference train --help`.",
+    ),
+    "a port that does not exist": (
+        "ui --mlflow-port 70000",
+        "argument --mlflow-port: must be a port from 1 to 65535; found '70000'; see `normtweak ui "
+        "--help`.",
     ),
     "no steps": (
         "reference train llama --steps 0", "--steps must be at least 1; found 0: raise it.",

@@ -62,6 +62,7 @@ def project(tmp_path_factory):
 
         from tasks.environment import default_variables
 
+        (root / "prefect").mkdir(parents=True)  # Prefect is imported below
         os.environ |= default_variables(root) | {"OMP_NUM_THREADS": "2"}
         yield folder
 

@@ -1,0 +1,157 @@
+import json
+import os
+
+import pytest
+
+from flows import cleaning
+from flows.cli import main
+from normtweak_core.errors import InputError
+from tasks.environment import FOLDERS
+from tasks.locks import create_locked
+from tests.flows.tiny_model import variables_of
+
+DIGEST = "0" * 64
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A state root with two finished stages, one of which has lost a file, and leftovers."""
+    with variables_of(tmp_path / "state") as root:
+        for folder in FOLDERS:
+            (root / folder).mkdir(parents=True)
+        put(root / "artifacts/blocks/kept.safetensors", 100)
+        put(root / "artifacts/blocks/kept.json", 10)
+        put(root / "artifacts/blocks/superseded.safetensors", 1000)
+        put(root / "artifacts/streams/block-1/boundary-001.safetensors", 5000)
+        put(root / "artifacts/blocks/.tmp-a", 7)
+        put(root / "exports/.model.x.partial/model.safetensors", 20)
+        put(root / "exports/model-w2/model.safetensors", 300)
+        put(root / "results/unknown", 3)
+        put(root / "logs/one.log", 4)
+        record(root, "block-1", "artifacts/blocks/kept.safetensors", 100)
+        record(root, "export-1", "exports/model-w2/model.safetensors", 300)
+        record(root, "block-2", "artifacts/blocks/absent.safetensors", 100)
+        yield root
+
+
+def put(path, size):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+
+
+def record(root, key, path, size):
+    reference = {"path": path, "size": size, "sha256": DIGEST}
+    report = {"path": "artifacts/blocks/kept.json", "size": 10, "sha256": DIGEST}
+    data = {"block": 1, "weights": reference, "more": [{"report": report}]}
+    text = json.dumps({"class": "tasks.results:BlockResult", "data": data})
+    (root / "results" / key).write_text(json.dumps({"result": f"{DIGEST}\n{text}"}))
+
+
+def files(root):
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} - {
+        "locks/in-use.lock"
+    }
+
+
+def test_what_finished_stages_refer_to_stays_and_the_rest_goes(root):
+    removed = {one.kind: (one.files, one.size) for one in cleaning.clean(root)}
+    size = removed.pop("stage records whose files are gone")
+    assert size[0] == 1
+    assert removed == {
+        "streams": (1, 5000),
+        "temporary files": (2, 27),
+        "artefacts that no finished stage refers to": (1, 1000),
+    }
+    assert files(root) == {
+        "artifacts/blocks/kept.safetensors",
+        "artifacts/blocks/kept.json",
+        "exports/model-w2/model.safetensors",
+        "results/block-1",
+        "results/export-1",
+        "results/unknown",
+        "logs/one.log",
+    }
+
+
+def test_a_second_clean_finds_nothing(root):
+    cleaning.clean(root)
+    assert all(one.files == one.size == 0 for one in cleaning.clean(root))
+
+
+def test_all_leaves_the_registry_and_the_history_of_runs(root, capsys):
+    put(root / "mlartifacts/models/m/model.safetensors", 9)
+    put(root / "mlflow.db", 9)
+    put(root / "prefect/prefect.db", 9)
+    assert main(["clean", "--all"]) == 0
+    shown = capsys.readouterr().out
+    assert "artifacts: 5 files, 6.1 kB" in shown
+    assert "exports: 2 files, 320 bytes" in shown
+    assert f"under {root}" in shown
+    assert files(root) == {
+        "mlartifacts/models/m/model.safetensors", "mlflow.db", "prefect/prefect.db",
+    }  # fmt: skip
+
+
+def test_the_command_tells_what_and_how_many_bytes(root, capsys):
+    assert main(["clean"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "streams: 1 file, 5.0 kB"
+    size = int(shown[-1].split()[1])
+    assert size == 5000 + 27 + 1000 + 477
+    assert shown[-1] == f"removed {size} bytes (6.5 kB) under {root}"
+
+
+@pytest.mark.parametrize(
+    ("lock", "reason"),
+    [
+        ("in-use.lock", "a command works on it"),
+        ("runs/owner-1.lock", "a run works on it"),
+        ("server.lock", "`normtweak ui` or `normtweak serve` runs on it"),
+    ],
+)
+def test_a_root_in_use_is_left_alone(root, lock, reason, capsys):
+    before = files(root)
+    fd = create_locked(root / "locks" / lock)
+    try:
+        assert main(["clean", "--all"]) == 2
+    finally:
+        os.close(fd)
+    assert capsys.readouterr().err == (
+        f"normtweak: the state under {root} must be unused to be cleaned; {reason}: wait for it or "
+        "stop it.\n"
+    )
+    assert files(root) - {f"locks/{lock}"} == before
+
+
+def test_the_lock_of_a_dead_run_does_not_hinder(root):
+    os.close(create_locked(root / "locks" / "runs" / "owner-1.lock"))
+    assert sum(one.files for one in cleaning.clean(root)) == 5
+
+
+def test_commands_share_a_root_and_a_clean_keeps_them_out(root):
+    with cleaning.in_use(root), cleaning.in_use(root):
+        pass
+    fd = create_locked(root / "locks" / cleaning.USE_LOCK)
+    try:
+        with (
+            pytest.raises(InputError, match=r"`normtweak clean` is at work there: start again"),
+            cleaning.in_use(root),
+        ):
+            pass
+    finally:
+        os.close(fd)
+
+
+def test_a_folder_that_is_no_state_root_is_refused(tmp_path, capsys):
+    put(tmp_path / "work" / "results" / "thesis.txt", 9)
+    with variables_of(tmp_path / "work"):
+        assert main(["clean", "--all"]) == 2
+    assert "a state root made by normtweak is needed to be cleaned" in capsys.readouterr().err
+    assert files(tmp_path) == {"work/results/thesis.txt"}
+
+
+def test_a_root_that_does_not_exist_is_clean_and_is_not_made(tmp_path, capsys):
+    with variables_of(tmp_path / "state") as root:
+        assert main(["clean"]) == 0
+        assert capsys.readouterr().out == f"removed 0 bytes (0 bytes) under {root}\n"
+        assert not root.exists()

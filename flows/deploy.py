@@ -6,9 +6,10 @@ served by one process, without a work pool or a worker.
 
 import asyncio
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -75,29 +76,35 @@ def read_deployments(path: Path) -> list[DeploymentSpec]:
 
 
 def serve_deployments(specified: list[DeploymentSpec]) -> None:
-    """Register the deployments and run what is due, until interrupted.
+    """Register the deployments and run what is due, until Ctrl-C, SIGTERM or a closed terminal.
 
-    One run at a time: two would share the same cores. Schedules are paused at the end, since nobody
-    would run them, and set again at the next start.
-
-    Raises:
-        KeyboardInterrupt: On Ctrl-C and on SIGTERM.
+    One run at a time: two would share the same cores. At the end a run that is under way is
+    cancelled, and schedules are paused, since nobody would heed them, until the next start.
     """
+    asyncio.run(_serve(specified))
+
+
+async def _serve(specified: list[DeploymentSpec]) -> None:
     from prefect.runner import Runner
 
-    class InterruptibleRunner(Runner):
-        def handle_sigterm(self, *_: Any, **__: Any) -> NoReturn:
-            # Prefect's own handler calls a coroutine without awaiting it, and ends the process
-            # without stopping what runs.
-            raise KeyboardInterrupt
+    loop = asyncio.get_running_loop()
+    stops: list[asyncio.Task[None]] = []
 
-    runner = InterruptibleRunner(limit=1)
+    class StoppableRunner(Runner):
+        def handle_sigterm(self, *_: Any, **__: Any) -> None:
+            # Prefect's own handler forgets to await the coroutine, and so stops nothing.
+            loop.call_soon_threadsafe(lambda: stops.append(loop.create_task(self.astop())))
+
+    runner = StoppableRunner(limit=1)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, runner.handle_sigterm)
     for spec in specified:
-        runner.add_deployment(served_deployment(spec))
-    asyncio.run(runner.start())
+        await runner.aadd_deployment(await served_deployment(spec))
+    await runner.start()
 
 
-def served_deployment(spec: DeploymentSpec) -> "RunnerDeployment":
+async def served_deployment(spec: DeploymentSpec) -> "RunnerDeployment":
     """Return the deployment as Prefect serves it; it is found by module, from any folder."""
     from prefect.client.schemas.objects import ConcurrencyLimitConfig
     from prefect.flows import EntrypointType
@@ -105,12 +112,13 @@ def served_deployment(spec: DeploymentSpec) -> "RunnerDeployment":
     from flows.quantize import quantize
 
     limit = spec.concurrency_limit
-    return quantize.to_deployment(
+    return await quantize.ato_deployment(
         name=spec.name,
         description=spec.description,
         tags=spec.tags,
         # Every field, as the page shows it and the run records it.
         parameters={"recipe": spec.recipe.model_dump(mode="json")},
+        paused=False,
         schedules=[_cron(**schedule) for schedule in spec.schedules],
         concurrency_limit=None if limit is None else ConcurrencyLimitConfig(**limit),
         entrypoint_type=EntrypointType.MODULE_PATH,

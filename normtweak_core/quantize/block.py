@@ -174,10 +174,11 @@ def _quantize_linears(
     for names in linear_groups(block, run, streams.x_f[:1]):
         modules = [find_linears(block)[name] for name in names]
         weights = [linear_weight(module).float() for module in modules]
-        W = torch.cat(weights)
-        H, C = _statistics(block, quantized, names[0], streams, run, W.shape[1])
+        W, H = torch.cat(weights), None
         settings = plan.quantization.propagation
-        W = corrected_weight(W, H, C, settings.alpha, settings.ridge)
+        if plan.quantization.method == "gptq" or settings.alpha > 0:  # the bare RTN needs no data
+            H, C = _statistics(block, quantized, names[0], streams, run, W.shape[1])
+            W = corrected_weight(W, H, C, settings.alpha, settings.ridge)
         solved = _solve(W, H, plan)
         parts = split_rows(solved.weight, [len(weight) for weight in weights])
         corrected = W.split([len(weight) for weight in weights])
@@ -201,7 +202,7 @@ def _statistics(
     return statistics.hessian(), statistics.cross()
 
 
-def _solve(W: Tensor, H: Tensor, plan: BlockPlan) -> SolvedWeight:
+def _solve(W: Tensor, H: Tensor | None, plan: BlockPlan) -> SolvedWeight:
     settings = plan.quantization
     spec = GridSpec(settings.bits, settings.symmetric, settings.mse_grid, plan.export_dtype)
     if settings.method == "rtn":
@@ -221,12 +222,11 @@ def _layer_report(
     original: Tensor,
     target: Tensor,
     part: QuantizedWeight,
-    H: Tensor,
+    H: Tensor | None,
     solved: SolvedWeight,
     plan: BlockPlan,
 ) -> LayerReport:
     rounded = part.dequantize()
-    error = rounded - target
     return LayerReport(
         layer=name,
         bits=part.bits,
@@ -234,5 +234,9 @@ def _layer_report(
         damping_raised=solved.percdamp > plan.quantization.percdamp,
         dead_columns=solved.dead_columns,
         weight_error=((rounded - original).norm() / original.norm().clamp(min=1e-30)).item(),
-        output_error=(((error @ H) * error).sum() / ((target @ H) * target).sum()).sqrt().item(),
+        output_error=None if H is None else _output_error(rounded - target, target, H),
     )
+
+
+def _output_error(error: Tensor, target: Tensor, H: Tensor) -> float:
+    return (((error @ H) * error).sum() / ((target @ H) * target).sum()).sqrt().item()

@@ -14,7 +14,9 @@ class LayerReport(BaseModel, frozen=True):
     damping_raised: bool
     dead_columns: int
     weight_error: float  # |W - Q| / |W|
-    output_error: float  # |(W* - Q) X| / |W* X| over calibration tokens, W* the corrected weight
+    # |(W* - Q) X| / |W* X| over calibration tokens, W* the corrected weight; None where no
+    # statistics were needed (RTN without propagation).
+    output_error: float | None
 
 
 class BlockReport(BaseModel, frozen=True):

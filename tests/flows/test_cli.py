@@ -1,18 +1,11 @@
-"""Commands as they are typed: their help, their output, and how a run ends when it cannot go on."""
+"""Commands: their help, what they print, and how each kind of failure is told."""
 
 import errno
-import json
-import os
 import re
-import signal
-import sqlite3
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.torch import load_file, save_file
 
 from flows import failures
@@ -22,13 +15,11 @@ from normtweak_core import errors
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.writer import write_export
 from tasks.environment import FOLDERS
-from tasks.events import read_events
 from tasks.locks import LockTimeoutError
 from tasks.server import ServerError
-from tests.flows.tiny_model import recipe_values, variables_of, write_project
+from tests.flows.tiny_model import variables_of
 from tests.tiny_exports import quantize_all, save_tiny_model, tiny_config
 
-REPOSITORY = Path(__file__).parents[2]
 COMMANDS = build_parser()[1]
 RESULT = {
     "export_dir": "/somewhere/exports/tiny-w2g64-0123",
@@ -139,10 +130,9 @@ def test_a_foreseen_failure_is_one_sentence_and_a_log_with_the_rest(error, sente
 
 def test_an_unforeseen_failure_leaves_its_traceback_in_a_file(home, capsys):
     made(home)
-    try:
+    with pytest.raises(KeyError) as caught:
         raise KeyError("nobody thought of this")
-    except KeyError as error:
-        assert failures.exit_code(error, "quantize") == 1
+    assert failures.exit_code(caught.value, "quantize") == 1
     text = capsys.readouterr().err
     found = re.fullmatch(
         r"normtweak: an unexpected KeyError ended the run \('nobody thought of this'\); the "
@@ -202,107 +192,3 @@ def test_verify_fails_where_the_export_was_altered(export, home, capsys):
     assert text.startswith("normtweak: an independent reader finds something else in ")
     assert "weight of model.layers.1.mlp.up_proj.weight: expected " in text
     assert text.count("\n") == 1
-
-
-class Typed:
-    """A command in a process of its own, with its own state root that tests share."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.root = folder, folder / "state"
-        self.text = folder / "error.txt"
-
-    def start(self, *arguments: str) -> subprocess.Popen:
-        ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        with self.text.open("wb") as text:
-            return subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", *arguments],
-                cwd=REPOSITORY,
-                env=clean | {"NORMTWEAK_HOME": str(self.root), "OMP_WAIT_POLICY": "PASSIVE"},
-                stdout=subprocess.DEVNULL,
-                stderr=text,
-            )
-
-    def states(self) -> list[str]:
-        database = sqlite3.connect(f"file:{self.root}/prefect/prefect.db?mode=ro", uri=True)
-        with database:
-            rows = database.execute("select state_type from flow_run order by created")
-            return [row[0] for row in rows]
-
-    def plain_text(self) -> str:
-        text = self.text.read_text()
-        assert "Traceback" not in text
-        return text
-
-
-@pytest.fixture(scope="module")
-def typed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("typed")
-    write_project(folder)
-    source = save_tiny_model(folder / "model", tiny_config("llama", max_position_embeddings=256))
-    values = recipe_values(folder)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
-    tensors = load_file(source / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
-    broken = folder / "broken"
-    broken.mkdir()
-    for path in source.iterdir():
-        (broken / path.name).write_bytes(path.read_bytes())
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    return Typed(folder)
-
-
-def test_a_weight_that_is_nan_fails_the_run_in_one_sentence(typed):
-    result = typed.folder / "result.json"
-    one = typed.start(
-        "quantize", str(typed.folder / "recipe.yaml"),
-        "--set", f"model.source={typed.folder}/broken", "--result", str(result),
-    )  # fmt: skip
-    assert one.wait(100) == 1, typed.text.read_text()
-    last = typed.plain_text().splitlines()[-1]
-    assert re.fullmatch(r"normtweak: .*(nan|finite).* The log is \S+\.log\.", last), last
-    log = Path(last.rpartition(" ")[2].rstrip("."))
-    assert log.parent == typed.root / "logs"
-    assert "NonFiniteError" in log.read_text()
-    assert typed.states() == ["FAILED"]
-    assert not result.exists()
-    assert not list((typed.root / "exports").iterdir())
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "text"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
-)
-def test_a_run_that_is_stopped_says_so_and_is_not_left_running(typed, number, code, text):
-    before = len(read_events(typed.root))
-    one = typed.start("quantize", str(typed.folder / "recipe.yaml"), "--set", f"seed={int(number)}")
-    end = time.monotonic() + 100
-    while not any(e["event"] == "calibrate" for e in read_events(typed.root)[before:]):
-        assert one.poll() is None, typed.text.read_text()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    one.send_signal(number)
-    assert one.wait(60) == code, typed.text.read_text()
-    assert typed.plain_text().splitlines()[-1] == (
-        f"normtweak: {text}; finished stages are kept, and the same command goes on from there."
-    )
-    assert typed.states()[-1] == "CRASHED"
-
-
-def test_the_result_file_is_what_the_flow_returned(typed):
-    result = typed.folder / "result.json"
-    one = typed.start(
-        "quantize", str(typed.folder / "recipe.yaml"), "--set", "final_tune.enabled=false",
-        "--set", "norm_tweak.enabled=false", "--set", "calibration.length=32",
-        "--result", str(result),
-    )  # fmt: skip
-    assert one.wait(110) == 0, typed.text.read_text()
-    typed.plain_text()
-    values = json.loads(result.read_text())
-    assert values["registered"]["name"] == "tiny"
-    assert set(values) >= {
-        "export_dir", "export_sha256", "metrics", "registered", "blocks", "seconds",
-        "peak_rss_bytes", "flow_run_id",
-    }  # fmt: skip
-    assert not list(result.parent.glob(".tmp-*"))
-    assert typed.states()[-1] == "COMPLETED"

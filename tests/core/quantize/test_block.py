@@ -112,7 +112,10 @@ def test_output_errors_and_drift_fall_with_every_stage(tiny_folders, seeded):
     propagated = run_all(walk)
     drifts = [blocks[-1].report.drift_quantized for blocks in (rtn, gptq, propagated)]
     assert drifts[0] > drifts[1] > drifts[2]
-    errors = [blocks[0].report.layers[0].output_error for blocks in (rtn, gptq)]
+    assert rtn[0].report.layers[0].output_error is None
+    corrected = run_all(walk, method="rtn")
+    assert corrected[-1].report.drift_quantized < drifts[0]
+    errors = [blocks[0].report.layers[0].output_error for blocks in (corrected, gptq)]
     assert errors[1] < errors[0]
 
 

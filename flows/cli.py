@@ -113,7 +113,7 @@ def _add_quantize(group: argparse._SubParsersAction) -> None:
         "quantize",
         "quantize, verify, evaluate and register a model",
         "Carry out a recipe. Finished stages are kept: after an interruption, or with a changed\n"
-        f"recipe, only what is missing is computed. {STATE}",
+        f"recipe, only what is missing is computed.\n{STATE}",
         [
             "quantize conf/quickstart.yaml",
             "quantize conf/quickstart.yaml --set quantization.bits=3 --set seed=1",

@@ -7,6 +7,7 @@ served by one process, without a work pool or a worker.
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,16 +76,20 @@ def read_deployments(path: Path) -> list[DeploymentSpec]:
     return [_read(entry, path) for entry in entries]
 
 
-def serve_deployments(specified: list[DeploymentSpec]) -> None:
+def serve_deployments(specified: list[DeploymentSpec], ready: Callable[[], None]) -> None:
     """Register the deployments and run what is due, until Ctrl-C, SIGTERM or a closed terminal.
 
     One run at a time: two would share the same cores. At the end a run that is under way is
     cancelled, and schedules are paused, since nobody would heed them, until the next start.
+
+    Args:
+        specified: What to serve.
+        ready: Called once all of them are registered.
     """
-    asyncio.run(_serve(specified))
+    asyncio.run(_serve(specified, ready))
 
 
-async def _serve(specified: list[DeploymentSpec]) -> None:
+async def _serve(specified: list[DeploymentSpec], ready: Callable[[], None]) -> None:
     from prefect.runner import Runner
 
     loop = asyncio.get_running_loop()
@@ -101,6 +106,7 @@ async def _serve(specified: list[DeploymentSpec]) -> None:
             loop.add_signal_handler(number, runner.handle_sigterm)
     for spec in specified:
         await runner.aadd_deployment(await served_deployment(spec))
+    ready()
     await runner.start()
 
 

@@ -95,9 +95,9 @@ def run_serve(options: argparse.Namespace) -> int:
 
         sweep_temporaries(root)
         _say(f"Schedules and runs (Prefect): {page_of(url)}")
-        for deployment in specified:
-            _say(f"Serving {deployment.title}. Ctrl-C ends it.")
-        serve_deployments(specified)
+        titles = ", ".join(deployment.title for deployment in specified)
+        serve_deployments(specified, lambda: _say(f"Serving {titles}. Ctrl-C ends it."))
+        _say("Stopped.")
     return 0
 
 

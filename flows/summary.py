@@ -60,7 +60,7 @@ def print_summary(name: str, result: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for label, text in lines:
         style = "bold" if label in ("model", "perplexity") else "yellow" * (label == "problem")
-        console.print(Text(f"{label:<12}", style="dim") + Text(text, style=style))
+        console.print(Text.assemble((f"{label:<12}", "dim"), (text, style)))
 
 
 def _with_error(metrics: dict[str, float], key: str, error: str | None = None) -> str:

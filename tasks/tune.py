@@ -59,7 +59,8 @@ def final_tune_stage(
     from normtweak_core.model.loading import load_causal_lm
     from normtweak_core.model.structure import find_blocks, find_linears, set_linear_weight
     from normtweak_core.quantize.block import num_training_windows
-    from normtweak_core.tweak.final import TuningWindows, final_tune, tunable_norms
+    from normtweak_core.tweak.final import TuningWindows, final_tune
+    from normtweak_core.tweak.tweak import norm_parameters
     from tasks.quantized_model import QuantizedLayers
 
     events.record("final-tune", part="begin")
@@ -73,7 +74,7 @@ def final_tune_stage(
     for name, weight in layers.items():
         set_linear_weight(linears[name], weight.dequantize().to(job.device))
     masters = {name: master.to(job.device) for name, master in layers.norms().items()}
-    for name, parameter in tunable_norms(quantized).items():
+    for name, parameter in norm_parameters(quantized).items():
         parameter.data.copy_(masters.get(name, parameter.data).to(export_dtype))
     ids = load_calibration_set(state_root() / calibration.windows.path).input_ids
     windows = TuningWindows(ids, num_training_windows(len(ids)))

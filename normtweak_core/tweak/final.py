@@ -15,11 +15,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
-from normtweak_core.model.structure import find_norms
 from normtweak_core.randomness import generator
 from normtweak_core.tweak.config import FinalTuneConfig
 from normtweak_core.tweak.report import FinalTuneReport
-from normtweak_core.tweak.tweak import WithMasters
+from normtweak_core.tweak.tweak import WithMasters, norm_parameters
 
 GRADIENT_CLIP = 1.0
 Progress = Callable[[int, int, float], None]  # step, steps, loss
@@ -31,16 +30,6 @@ class TuningWindows:
 
     input_ids: Int64[Tensor, "samples seq"]
     num_training: int
-
-
-def tunable_norms(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return gains and biases of every norm of the model, the final one included."""
-    return {
-        f"{name}.{part}": parameter
-        for name, norm in find_norms(model).items()
-        if not norm.per_head
-        for part, parameter in norm.module.named_parameters(recurse=False)
-    }
 
 
 def logit_divergence(
@@ -79,7 +68,7 @@ def final_tune(
     Raises:
         NonFiniteError: The loss became NaN or infinite.
     """
-    parameters = tunable_norms(quantized)
+    parameters = norm_parameters(quantized)
     original = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     start = {
         name: masters.get(name, parameter.detach()).float().clone().requires_grad_(True)

@@ -42,11 +42,14 @@ def tweak_rate(config: NormTweakConfig, index: int, num_blocks: int) -> float:
     return config.lr * (1 + config.lr_scale * growth[config.schedule])
 
 
-def norm_parameters(block: nn.Module) -> dict[str, nn.Parameter]:
-    """Return gains and biases of the block's norms by name, those per attention head left out."""
+def norm_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return gains and biases of all norms by name, those per attention head left out.
+
+    Of a block, or of a whole model with its final norm.
+    """
     return {
         f"{name}.{part}": parameter
-        for name, norm in find_norms(block).items()
+        for name, norm in find_norms(module).items()
         if not norm.per_head
         for part, parameter in norm.module.named_parameters(recurse=False)
     }

@@ -98,7 +98,8 @@ def test_the_summary_is_plain_where_nobody_looks(capsys):
 def test_the_summary_on_a_terminal_says_the_same(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     print_summary("tiny", RESULT)
-    assert "perplexity  4.46 ± 0.2 float -> 5.997" in capsys.readouterr().out
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "perplexity  4.46 ± 0.2 float -> 5.997 ± 0.26 quantized\n" in shown
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_verify_tells_what_was_compared_and_makes_no_state(export, home, capsys)
     assert main(["verify", str(export)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{export}: the reader finds what was quantized"
-    assert lines[2] == "weights: 19 tensors equal bit for bit, 14 of them dequantized"
+    assert lines[2] == "weights: 20 tensors equal bit for bit, 14 of them dequantized"
     assert lines[4] == "tokenizer: same ids"
     assert not home.exists()
 

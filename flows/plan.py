@@ -72,9 +72,7 @@ def plan_lines(recipe: Recipe, ready: Ready, root: Path) -> list[str]:
 
 def cached_stages(recipe: Recipe, job: "Job") -> list[Stage]:
     """Return the stages of a run in order; what depends on a stage that will run, will run too."""
-    from flows.quantize import BASELINE
-    from normtweak_core.quantize.config import QuantizationConfig
-    from normtweak_core.tweak.config import NormTweakConfig
+    from flows.quantize import baseline_settings
     from tasks.caching import cached_result
     from tasks.calibrate import calibration_key, calibration_length
     from tasks.chain import ChainSettings
@@ -97,9 +95,7 @@ def cached_stages(recipe: Recipe, job: "Job") -> list[Stage]:
     if calibration and chosen:
         settings = ChainSettings(recipe.quantization, recipe.norm_tweak, chosen.dtype)
         blocks = _cached_blocks(job, calibration, settings)
-        rounded = QuantizationConfig.model_validate(recipe.quantization.model_dump() | BASELINE)
-        plain = ChainSettings(rounded, NormTweakConfig(enabled=False), chosen.dtype)
-        baseline = _cached_blocks(job, calibration, plain)
+        baseline = _cached_blocks(job, calibration, baseline_settings(settings))
     if len(blocks) == count and recipe.final_tune.enabled:
         tuned = cached_result(final_tune_key(job, calibration, blocks, settings, recipe.final_tune))
     if len(blocks) == count and (tuned or not recipe.final_tune.enabled):

@@ -82,7 +82,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     calibration = _calibrate(run)
     settings = _settings(run)
     blocks = _quantize_blocks(run, calibration, settings, "block")
-    baseline = _quantize_blocks(run, calibration, _baseline(settings), "rtn baseline: block")
+    baseline = _quantize_blocks(run, calibration, baseline_settings(settings), "rtn baseline: block")
     tuned = _final_tune(run, calibration, blocks, settings)
     export = _export(run, calibration, blocks, tuned, settings)
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
@@ -142,7 +142,8 @@ def _settings(run: Run) -> ChainSettings:
     return ChainSettings(run.recipe.quantization, run.recipe.norm_tweak, chosen.dtype)
 
 
-def _baseline(settings: ChainSettings) -> ChainSettings:
+def baseline_settings(settings: ChainSettings) -> ChainSettings:
+    """Return the same chain rounded to nearest, without any training."""
     values = settings.quantization.model_dump() | BASELINE
     rounded = QuantizationConfig.model_validate(values)
     return ChainSettings(rounded, NormTweakConfig(enabled=False), settings.export_dtype)

@@ -5,6 +5,7 @@ Nothing in it depends on when or where the run took place: equal runs write equa
 """
 
 import base64
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +148,8 @@ def block_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
     ]
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def _rounded(value: float) -> float | str:
+    return "" if math.isnan(value) else float(f"{value:.4g}")
 
 
 def _drift_series(reports: Reports) -> dict[str, list[float]]:

@@ -1,5 +1,6 @@
 """The reports of a run in words and numbers, as Markdown."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from flows.params import Recipe
@@ -244,7 +245,7 @@ def _final_outcome(final_tune: FinalTuneReport | None) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4f}"
+    return "" if math.isnan(value) else f"{value:.4f}"
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[object, ...]], alignment: str) -> list[str]:

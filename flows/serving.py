@@ -297,7 +297,7 @@ def _listen(wanted: int | None, usual: int, option: str) -> socket.socket:
     for port in ports:
         try:
             return socket.create_server((HOST, port), backlog=128)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             problem = error
     raise InputError(
         f"{option} must be a free port of this machine; {ports[0]} cannot be used ({problem}): "

@@ -33,7 +33,11 @@ class BlockTable(pa.DataFrameModel):
     damping_raised: Series[bool] = pa.Field(description="More than the recipe asks for.")
     dead_columns: Series[int] = pa.Field(ge=0, description="Inputs that are always zero.")
     weight_error: Series[float] = pa.Field(**_FINITE, description="|W - Q| / |W|")
-    output_error: Series[float] = pa.Field(**_FINITE, description="|(W - Q) X| / |W X|")
+    output_error: Series[float] = pa.Field(
+        **_FINITE,
+        nullable=True,
+        description="|(W - Q) X| / |W X|; none where the method needed no statistics of X.",
+    )
     drift_rtn: Series[float] = pa.Field(
         **_FINITE, description="|x_q - x_f| / |x_f| behind the block, rounded to nearest."
     )

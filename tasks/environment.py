@@ -70,6 +70,8 @@ def default_variables(root: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PREFECT_HOME": str(root / "prefect"),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(root / "results"),
+        # Prefect's own default for whatever names no serializer is pickle.
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         # One by one, SQLite stays busy for 10-15 s after 200 tasks and the next call waits.
         f"{recorder}READ_BATCH_SIZE": "100",

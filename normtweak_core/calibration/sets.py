@@ -68,7 +68,7 @@ def build_calibration_set(
         NonFiniteError: The model's logits are NaN.
     """
     if config.source == "text":
-        return _from_text(Path(config.path), config.samples, tokenizer, length, seed)
+        return _from_text(Path(config.path).expanduser(), config.samples, tokenizer, length, seed)
     if config.source == "dataset":
         windows, documents = dataset_windows(
             config.path, tokenizer, config.samples, length, seed, progress

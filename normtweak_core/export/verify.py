@@ -110,9 +110,15 @@ def _read_manifest(folder: Path) -> dict:
             "export was written to."
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise VerificationError(f"{path} must be JSON; {error}. Export again.") from error
+    if not isinstance(manifest, dict) or not {"export", "tensors", "probe"} <= manifest.keys():
+        raise InputError(
+            f"{path} must be the manifest of an export; it lacks what one holds. Give the folder "
+            "that an export was written to."
+        )
+    return manifest
 
 
 def _run_reader(folder: Path, python: str | Path, timeout: float) -> dict:

@@ -37,7 +37,14 @@ def block_report(block: int, accepted: bool | None, drift: float, bits: int = 2)
         left_float=[],
         tweak=None
         if accepted is None
-        else TweakReport(lr=1e-3, held_out_before=0.2, held_out_after=0.1, accepted=accepted),
+        else TweakReport(
+            lr=1e-3,
+            held_out_before=0.2,
+            held_out_after=0.1,
+            distance_before=0.5,
+            distance_after=0.4,
+            accepted=accepted,
+        ),
         drift_quantized=drift,
         drift_tweaked=drift * 0.75,
         mean_shift_quantized=0.01,
@@ -114,6 +121,16 @@ def test_a_missing_and_an_unknown_column_are_refused():
         validate_block_table(frame().drop(columns="weight_error"))
     with pytest.raises(BlockTableError, match="must satisfy column_in_schema; found extra"):
         validate_block_table(frame().assign(extra=1))
+
+
+def test_a_layer_without_statistics_has_no_output_error_and_is_read_back_so(tmp_path):
+    one = block_report(0, None, 0.1)
+    layer = one.layers[0].model_copy(update={"output_error": None})
+    one = one.model_copy(update={"layers": [layer, one.layers[1]]})
+    write_block_table(tmp_path / "blocks.parquet", block_frame([one], [one]))
+    errors = read_block_table(tmp_path / "blocks.parquet")["output_error"]
+    assert math.isnan(errors[0])
+    assert errors[1] == 0.125
 
 
 def test_a_torn_table_is_refused_when_it_is_read(tmp_path):

@@ -82,7 +82,9 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     calibration = _calibrate(run)
     settings = _settings(run)
     blocks = _quantize_blocks(run, calibration, settings, "block")
-    baseline = _quantize_blocks(run, calibration, baseline_settings(settings), "rtn baseline: block")
+    baseline = _quantize_blocks(
+        run, calibration, baseline_settings(settings), "rtn baseline: block"
+    )
     tuned = _final_tune(run, calibration, blocks, settings)
     export = _export(run, calibration, blocks, tuned, settings)
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)

@@ -18,4 +18,4 @@ class VerificationError(RuntimeError):
 
 
 class ProblemError(RuntimeError):
-    """A problem on which the recipe says to fail: damping raised, tweak rolled back, float layer."""
+    """The recipe said to fail on this: damping raised, tweak rolled back, layer left float."""

@@ -6,8 +6,8 @@ from pathlib import Path
 # Before torch is imported: threads that spin on a shared core make everything many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -6,7 +6,7 @@ import torch
 def gptq_oracle(W, H, bits, group_size, percdamp, order, grids):
     """Explicit optimal-brain-surgeon recursion in float64: invert the remaining Hessian per column.
 
-    `grids(group, W_now)` returns (scale, zero), each (out,), when the first column of a group is reached.
+    `grids(group, W_now)` gives (scale, zero), each (out,), when a group's first column is reached.
     """
     W = W.double().clone()
     H = H.double().clone()

@@ -65,8 +65,8 @@ def reference_recipe(model: str) -> dict[str, Any]:
     return {
         "name": f"study-{model}",
         "model": {"source": f"reference:{model}"},
-        "calibration": {"source": "generated", "samples": 128, "length": 256},
-        "evaluation": {"perplexity": {"max_tokens": 65536}},
+        "calibration": {"source": "generated", "samples": 64, "length": 256},
+        "evaluation": {"perplexity": {"max_tokens": 32768}},
     }
 
 
@@ -80,7 +80,7 @@ def story_recipe(root: Path) -> dict[str, Any]:
     return {
         "name": "study-stories260k",
         "model": {"source": str(shared / "models/stories260K")},
-        "calibration": {"source": "text", "path": str(calibration), "samples": 128, "length": 256},
+        "calibration": {"source": "text", "path": str(calibration), "samples": 64, "length": 256},
         "evaluation": {"perplexity": {"path": str(held_out)}},
     }
 

@@ -25,11 +25,11 @@ time.sleep(60)
 
 # A command that starts a process of its own, as `mlflow server` does, and ignores SIGTERM if told.
 COMMAND = """
-import signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 if sys.argv[1] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 grandchild = subprocess.Popen(["sleep", "60"])
-print("grandchild", grandchild.pid, flush=True)
+print("command", os.getpid(), "grandchild", grandchild.pid, flush=True)
 time.sleep(60)
 """
 
@@ -38,7 +38,7 @@ def started(program, kind="mild", thread=("--main-thread",)) -> tuple:
     parent = program("-c", PARENT, "stay", *thread, sys.executable, "-c", COMMAND, kind)
     parent.until(lambda: "guard" in parent.text() and "grandchild" in parent.text())
     words = parent.text().split()
-    pids = [int(words[words.index(name) + 1]) for name in ("guard", "grandchild")]
+    pids = [int(words[words.index(name) + 1]) for name in ("guard", "command", "grandchild")]
     return parent, [psutil.Process(pid) for pid in pids]
 
 

@@ -1,0 +1,164 @@
+"""The pages of a real run, as a person sees them in a browser."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.flows.pages import Browser, Command, ask, free_port, open_browser
+from tests.tiny_exports import save_tiny_model, tiny_config
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+NAME = "tiny-pages"
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Two servers with one finished run on them."""
+
+    prefect: str
+    mlflow: str
+    result: dict
+
+    def run_page(self) -> str:
+        return f"{self.prefect}/v2/runs/flow-run/{self.result['flow_run_id']}"
+
+    def artifact(self, report: str) -> str:
+        found = ask(f"{self.prefect}/api/artifacts/{NAME}-{report}/latest")
+        assert found["flow_run_id"] == self.result["flow_run_id"]
+        return f"artifacts/artifact/{found['id']}"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pages(browser, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    root, ports = folder / "state", (free_port(), free_port())
+    ui = Command(
+        root, folder / "ui.txt", "flows.cli", "ui", "--prefect-port", str(ports[0]),
+        "--mlflow-port", str(ports[1]),
+    )  # fmt: skip
+    try:
+        recipe = write_recipe(folder)
+        ui.until("Registered versions")
+        address = f"http://127.0.0.1:{ports[0]}"
+        assert address in ui.text()
+        result = folder / "result.json"
+        # It finds the server by itself.
+        run = Command(
+            root, folder / "run.txt", "flows.cli", "quantize", str(recipe), "--result", str(result)
+        )
+        api = {"PREFECT_API_URL": f"{address}/api", "PREFECT_HOME": str(root / "prefect")}
+        for command in (("work-pool", "create", "--type", "process", "normtweak"), DEPLOY):
+            Command(root, folder / "prefect.txt", "prefect", *command, **api).finish()
+        run.finish()
+        yield Pages(address, f"http://127.0.0.1:{ports[1]}", json.loads(result.read_text()))
+    finally:
+        ui.stop()
+    assert ui.process.returncode == 0
+
+
+DEPLOY = ("--no-prompt", "deploy", "--all")
+
+
+def write_recipe(folder: Path) -> Path:
+    save_tiny_model(folder / "model", tiny_config("llama"))
+    (folder / "text.txt").write_text("Pages of a run, seen in a browser. " * 12)
+    path = folder / "recipe.yaml"
+    values = {
+        "name": NAME,
+        "model": {"source": str(folder / "model")},
+        "calibration": {"source": "random", "samples": 8, "length": 32},
+        "quantization": {"bits": 4, "group_size": 32, "mse_grid": False},
+        "final_tune": {"steps": 2},
+        "evaluation": {"perplexity": {"path": str(folder / "text.txt")}},
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_the_run_shows_its_state_and_every_block_task(browser: Browser, pages: Pages):
+    browser.shows(f"{pages.run_page()}?tab=Logs", NAME, "Completed", "block 1", picture="run")
+    tasks = ("block-00", "block-01", "calibrate", "final-tune", "export", "verify", "register")
+    browser.shows(f"{pages.run_page()}?tab=TaskRuns", *tasks, "Completed", picture="tasks")
+
+
+def test_the_run_leads_to_its_three_reports(browser: Browser, pages: Pages):
+    keys = [f"{NAME}-{report}" for report in ("blocks", "calibration", "summary")]
+    browser.shows(f"{pages.run_page()}?tab=Artifacts", *keys, picture="artifacts")
+
+
+def test_the_block_table_has_a_row_a_block(browser: Browser, pages: Pages):
+    titles = ("block", "drift RTN", "drift", "tweaked", "norm tweak", "output error")
+    url = f"{pages.prefect}/v2/{pages.artifact('blocks')}"
+    browser.shows(url, *titles, "Drift is |x_q - x_f| / |x_f|", picture="blocks")
+    rows = browser.run("return [...document.querySelectorAll('tbody tr')].map(r => r.innerText)")
+    assert len(rows) == 2
+    after = pages.result["blocks"][1]["error_after"]
+    assert f"{after:.4g}" in rows[1]
+
+
+def test_the_calibration_report_tells_its_verdict(browser: Browser, pages: Pages):
+    url = f"{pages.prefect}/v2/{pages.artifact('calibration')}"
+    texts = ("8 windows of 32 tokens (256 tokens)", "Verdict:", "Distinct 4-grams in a window")
+    browser.shows(url, *texts, picture="calibration")
+
+
+@pytest.mark.parametrize("version", ["v2", "v1"])
+def test_the_summary_shows_the_result_and_draws_the_plot(
+    browser: Browser, pages: Pages, version: str
+):
+    metrics = pages.result["metrics"]
+    browser.driver.get(f"{pages.prefect}/v2/")  # the cookie belongs to this address
+    browser.driver.add_cookie({"name": "prefect_ui_version", "value": version})
+    page = f"{pages.prefect}/{'v2/' if version == 'v2' else ''}{pages.artifact('summary')}"
+    numbers = [
+        f"{metrics[f'perplexity/{kind}']:.3f} ± {metrics[f'perplexity/{kind}_stderr']:.3f}"
+        for kind in ("float", "quantized", "ratio")
+    ]
+    browser.shows(page, NAME, "in 4 bits by GPTQ", *numbers, "bits per weight", "norm tweak")
+    picture = 'img[alt="Drift of the quantized stream, block by block"]'
+    drawn = f"const image = document.querySelector('{picture}'); return image && image.naturalWidth"
+    browser.until(lambda: browser.run(drawn) == 840, "the drift plot, 840 pixels wide")
+    assert browser.run(f"return document.querySelector('{picture}').clientWidth") > 400
+    browser.scroll_to(picture)
+    browser.driver.save_screenshot(str(browser.pictures / f"summary-{version}.png"))
+    browser.driver.delete_cookie("prefect_ui_version")
+
+
+def test_the_deployment_has_a_schedule_and_a_form_of_the_recipe(browser: Browser, pages: Pages):
+    (deployment,) = ask(f"{pages.prefect}/api/deployments/filter", {})
+    url = f"{pages.prefect}/v2/deployments/deployment/{deployment['id']}"
+    browser.shows(url, "nightly", "At 02:30 AM", "Concurrency Limit", picture="deployment")
+    texts = ("Name of the registered model.", "Number of windows.", "Width of one code.")
+    browser.shows(f"{url}/run", *texts, picture="form")
+    fields = "return [...document.querySelectorAll('input, textarea')].map(field => field.value)"
+    browser.until(lambda: "quickstart-llama-w2g64" in browser.run(fields), "the recipe's name")
+    assert {"reference:llama", "64", "256", "200", "32768"} <= set(browser.run(fields))
+
+
+def test_the_version_and_its_metrics_are_on_the_registry_pages(browser: Browser, pages: Pages):
+    metrics, version = pages.result["metrics"], pages.result["registered"]["version"]
+    api = f"{pages.mlflow}/api/2.0/mlflow"
+    registered = ask(f"{api}/model-versions/get?name={NAME}&version={version}")["model_version"]
+    tags = {tag["key"]: tag["value"] for tag in registered["tags"]}
+    texts = (
+        f"Version {version}",
+        "candidate",
+        "perplexity/quantized",
+        pages.result["export_sha256"],
+    )
+    browser.shows(f"{pages.mlflow}/#/models/{NAME}/versions/{version}", *texts, picture="version")
+    experiment = ask(f"{api}/experiments/get-by-name?experiment_name=normtweak")["experiment"]
+    model = f"experiments/{experiment['experiment_id']}/models/{tags['logged_model_id']}"
+    values = (str(metrics["perplexity/quantized"]), str(metrics["kl/mean"]), "top1_agreement")
+    browser.shows(f"{pages.mlflow}/#/{model}", "Metrics", *values, picture="metrics")
+    browser.shows(f"{pages.mlflow}/#/{model}/artifacts", "reports", "MLmodel", picture="files")

@@ -1,0 +1,97 @@
+import asyncio
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.deploy import find_deployment_file, read_deployments, served_deployment
+from flows.params import load_recipe
+from normtweak_core.errors import InputError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A function that writes prefect.yaml with changes to its first deployment."""
+
+    def write(**changes) -> Path:
+        data = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+        data["deployments"][0] |= changes
+        path = tmp_path / "prefect.yaml"
+        path.write_text(yaml.safe_dump(data))
+        return path
+
+    return write
+
+
+def test_the_nightly_deployment_runs_the_quickstart_recipe():
+    (nightly,) = read_deployments(REPOSITORY / "prefect.yaml")
+    assert nightly.recipe == load_recipe(REPOSITORY / "conf" / "quickstart.yaml")
+    assert nightly.title == "quantize/nightly (30 2 * * * UTC)"
+
+
+def test_what_is_served_is_what_the_file_says():
+    (nightly,) = read_deployments(REPOSITORY / "prefect.yaml")
+    served = asyncio.run(served_deployment(nightly))
+    (schedule,) = served.schedules
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("30 2 * * *", "UTC")
+    assert schedule.slug == "nightly"
+    assert schedule.active
+    assert served.concurrency_limit == 1
+    assert served.concurrency_options.collision_strategy.value == "ENQUEUE"
+    assert served.entrypoint == "flows.quantize.quantize"
+    assert served.parameters["recipe"] == nightly.recipe.model_dump(mode="json")
+    assert served.description == nightly.description
+    assert not served.paused
+
+
+def test_the_form_of_the_page_knows_ranges_choices_and_descriptions():
+    (nightly,) = read_deployments(REPOSITORY / "prefect.yaml")
+    schema = asyncio.run(served_deployment(nightly))._parameter_openapi_schema
+    definitions = schema.definitions
+    assert definitions["QuantizationConfig"]["properties"]["bits"]["enum"] == [2, 3, 4, 8]
+    samples = definitions["CalibrationConfig"]["properties"]["samples"]
+    assert (samples["minimum"], samples["description"]) == (8, "Number of windows.")
+    assert schema.required == ["recipe"]
+
+
+def test_the_file_of_the_working_folder_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_deployment_file() == REPOSITORY / "prefect.yaml"
+    (tmp_path / "prefect.yaml").write_text("deployments: []\n")
+    assert find_deployment_file() == tmp_path / "prefect.yaml"
+
+
+def test_a_limit_given_as_a_number_and_none_at_all_are_read(changed):
+    (limited,) = read_deployments(changed(concurrency_limit=2))
+    assert asyncio.run(served_deployment(limited)).concurrency_limit == 2
+    (unlimited,) = read_deployments(changed(concurrency_limit=None, schedules=None))
+    served = asyncio.run(served_deployment(unlimited))
+    assert (served.concurrency_limit, served.schedules) == (None, [])
+    assert unlimited.title == "quantize/nightly (no schedule)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"entrypoint": "flows/other.py:run"}, r"must have the entrypoint flows/quantize.py:quant"),
+        ({"schedules": [{"interval": 60}]}, r"a schedule of nightly must have cron.*interval"),
+        ({"schedules": [{"cron": "0 1 * * *", "zone": "UTC"}]}, r"may have timezone.*found.*zone"),
+        ({"parameters": {"recipe": {"name": "x", "sed": 1}}}, r"sed is not a recipe key"),
+        ({"parameters": {}}, r"name is required"),
+    ],
+)
+def test_a_deployment_that_is_not_valid_is_refused(changed, changes, message):
+    with pytest.raises(InputError, match=message):
+        read_deployments(changed(**changes))
+
+
+def test_a_file_without_deployments_or_that_is_not_yaml_is_refused(tmp_path):
+    path = tmp_path / "prefect.yaml"
+    path.write_text("deployments: []\n")
+    with pytest.raises(InputError, match="must list deployments; found none"):
+        read_deployments(path)
+    path.write_text("{[")
+    with pytest.raises(InputError, match="must be YAML"):
+        read_deployments(path)

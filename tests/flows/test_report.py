@@ -1,0 +1,262 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from flows.params import parse_recipe
+from flows.report import (
+    Reports,
+    artifact_key,
+    block_rows,
+    publish_reports,
+    write_reports,
+)
+from normtweak_core.quantize.report import BlockReport, LayerReport
+from normtweak_core.tweak.report import FinalTuneReport, TweakReport
+from tasks.block_table import BlockTableError, read_block_table
+
+METRICS = {
+    "perplexity/float": 4.46,
+    "perplexity/float_stderr": 0.2,
+    "perplexity/quantized": 5.997,
+    "perplexity/quantized_stderr": 0.26,
+    "perplexity/ratio": 1.3445,
+    "perplexity/ratio_stderr": 0.026,
+    "nll/float": 1.495,
+    "nll/float_stderr": 0.045,
+    "nll/quantized": 1.791,
+    "nll/quantized_stderr": 0.043,
+    "nll_difference/mean": 0.296,
+    "nll_difference/stderr": 0.0197,
+    "kl/mean": 0.3431,
+    "kl/stderr": 0.0139,
+    "top1_agreement": 0.7096,
+    "top1_agreement_stderr": 0.0096,
+    "tokens": 4064.0,
+    "size_bytes": 197916.0,
+    "bits_per_weight": 3.3121,
+}
+
+QUALITY = {
+    "source": "generated",
+    "samples": 64,
+    "length": 256,
+    "token_coverage": 0.324,
+    "distinct_in_window": {"1": 0.7, "2": 0.9, "3": 0.95, "4": 0.984},
+    "distinct_in_set": {"1": 0.16, "2": 0.7, "3": 0.88, "4": 0.948},
+    "repetitive_windows": 0.125,
+    "duplicate_windows": 3,
+    "scripts": {"latin": 0.98, "greek": 0.02},
+    "mean_nll": 1.735,
+    "verdict": "warning",
+    "reasons": ["3 windows are copies of another"],
+}
+
+
+def block(index: int, accepted: bool | None = True, drift: float = 0.2, **layer) -> BlockReport:
+    facts = {
+        "layer": "mlp.up_proj",
+        "bits": 3,
+        "percdamp": 0.01,
+        "damping_raised": False,
+        "dead_columns": 0,
+        "weight_error": 0.25,
+        "output_error": 0.125,
+    }
+    tweak = TweakReport(
+        lr=1e-3,
+        held_out_before=0.02,
+        held_out_after=0.01,
+        distance_before=0.5,
+        distance_after=0.4,
+        accepted=bool(accepted),
+    )
+    return BlockReport(
+        block=index,
+        layers=[
+            LayerReport(**facts | layer),
+            LayerReport(**facts | layer | {"layer": "mlp.down_proj"}),
+        ],
+        left_float=[],
+        tweak=None if accepted is None else tweak,
+        drift_quantized=drift,
+        drift_tweaked=drift * 0.9,
+        mean_shift_quantized=0.01,
+        mean_shift_tweaked=0.005,
+    )
+
+
+def reports(folder: Path, blocks=None, final_tune=True, **recipe) -> Reports:
+    folder.mkdir(exist_ok=True)
+    blocks = blocks or [block(0), block(1, accepted=False, drift=0.3)]
+    return Reports(
+        recipe=parse_recipe({"name": "Tiny.llama_w3", "quantization": {"bits": 3}} | recipe),
+        blocks=blocks,
+        baseline=[block(one.block, accepted=None, drift=0.5) for one in blocks],
+        final_tune=FinalTuneReport(held_out_before=0.5, held_out_after=0.4, accepted=True)
+        if final_tune
+        else None,
+        quality=QUALITY,
+        metrics=METRICS,
+        folder=folder,
+    )
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("NORMTWEAK_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def written(tmp_path, state) -> dict[str, Path]:
+    return {path.name: path for path in write_reports(reports(tmp_path / "export-w3"))}
+
+
+def text(written: dict[str, Path], name: str) -> str:
+    return written[name].read_text(encoding="utf-8")
+
+
+def test_the_files_lie_in_a_folder_of_the_export(written, tmp_path):
+    assert set(written) == {
+        "blocks.parquet", "blocks.md", "calibration.md", "summary.md", "drift.png",
+    }  # fmt: skip
+    assert {path.parent for path in written.values()} == {tmp_path / "export-w3" / "reports"}
+    assert {path.name for path in (tmp_path / "export-w3" / "reports").iterdir()} == set(written)
+    assert written["drift.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_equal_runs_write_equal_bytes(written, tmp_path):
+    before = {name: path.read_bytes() for name, path in written.items()}
+    again = write_reports(reports(tmp_path / "export-w3"))
+    assert {path.name: path.read_bytes() for path in again} == before
+
+
+def test_the_table_of_layers_is_the_one_that_was_reported(written):
+    table = read_block_table(written["blocks.parquet"])
+    assert table["block"].tolist() == [0, 0, 1, 1]
+    assert table["tweak"].tolist() == ["kept", "kept", "rolled back", "rolled back"]
+    assert table["drift_rtn"].tolist() == [0.5] * 4
+    assert table["drift_tweaked"].tolist() == pytest.approx([0.18, 0.18, 0.27, 0.27])
+
+
+def test_the_blocks_stand_in_a_table_with_every_linear(written):
+    page = text(written, "blocks.md")
+    assert "| 0 | 0.5000 | 0.2000 | 0.1800 | kept |" in page
+    assert "| 1 | 0.5000 | 0.3000 | 0.2700 | rolled back |" in page
+    assert "| 1 | `mlp.down_proj` | 3 | 0.2500 | 0.1250 | 0.01 | 0 |" in page
+
+
+def test_the_calibration_page_tells_the_verdict_and_its_reasons(written):
+    page = text(written, "calibration.md")
+    assert "64 windows of 256 tokens (16,384 tokens), source `generated`, seed 0." in page
+    assert "**Verdict: used, with a warning.**" in page
+    assert "* 3 windows are copies of another" in page
+    assert "| Distinct 4-grams in a window, in the set | 98.4 %, 94.8 % |" in page
+    assert "| Letters by script | latin 98.0 %, greek 2.0 % |" in page
+    assert "| Mean loss of the float model | 1.735 nats per token |" in page
+
+
+def test_the_summary_compares_float_and_quantized_with_their_errors(written):
+    page = text(written, "summary.md")
+    assert "| perplexity | 4.460 ± 0.200 | 5.997 ± 0.260 | 1.345 ± 0.026 times |" in page
+    assert "| loss (nats per token) | 1.495 ± 0.045 | 1.791 ± 0.043 | +0.296 ± 0.020 |" in page
+    assert "| KL divergence (nats per token) |  | 0.3431 ± 0.0139 |  |" in page
+    assert "| same first choice |  | 71.0 % ± 1.0 % |  |" in page
+    assert "| size |  | 0.20 MB |  |" in page
+    assert "| bits per weight |  | 3.312 |  |" in page
+    assert "On 4,064 predicted tokens" in page
+    assert "in 3 bits by GPTQ (asymmetric, groups of 64). Export: `export-w3`." in page
+
+
+def test_the_summary_tells_what_became_of_every_stage(written):
+    page = text(written, "summary.md")
+    assert "| norm tweak | kept in 1 of 2 blocks; rolled back in 1 |" in page
+    assert "| final tune | kept: held-out divergence 0.5 → 0.4 nats per token |" in page
+    assert "| calibration | used, with a warning |" in page
+    assert "* block 1: norm tweak rolled back" in page
+    assert "(drift.png)" in page
+
+
+def test_stages_that_were_off_and_a_run_without_problems_are_told_as_such(tmp_path, state):
+    off = reports(
+        tmp_path / "off",
+        blocks=[block(0, accepted=None)],
+        final_tune=False,
+        norm_tweak={"enabled": False},
+        quantization={"bits": 3, "method": "rtn", "group_size": None, "symmetric": True},
+    )
+    page = text({path.name: path for path in write_reports(off)}, "summary.md")
+    assert "| norm tweak | off |" in page
+    assert "| final tune | off |" in page
+    assert "## Problems\n\nNone." in page
+    assert "by round to nearest (symmetric, one scale per row)" in page
+
+
+def test_raised_damping_is_visible_in_the_table_and_among_the_problems(tmp_path, state):
+    raised = reports(tmp_path / "raised", [block(0, damping_raised=True, percdamp=0.1)])
+    files = {path.name: path for path in write_reports(raised)}
+    assert "| 0.1 (raised) |" in text(files, "blocks.md")
+    assert "* block 0: damping of mlp.up_proj raised to 0.1" in text(files, "summary.md")
+
+
+def test_an_output_error_that_was_not_measured_is_left_blank(tmp_path, state):
+    blank = reports(tmp_path / "blank", [block(0, output_error=None)])
+    files = {path.name: path for path in write_reports(blank)}
+    assert "| 0 | `mlp.up_proj` | 3 | 0.2500 |  | 0.01 | 0 |" in text(files, "blocks.md")
+    (row,) = block_rows(read_block_table(files["blocks.parquet"]))
+    assert row["output error"] == ""
+
+
+def test_a_drift_that_is_not_finite_stops_the_reports(tmp_path, state):
+    with pytest.raises(BlockTableError, match="drift_quantized"):
+        write_reports(reports(tmp_path / "bad", [block(0, drift=math.nan)]))
+
+
+def test_a_row_of_the_page_is_a_block_with_numbers_a_person_can_read(written):
+    rows = block_rows(read_block_table(written["blocks.parquet"]))
+    assert rows[1] == {
+        "block": 1,
+        "drift RTN": 0.5,
+        "drift": 0.3,
+        "tweaked": 0.27,
+        "norm tweak": "rolled back",
+        "output error": 0.125,
+        "weight error": 0.25,
+        "bits": 3,
+        "damping raised": 0,
+    }
+
+
+@pytest.mark.parametrize("name", ["Tiny.llama_w3", "a--b", "pythia-160m-w2g64"])
+def test_artifact_keys_are_lower_case_with_single_dashes(name):
+    from prefect.client.schemas.actions import ArtifactCreate
+
+    key = artifact_key(name, "blocks")
+    assert ArtifactCreate(key=key).key == key
+    assert key.endswith("-blocks")
+    assert "--" not in key
+
+
+def test_the_page_of_the_run_gets_the_same_content(engine_environment, session_api, monkeypatch):
+    from prefect import flow
+    from prefect.artifacts import Artifact
+
+    monkeypatch.setenv("NORMTWEAK_HOME", str(engine_environment))
+    exports = engine_environment / "exports"
+
+    @flow
+    def reporting() -> None:
+        publish_reports(reports(exports / "export-w3"))
+
+    reporting()
+    table = Artifact.get("tiny-llama-w3-blocks")
+    assert table.type == "table"
+    assert '"norm tweak": "rolled back"' in table.data
+    calibration = Artifact.get("tiny-llama-w3-calibration")
+    folder = exports / "export-w3" / "reports"
+    assert calibration.data == (folder / "calibration.md").read_text()
+    summary = Artifact.get("tiny-llama-w3-summary")
+    beginning = (folder / "summary.md").read_text().partition("(drift.png)")[0]
+    assert summary.data.startswith(f"{beginning}(data:image/png;base64,")
+    assert summary.description == "Perplexity +34.5 % against the float model"

@@ -12,6 +12,7 @@ class TweakReport(BaseModel, frozen=True):
     distance_before: float  # |output - target| / |target| on the same windows
     distance_after: float
     accepted: bool
+    share: float  # part of the trained change that was kept; 0 where it was rolled back
 
 
 class FinalTuneReport(BaseModel, frozen=True):

@@ -6,7 +6,8 @@ anew with the norms that were kept. Norms per attention head (q_norm, k_norm) ar
 
 Kept means: on held-out windows the loss fell and the distance |output - target| did not grow. The
 second condition is ours: channel statistics can agree better while every token is further off, and
-then perplexity rises (docs/log.md has the numbers).
+then perplexity rises (docs/log.md has the numbers). Where the whole change fails, a half, a
+quarter and an eighth of it are tried before all of it is rolled back.
 """
 
 import math
@@ -22,6 +23,9 @@ from normtweak_core.quantize.inputs import RunBlock
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.loss import LOSSES, window_loss
 from normtweak_core.tweak.report import TweakReport
+
+# Parts of the trained change that are tried on the held-out windows, largest first.
+SHARES = (1.0, 0.5, 0.25, 0.125)
 
 
 def tweak_rate(config: NormTweakConfig, index: int, num_blocks: int) -> float:
@@ -91,15 +95,20 @@ def tweak_norms(
         NonFiniteError: The loss became NaN or infinite.
     """
     parameters = norm_parameters(block)
-    original = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    original = {name: p.detach().float().clone() for name, p in parameters.items()}
     before = held_out(block, x_q, target, num_training, run, config.loss)
-    masters = _train(block, x_q, target, num_training, run, config, rate)
+    trained = _train(block, x_q, target, num_training, run, config, rate)
+    masters: dict[str, Tensor] = {}
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(masters[name].to(export_dtype))
-        after = held_out(block, x_q, target, num_training, run, config.loss)
-        better = after.loss < before.loss and after.distance <= before.distance
-        accepted = better or not config.rollback
+        for share in SHARES if config.rollback else (1.0,):
+            for name, parameter in parameters.items():
+                masters[name] = original[name] + share * (trained[name] - original[name])
+                parameter.copy_(masters[name].to(export_dtype))
+            after = held_out(block, x_q, target, num_training, run, config.loss)
+            better = after.loss < before.loss and after.distance <= before.distance
+            accepted = better or not config.rollback
+            if accepted:
+                break
         if not accepted:
             for name, parameter in parameters.items():
                 parameter.copy_(original[name])
@@ -110,6 +119,7 @@ def tweak_norms(
         distance_before=before.distance,
         distance_after=after.distance,
         accepted=accepted,
+        share=share if accepted else 0.0,
     )
     return report, masters if accepted else {}
 

@@ -4,8 +4,9 @@
 
 Random Llama blocks, each width in a process of its own. Seconds depend on the machine and its
 load; what can be compared is the last columns: seconds over those of a bare forward pass of the
-same float block over the same windows, taken in the same process before, between and after, and
-memory over the bytes of the block's weights. Writes blocks.json (with the command) and blocks.md.
+same float block over the same windows, taken in the same process before, between and after (wall,
+and CPU, which suffers less from a load), and memory over the bytes of the block's weights. Writes
+blocks.json (with the command) and blocks.md.
 """
 
 import argparse
@@ -38,6 +39,7 @@ HEADER = [
     "solve / forward",
     "tweak / forward",
     "block / forward",
+    "same, CPU",
     "peak MiB",
     "above start MiB",
     "above start / weight bytes",
@@ -80,7 +82,7 @@ def measure(folder: Path, width: int, options: argparse.Namespace) -> dict[str, 
     walk, streams = random_walk(folder, width, options.samples, options.length)
     block = walk.load(0)
     weights = sum(parameter.numel() for parameter in block.parameters())
-    forwards = [forward_seconds(walk, block, streams) for _ in range(2)][1:]  # the first warms up
+    forwards = [forward_pass(walk, block, streams) for _ in range(2)][1:]  # the first warms up
     reset_peak()
     before = rss_bytes()
     tries = []
@@ -88,17 +90,19 @@ def measure(folder: Path, width: int, options: argparse.Namespace) -> dict[str, 
         tries.append(block_seconds(walk, block, streams, options))
         if len(tries) == 1:
             peak = peak_rss_bytes()  # of the first: later ones find freed memory to use again
-        forwards.append(forward_seconds(walk, block, streams))
-    best = {part: min(one[part] for one in tries) for part in tries[0]}
-    forward = min(forwards)
+        forwards.append(forward_pass(walk, block, streams))
+    best, forward = fastest(tries), fastest(forwards)
+    seconds = {part: best[part] for part in (*PARTS, "block")}
     return {
         "hidden_size": width,
         "weights": weights,
         "tokens": options.samples * options.length,
         "threads": torch.get_num_threads(),
-        "forward_seconds": forward,
-        "seconds": best,
-        "ratio_to_forward": {part: seconds / forward for part, seconds in best.items()},
+        "forward_seconds": forward["forward"],
+        "seconds": seconds,
+        "ratio_to_forward": {part: one / forward["forward"] for part, one in seconds.items()},
+        "cpu_seconds": {"forward": forward["cpu"], "block": best["cpu"]},
+        "cpu_ratio_to_forward": best["cpu"] / forward["cpu"],
         "peak_rss_bytes": peak,
         "peak_above_start_bytes": peak - before,
         "ratio_to_weight_bytes": (peak - before) / (4 * weights),
@@ -134,13 +138,18 @@ def random_walk(folder: Path, width: int, samples: int, length: int) -> "tuple[B
     return walk, Streams(x_f, x_f + 0.1 * torch.randn(x_f.shape))
 
 
-def forward_seconds(walk: "BlockWalk", block: Any, streams: "Streams") -> float:
+def fastest(tries: list[dict[str, float]]) -> dict[str, float]:
+    """Return the least of each number."""
+    return {name: min(one[name] for one in tries) for name in tries[0]}
+
+
+def forward_pass(walk: "BlockWalk", block: Any, streams: "Streams") -> dict[str, float]:
     """Return the seconds of one pass of the float block over all windows."""
     from normtweak_core.quantize.block import run_stream
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     run_stream(block, streams.x_f, walk.runner(0))
-    return time.perf_counter() - began
+    return {"forward": time.perf_counter() - began, "cpu": time.process_time() - cpu}
 
 
 def block_seconds(
@@ -156,7 +165,7 @@ def block_seconds(
     config = QuantizationConfig(bits=options.bits, group_size=options.group_size)
     plan = BlockPlan(0, 1, config, NormTweakConfig(), torch.float16)
     moments = {}
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     quantize_block(
         block,
         streams,
@@ -164,8 +173,9 @@ def block_seconds(
         plan,
         note=lambda part: moments.setdefault(part, time.perf_counter()),
     )
+    ended, cpu_ended = time.perf_counter(), time.process_time()
     seconds = {part: moments[end] - moments[part] for part, end in PARTS.items()}
-    return seconds | {"block": time.perf_counter() - began}
+    return seconds | {"block": ended - began, "cpu": cpu_ended - cpu}
 
 
 def row(found: dict[str, Any]) -> list[Any]:
@@ -176,6 +186,7 @@ def row(found: dict[str, Any]) -> list[Any]:
         found["forward_seconds"],
         *found["seconds"].values(),
         *found["ratio_to_forward"].values(),
+        found["cpu_ratio_to_forward"],
         found["peak_rss_bytes"] / MEBI,
         found["peak_above_start_bytes"] / MEBI,
         found["ratio_to_weight_bytes"],

@@ -27,8 +27,11 @@ class Pages:
         return f"{self.prefect}/v2/runs/flow-run/{self.result['flow_run_id']}"
 
     def artifact(self, report: str) -> str:
-        found = ask(f"{self.prefect}/api/artifacts/{NAME}-{report}/latest")
-        assert found["flow_run_id"] == self.result["flow_run_id"]
+        chosen = {
+            "key": {"any_": [f"{NAME}-{report}"]},
+            "flow_run_id": {"any_": [self.result["flow_run_id"]]},
+        }
+        (found,) = ask(f"{self.prefect}/api/artifacts/filter", {"artifacts": chosen})
         return f"artifacts/artifact/{found['id']}"
 
 

@@ -69,6 +69,7 @@ def block(index: int, accepted: bool | None = True, drift: float = 0.2, **layer)
         held_out_after=0.01,
         distance_before=0.5,
         distance_after=0.4,
+        share=float(bool(accepted)),
         accepted=bool(accepted),
     )
     return BlockReport(

@@ -44,6 +44,7 @@ def block_report(block: int, accepted: bool | None, drift: float, bits: int = 2)
             distance_before=0.5,
             distance_after=0.4,
             accepted=accepted,
+            share=1.0 if accepted else 0.0,
         ),
         drift_quantized=drift,
         drift_tweaked=drift * 0.75,

@@ -61,14 +61,15 @@ def run_ui(options: argparse.Namespace) -> int:
         mlflow.start()
         prefect = stack.enter_context(prefect_pages(root, options.prefect_port))
         mlflow.wait()
-        _say(f"Runs, blocks and reports (Prefect): {page_of(prefect)}")
+        _say(f"Runs, blocks and reports (Prefect): {page_of(prefect.url)}")
         _say(f"Registered versions (MLflow):       {mlflow.url}")
         _say("Ctrl-C ends both.")
-        while mlflow.runs():
+        while prefect.runs() and mlflow.runs():
             time.sleep(0.5)
+        name, file = ("MLflow", mlflow.log) if prefect.runs() else ("Prefect", prefect.log)
         raise ServerError(
-            f"The MLflow server must run on, but it ended. Last lines of {mlflow.log}:\n"
-            f"{mlflow.last_lines()}"
+            f"The {name} server must run on, but it ended. Last lines of {file}:\n"
+            f"{_last_lines(file)}"
         )
     return 0
 
@@ -89,12 +90,12 @@ def run_serve(options: argparse.Namespace) -> int:
     specified = read_deployments(find_deployment_file())
     root = prepare_environment()
     log_plain_lines()
-    with _stopped_by_signals(), prefect_pages(root, options.prefect_port) as url:
+    with _stopped_by_signals(), prefect_pages(root, options.prefect_port) as prefect:
         from flows.deploy import serve_deployments
         from tasks.artifacts import sweep_temporaries
 
         sweep_temporaries(root)
-        _say(f"Schedules and runs (Prefect): {page_of(url)}")
+        _say(f"Schedules and runs (Prefect): {page_of(prefect.url)}")
         titles = ", ".join(deployment.title for deployment in specified)
         serve_deployments(specified, lambda: _say(f"Serving {titles}. Ctrl-C ends it."))
         _say("Stopped.")
@@ -102,8 +103,8 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def prefect_pages(root: Path, port: int | None) -> Iterator[str]:
-    """Yield the URL of an API with pages: the user's, a running one, or one started here.
+def prefect_pages(root: Path, port: int | None) -> Iterator["PageServer"]:
+    """Yield a Prefect server with pages: the user's, a running one, or one started here.
 
     Runs whose process was killed are marked Crashed first, so that no page shows them as running.
 
@@ -113,21 +114,20 @@ def prefect_pages(root: Path, port: int | None) -> Iterator[str]:
         LockTimeoutError: Another `normtweak ui` or `serve` is just starting on the same root.
     """
     with contextlib.ExitStack() as stack:
-        url = os.environ.get(API_VARIABLE) or running_server(root)
-        if url is None:
-            server = PageServer(root, port)
+        server = PageServer(root, port)
+        if url := os.environ.get(API_VARIABLE) or running_server(root):
+            log.info("using the Prefect server at %s", url)
+            server.url = url
+        else:
             stack.callback(server.stop)
             server.start()
             server.wait()
-            url = server.url
-            stack.enter_context(announce_server(root, url))
-        else:
-            log.info("using the Prefect server at %s", url)
+            stack.enter_context(announce_server(root, server.url))
         stack.enter_context(api_for_this_run(root))
         from tasks.runs import mark_dead_runs
 
         mark_dead_runs(root)
-        yield url
+        yield server
 
 
 class PageServer(EmbeddedServer):
@@ -167,6 +167,10 @@ class PageServer(EmbeddedServer):
             self.process = _start(command, child_alive, inherited, environment, self.log)
         os.close(child_ready)
         os.close(child_alive)
+
+    def runs(self) -> bool:
+        """Tell whether the child process lives; true where it is another's server."""
+        return self.process is None or self.process.poll() is None
 
 
 class MlflowPages:
@@ -219,18 +223,13 @@ class MlflowPages:
                 problem = "it ended" if ended else f"it did not answer in {SECONDS_TO_START} s"
                 raise ServerError(
                     f"The MLflow server must come up, but {problem}. Last lines of {self.log}:\n"
-                    f"{self.last_lines()}"
+                    f"{_last_lines(self.log)}"
                 )
             time.sleep(0.2)
 
     def runs(self) -> bool:
-        """Tell whether the child process lives; true where there is none to watch."""
-        return not self.own or (self.process is not None and self.process.poll() is None)
-
-    def last_lines(self) -> str:
-        """Return the end of the server's log."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-LOG_LINES_SHOWN:]) or "(empty)"
+        """Tell whether the child process lives; true where it is another's server."""
+        return self.process is None or self.process.poll() is None
 
     def stop(self) -> None:
         """End the child process in good order; harmless when it is not running."""
@@ -285,6 +284,11 @@ def _start(
             stderr=file,
             start_new_session=True,
         )
+
+
+def _last_lines(file: Path) -> str:
+    lines = file.read_text(errors="replace").splitlines()
+    return "\n".join(lines[-LOG_LINES_SHOWN:]) or "(empty)"
 
 
 def _listen(wanted: int | None, usual: int, option: str) -> socket.socket:

@@ -37,6 +37,7 @@ FIRST_LINES = {
     "rtn blocks": "rtn baseline: block 0",
     "rest": "export",
 }
+COMPARED = ["calibrate", "blocks", "rtn blocks"]  # what both do
 HEADER = ["", *(f"{phase} s" for phase in PHASES), "wall s", "CPU s"]
 LOG_TIME = "%Y-%m-%d %H:%M:%S,%f"
 
@@ -181,7 +182,7 @@ def run_bare_core(recipe: dict[str, Any]) -> dict[str, Any]:
     quantize_all(
         folder, input_ids, QuantizationConfig(**rtn), NormTweakConfig(enabled=False), dtype
     )
-    moments |= {"rest": time.time(), "end": time.time()}
+    moments["rest"] = moments["end"] = time.time()
     return {"moments": moments, "drifts": drifts}
 
 
@@ -247,14 +248,16 @@ def rows(facts: dict[str, Any]) -> list[list[Any]]:
         [title, *facts[run]["phases"].values(), facts[run]["seconds"], facts[run]["cpu_seconds"]]
         for run, title in titles.items()
     ]
-    pairs = zip(found[0][1:], found[1][1:], strict=True)
-    ratios = [flow / bare if bare else "" for bare, flow in pairs]  # the core has no rest
-    empty = [""] * (len(PHASES) - 1)
+    ratios = [
+        found[1][i] / found[0][i] if name in COMPARED or i > len(PHASES) else ""
+        for i, name in enumerate(["", *PHASES, "wall", "cpu"])
+    ]
+    ratios[0] = "flow, first run / bare core"
     servers = [
-        [f"server alone, {name} database", seconds, *empty, "", ""]
+        [f"server alone, {name} database", seconds, *[""] * (len(HEADER) - 2)]
         for name, seconds in facts["server_alone_seconds"].items()
     ]
-    return [*found, ["flow, first run / bare core", *ratios], *servers]
+    return [*found, ratios, *servers]
 
 
 if __name__ == "__main__":

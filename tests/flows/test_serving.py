@@ -64,11 +64,30 @@ def test_ui_shows_both_pages_and_takes_its_children_along_when_it_is_killed(comm
     }
     assert {address.ip for address in addresses} == {"127.0.0.1"}
     assert {prefect, mlflow} <= {address.port for address in addresses}
+    page = command("ui", "--mlflow-port", str(free_port()))  # finds the Prefect server
+    page.until("Registered versions")
+    assert f"http://127.0.0.1:{prefect}\n" in page.text()
+    below += psutil.Process(page.process.pid).children(recursive=True)
+    page.process.kill()
+    page.process.wait()
+    assert status(f"http://127.0.0.1:{prefect}/v2/") == 200
     ui.process.kill()
     ui.process.wait()
     _, alive = psutil.wait_procs(below, timeout=25)
     assert not alive
     assert running_server(tmp_path / "state") is None
+
+
+def test_ui_ends_with_a_sentence_when_one_of_its_servers_ends(command, tmp_path):
+    ui = command("ui", "--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
+    ui.until("Registered versions")
+    below = psutil.Process(ui.process.pid).children()
+    (server,) = [process for process in below if "tasks.server_child" in process.cmdline()]
+    server.kill()
+    assert ui.process.wait(60) == 1
+    assert "normtweak: The Prefect server must run on, but it ended. See" in ui.text()
+    _, alive = psutil.wait_procs(below, timeout=25)
+    assert not alive
 
 
 def test_serve_schedules_what_the_file_says_and_stops_in_good_order(command, tmp_path):

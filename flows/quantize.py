@@ -82,9 +82,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     calibration = _calibrate(run)
     settings = _settings(run)
     blocks = _quantize_blocks(run, calibration, settings, "block")
-    baseline = _quantize_blocks(
-        run, calibration, baseline_settings(settings), "rtn baseline: block"
-    )
+    baseline = _quantize_blocks(run, calibration, baseline_settings(settings), "rtn")
     tuned = _final_tune(run, calibration, blocks, settings)
     export = _export(run, calibration, blocks, tuned, settings)
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
@@ -158,7 +156,12 @@ def _quantize_blocks(
     first = block_key(run.job, calibration, settings, 0, None)
     chain = BlockChain(run.job, calibration, settings, first)
     finished: list[BlockResult] = []
-    with chain.owned(), run.progress.stage(f"{label}s", "blocks") as advance:
+    with (
+        chain.owned(),
+        run.progress.stage(
+            f"{label} blocks" if label != "block" else "blocks", "blocks"
+        ) as advance,
+    ):
         for index in range(run.job.blocks[1]):
             parent = finished[-1] if finished else None
             key = block_key(run.job, calibration, settings, index, parent)
@@ -166,13 +169,14 @@ def _quantize_blocks(
                 f"{label} {index}",
                 key,
                 quantize_block_stage,
+                label=label,
                 index=index,
                 chain=chain,
                 finished=list(finished),
             )
             finished.append(block)
             advance(index + 1, run.job.blocks[1])
-            if settings.quantization.method != "rtn" or run.recipe.quantization.method == "rtn":
+            if label == "block":  # the baseline is there to be looked at, not to be heeded
                 _heed(run, _block_report(block).problems())
     return finished
 

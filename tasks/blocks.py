@@ -36,9 +36,18 @@ def block_key(
     return job.key("block", parents=parents, inputs=inputs, sources=SOURCES)
 
 
-@task(task_run_name="block-{index:02d}", **STAGE)
-def quantize_block_stage(key: str, index: int, chain: Any, finished: Any) -> BlockResult:
+@task(task_run_name="{label}-{index:02d}", **STAGE)
+def quantize_block_stage(
+    key: str, label: str, index: int, chain: Any, finished: Any
+) -> BlockResult:
     """Return the finished block; its output streams stay with the chain.
+
+    Args:
+        key: Cache key.
+        label: What the chain is called on the page: "block" or "rtn".
+        index: Which block.
+        chain: The `BlockChain`.
+        finished: Results of the blocks before.
 
     Raises:
         HessianError: A Hessian cannot be factorized.

@@ -32,8 +32,13 @@ def drift_plot(
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)  # a canvas of its own: pyplot would hold global state
     axes = figure.add_subplot()
-    for marker, (name, values) in zip("os^Dvx*" * len(series), series.items(), strict=False):
-        axes.plot(range(len(values)), values, marker=marker, markersize=4, label=name)
+    styles = zip("os^Dvx*" * len(series), series.items(), strict=False)
+    for number, (marker, (name, values)) in enumerate(styles):
+        width = 3 - min(number, 2)  # wider below, so that a covered line still shows
+        size = 3 + 1.5 * width
+        axes.plot(
+            range(len(values)), values, marker=marker, markersize=size, linewidth=width, label=name
+        )
     everything = [value for values in series.values() for value in values]
     if min(everything) > 0 and max(everything) > LOG_FROM * min(everything):
         axes.set_yscale("log")

@@ -34,7 +34,7 @@ PHASES = ["start", "calibrate", "blocks", "rtn blocks", "rest", "end"]
 FIRST_LINES = {
     "calibrate": "calibrate",
     "blocks": "block 0",
-    "rtn blocks": "rtn baseline: block 0",
+    "rtn blocks": "rtn 0",
     "rest": "export",
 }
 COMPARED = ["calibrate", "blocks", "rtn blocks"]  # what both do

@@ -98,38 +98,40 @@ def _column_loop(
     plan: ColumnPlan,
     spec: GridSpec,
 ) -> tuple[Tensor, Tensor, Tensor, float]:
-    num_columns = weight.shape[1]
+    num_columns, group_size = weight.shape[1], plan.group_size
     if plan.act_order:
-        scales, zeros = fit_all_groups(weight, plan.group_size, spec)
+        scales, zeros = fit_all_groups(weight, group_size, spec)
     else:
-        scales = weight.new_zeros(weight.shape[0], num_columns // plan.group_size)
+        scales = weight.new_zeros(weight.shape[0], num_columns // group_size)
         zeros = torch.zeros_like(scales)
     W = weight[:, plan.order].contiguous()  # (out, in), overwritten left to right
-    codes, E = torch.zeros_like(W), torch.zeros_like(W)
-    groups = (plan.order // plan.group_size).tolist()
+    codes, loss = torch.empty_like(W), 0.0
+    groups = (plan.order // group_size).tolist()
     diagonal = U.diagonal().tolist()
 
     for start in range(0, num_columns, BLOCK_SIZE):
         end = min(start + BLOCK_SIZE, num_columns)
-        for j in range(start, end):
+        # The block is turned, so that a column of W lies together in memory.
+        block = W[:, start:end].T.contiguous()  # (columns, out)
+        taken, E = torch.empty_like(block), torch.empty_like(block)
+        for i, j in enumerate(range(start, end)):
             group = groups[j]
-            if not plan.act_order and j % plan.group_size == 0:
-                stop = j + plan.group_size
-                current = W[:, j:stop]
-                if stop > end:  # the lazy update has not reached these columns yet
-                    late = W[:, end:stop] - E[:, start:j] @ U[start:j, end:stop]
-                    current = torch.cat([W[:, j:end], late], dim=1)
-                scales[:, group], zeros[:, group] = fit_grid(current, spec)
+            if not plan.act_order and j % group_size == 0:
+                current = block[i : i + group_size].T
+                if j + group_size > end:  # the lazy update has not reached these columns yet
+                    late = slice(end, j + group_size)
+                    update = E[:i].T.contiguous() @ U[start:j, late]
+                    current = torch.cat([current, W[:, late] - update], dim=1)
+                scales[:, group], zeros[:, group] = fit_grid(current.contiguous(), spec)
             scale, zero = scales[:, group], zeros[:, group]
-            codes[:, j] = quantize_to_codes(W[:, j], scale, zero, spec.max_code)
-            E[:, j] = (W[:, j] - scale * (codes[:, j] - zero)) / diagonal[j]
-            W[:, j + 1 : end].addr_(E[:, j], U[j, j + 1 : end], alpha=-1)
+            taken[i] = quantize_to_codes(block[i], scale, zero, spec.max_code)
+            E[i] = (block[i] - scale * (taken[i] - zero)) / diagonal[j]
+            block[i + 1 :].addr_(U[j, j + 1 : end], E[i], alpha=-1)
+        codes[:, plan.order[start:end]] = taken.T
+        loss += 0.5 * E.square().sum().item()
         # Columns right of the block receive the whole block's error in one matmul.
-        W[:, end:].addmm_(E[:, start:end], U[start:end, end:], alpha=-1)
-
-    restored = torch.empty_like(codes)
-    restored[:, plan.order] = codes
-    return restored, scales, zeros, 0.5 * E.square().sum().item()
+        W[:, end:].addmm_(E.T.contiguous(), U[start:end, end:], alpha=-1)
+    return codes, scales, zeros, loss
 
 
 def fit_all_groups(

@@ -87,8 +87,10 @@ def _row_error(
     importance: Float[Tensor, " group"] | None,
 ) -> Float[Tensor, " out"]:
     scale, zero = scale[:, None], zero[:, None]
-    codes = quantize_to_codes(weight, scale, zero, spec.max_code)
-    error = (scale * (codes - zero) - weight).abs_().pow_(ERROR_NORM)
+    # quantize_to_codes, then |scale (code - zero) - w| ** p, in one buffer: this runs SEARCH_STEPS
+    # times over all weights, and a fresh temporary for each operation costs as much as the power.
+    error = (weight / scale).round_().add_(zero).clamp_(0, spec.max_code)
+    error.sub_(zero).mul_(scale).sub_(weight).abs_().pow_(ERROR_NORM)
     return error.sum(dim=1) if importance is None else error @ importance
 
 

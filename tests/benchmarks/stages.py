@@ -9,6 +9,7 @@ the command) and stages.md, the table of the README.
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,16 @@ def main() -> None:
 
     cells = []
     with api_for_this_run(root):
-        for model in options.models:
-            widths = STORY_WIDTHS if model == "stories" else REFERENCE_WIDTHS
-            base = story_recipe(root) if model == "stories" else reference_recipe(model)
-            for width, (bits, group_size) in widths.items():
+        for number in range(len(REFERENCE_WIDTHS)):  # a width of every model before the next width
+            for model in options.models:
+                widths = STORY_WIDTHS if model == "stories" else REFERENCE_WIDTHS
+                base = story_recipe(root) if model == "stories" else reference_recipe(model)
+                width, (bits, group_size) = list(widths.items())[number]
                 for stage, changes in STAGES.items():
                     cells.append(cell(model, width, stage, base, bits, group_size, changes))
                     write(options.out, cells)
+                if (model, number) == (options.models[0], 0):
+                    shutil.copy(Path(cells[-1]["plot"]), options.out / "drift.png")
 
 
 def reference_recipe(model: str) -> dict[str, Any]:
@@ -121,6 +125,7 @@ def cell(
         "blocks": result["blocks"],
         "problems": result["problems"],
         "export_sha256": result["export_sha256"],
+        "plot": str(Path(result["export_dir"]) / "reports" / "drift.png"),
     }
 
 
@@ -128,7 +133,8 @@ def write(out: Path, cells: list[dict[str, Any]]) -> None:
     """Write what is known so far."""
     out.mkdir(parents=True, exist_ok=True)
     record = {"command": "python -m " + " ".join(["tests.benchmarks.stages", *sys.argv[1:]])}
-    (out / "stages.json").write_text(json.dumps(record | {"cells": cells}, indent=1) + "\n")
+    kept = [{key: value for key, value in cell.items() if key != "plot"} for cell in cells]
+    (out / "stages.json").write_text(json.dumps(record | {"cells": kept}, indent=1) + "\n")
     (out / "stages.md").write_text(table(cells))
 
 

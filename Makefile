@@ -26,7 +26,7 @@ check: setup
 	$(BIN)/codespell flows tasks normtweak_core tests conf docs README.md
 
 kill-test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/flows/test_kill.py --long-kill-test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/flows/test_kill.py
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.blocks

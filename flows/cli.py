@@ -178,7 +178,7 @@ def _add_reference(group: argparse._SubParsersAction) -> None:
         "reference",
         "train a built-in reference model",
         "The models behind model.source: reference:NAME.",
-        ["reference train llama", "reference train neox --steps 100 --out /tmp/neox"],
+        ["reference train llama", "reference train neox --steps 100 --out ./neox"],
     )
     actions = command.add_subparsers(required=True, metavar="ACTION", dest="action")
     train = actions.add_parser(
@@ -187,7 +187,7 @@ def _add_reference(group: argparse._SubParsersAction) -> None:
         description="Train a reference model on text that every Python installation carries.\n"
         "Interrupt it at will: the same command goes on from the last saved step.",
         epilog="examples:\n  normtweak reference train llama\n"
-        "  normtweak reference train neox --steps 100 --out /tmp/neox",
+        "  normtweak reference train neox --steps 100 --out ./neox",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("name", choices=REFERENCE_NAMES, metavar="NAME", help=_either())

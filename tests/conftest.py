@@ -1,10 +1,16 @@
 """Fixtures shared by all tests: seeded generators and data that may lie beside the repository."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before torch is imported: threads that spin on a shared core make everything many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell starts its background jobs with SIGINT ignored, and children inherit that; the tests that
+# press Ctrl-C on a child need it to be heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

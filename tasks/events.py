@@ -4,6 +4,7 @@ One JSON object a line in `<root>/events.jsonl`. Executions are counted here, no
 database, whose last records are lost with the server; the kill tests find their moments here.
 """
 
+import fcntl
 import json
 import os
 import sys
@@ -29,6 +30,9 @@ def record(event: str, **facts: Any) -> None:
     line = json.dumps({**entry, **facts}, default=str) + "\n"
     fd = os.open(state_root() / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        # The size grows page by page while another process writes: unlocked, half of its line
+        # would look like a torn one.
+        fcntl.flock(fd, fcntl.LOCK_EX)
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = "\n" + line  # the last writer died inside its line: keep ours apart from it

@@ -84,11 +84,8 @@ def write_reports(reports: Reports) -> list[Path]:
     }
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
-    drift_plot(
-        folder / PLOT,
-        _drift_series(reports),
-        f"{reports.recipe.name}: drift of the quantized stream",
-    )
+    title = f"{reports.recipe.name}: drift of the quantized stream"
+    write_atomically(folder / PLOT, drift_plot(_drift_series(reports), title))
     return [folder / name for name in (TABLE, *texts, PLOT)]
 
 

@@ -11,19 +11,18 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 from normtweak_core.errors import InputError
+from tasks.children import Child, last_lines
 from tasks.environment import log_plain_lines, prepare_environment
 from tasks.server import (
     API_VARIABLE,
-    SECONDS_TO_STOP,
+    HOST,
     EmbeddedServer,
     ServerError,
     announce_server,
@@ -33,12 +32,10 @@ from tasks.server import (
 
 log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 PORTS_TRIED = 50
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 SECONDS_TO_START = 180
-LOG_LINES_SHOWN = 15
 
 
 def run_ui(options: argparse.Namespace) -> int:
@@ -69,7 +66,7 @@ def run_ui(options: argparse.Namespace) -> int:
         name, file = ("MLflow", mlflow.log) if prefect.runs() else ("Prefect", prefect.log)
         raise ServerError(
             f"The {name} server must run on, but it ended. Last lines of {file}:\n"
-            f"{_last_lines(file)}"
+            f"{last_lines(file)}"
         )
     return 0
 
@@ -138,39 +135,21 @@ class PageServer(EmbeddedServer):
         self.port = port
         self.log = root / "prefect" / "pages.log"
 
-    def start(self) -> None:
-        """Start the child process; its URL is known at once, it answers after `wait`.
+    def _listen(self) -> socket.socket:
+        return listen(self.port, PREFECT_PORT, "--prefect-port")
 
-        Raises:
-            InputError: The port is taken.
-        """
-        self._started = time.monotonic()
-        migrate = self._must_migrate()
-        with _listen(self.port, PREFECT_PORT, "--prefect-port") as listener:
-            port = listener.getsockname()[1]
-            self.url = f"http://{HOST}:{port}/api"
-            self._ready, child_ready = os.pipe()
-            child_alive, self._alive = os.pipe()
-            inherited = (listener.fileno(), child_ready, child_alive)
-            command = [sys.executable, "-P", "-m", "tasks.server_child"]
-            command += [f"--socket={inherited[0]}", f"--ready={child_ready}"]
-            environment = {
-                "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-                **os.environ,
-                "PREFECT__SERVER_FINAL": "1",
-                "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "true" if migrate else "false",
-                # The pages ask the API under this address; an argument would not reach them.
-                "PREFECT_SERVER_API_HOST": HOST,
-                "PREFECT_SERVER_API_PORT": str(port),
-                API_VARIABLE: self.url,
-            }
-            self.process = _start(command, child_alive, inherited, environment, self.log)
-        os.close(child_ready)
-        os.close(child_alive)
+    def _environment(self, port: int) -> dict[str, str]:
+        return {
+            "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+            **os.environ,
+            # The pages ask the API under this address; an argument would not reach them.
+            "PREFECT_SERVER_API_HOST": HOST,
+            "PREFECT_SERVER_API_PORT": str(port),
+        }
 
     def runs(self) -> bool:
         """Tell whether the child process lives; true where it is another's server."""
-        return self.process is None or self.process.poll() is None
+        return self.child is None or self.child.runs()
 
 
 class MlflowPages:
@@ -185,8 +164,7 @@ class MlflowPages:
         self.log = root / "mlflow.log"
         self.url = os.environ[TRACKING_VARIABLE]
         self.own = not self.url.startswith(("http://", "https://"))
-        self.process: subprocess.Popen[bytes] | None = None
-        self._alive = -1
+        self.child: Child | None = None
 
     def start(self) -> None:
         """Start the child process.
@@ -197,18 +175,15 @@ class MlflowPages:
         if not self.own:
             return
         store = self.url
-        with _listen(self.port, MLFLOW_PORT, "--mlflow-port") as listener:
+        with listen(self.port, MLFLOW_PORT, "--mlflow-port") as listener:
             port = listener.getsockname()[1]
         self.url = f"http://{HOST}:{port}"
-        child_alive, self._alive = os.pipe()
-        command = [sys.executable, "-P", "-m", "tasks.guarded_child"]
         serve = [sys.executable, "-P", "-m", "mlflow", "server", "--host", HOST]
         serve += ["--port", str(port), "--workers", "1", "--backend-store-uri", store]
         serve += ["--artifacts-destination", str(self.root / "mlartifacts")]
         # Its job runner would start further processes for features we do not use.
         environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
-        self.process = _start(command, child_alive, (child_alive,), environment, self.log, serve)
-        os.close(child_alive)
+        self.child = Child("tasks.guarded_child", serve, environment, self.log)
 
     def wait(self) -> None:
         """Return when the server answers.
@@ -223,26 +198,19 @@ class MlflowPages:
                 problem = "it ended" if ended else f"it did not answer in {SECONDS_TO_START} s"
                 raise ServerError(
                     f"The MLflow server must come up, but {problem}. Last lines of {self.log}:\n"
-                    f"{_last_lines(self.log)}"
+                    f"{last_lines(self.log)}"
                 )
             time.sleep(0.2)
 
     def runs(self) -> bool:
         """Tell whether the child process lives; true where it is another's server."""
-        return self.process is None or self.process.poll() is None
+        return self.child is None or self.child.runs()
 
     def stop(self) -> None:
         """End the child process in good order; harmless when it is not running."""
-        if self.process is None:
-            return
-        os.close(self._alive)
-        self.process.terminate()
-        try:
-            self.process.wait(SECONDS_TO_STOP)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
+        if self.child is not None:
+            self.child.stop()
+        self.child = None
 
     def _answers(self) -> bool:
         # Not urllib: it would ask a proxy.
@@ -261,37 +229,7 @@ def page_of(api_url: str) -> str:
     return api_url.removesuffix("/").removesuffix("/api")
 
 
-def _start(
-    command: list[str],
-    child_alive: int,
-    inherited: tuple[int, ...],
-    environment: dict[str, str],
-    log_path: Path,
-    rest: list[str] | None = None,
-) -> subprocess.Popen[bytes]:
-    """Start a child that watches us; Ctrl-C reaches only us, and we end it in good order."""
-    command = [*command, f"--alive={child_alive}", f"--parent={os.getpid()}"]
-    if threading.current_thread() is threading.main_thread():
-        command += ["--main-thread"]
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("wb") as file:
-        return subprocess.Popen(
-            [*command, *(rest or [])],
-            env=environment,
-            pass_fds=inherited,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-
-
-def _last_lines(file: Path) -> str:
-    lines = file.read_text(errors="replace").splitlines()
-    return "\n".join(lines[-LOG_LINES_SHOWN:]) or "(empty)"
-
-
-def _listen(wanted: int | None, usual: int, option: str) -> socket.socket:
+def listen(wanted: int | None, usual: int, option: str) -> socket.socket:
     """Return a listening socket on the port that was asked for, or the first free from the usual.
 
     Raises:

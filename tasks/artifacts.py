@@ -19,6 +19,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from normtweak_core.export import payload
 from tasks import events
 from tasks.environment import state_root
 from tasks.locks import create_locked, held, remove_if_free
@@ -172,8 +173,7 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file; hashed again only if size, time or inode changed."""
     identity = _identity(path, path.stat())
     if identity not in _hashes:
-        with path.open("rb") as file:
-            _hashes[identity] = hashlib.file_digest(file, "sha256").hexdigest()
+        _hashes[identity] = payload.file_sha256(path)
     return _hashes[identity]
 
 

@@ -103,6 +103,7 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
             "parquet",
         ),
         quality=publish_json("calibration", key, quality.model_dump(mode="json")),
+        vocab_size=len(tokenizer),
         verdict=quality.verdict,
         reasons=quality.reasons,
     )

@@ -1,17 +1,21 @@
 """The calibration set as a table people read: one row a window, checked on write and on read."""
 
-import os
-import tempfile
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pandera.errors
 import pandera.pandas as pa
 import pyarrow
 from pandera.typing.pandas import Series
-from transformers import PreTrainedTokenizerBase
 
-from normtweak_core.calibration.sets import CalibrationSet
+from tasks.artifacts import write_atomically
+
+if TYPE_CHECKING:  # a cached table is checked without importing torch
+    from transformers import PreTrainedTokenizerBase
+
+    from normtweak_core.calibration.sets import CalibrationSet
 
 SOURCES = ("generated", "text", "dataset", "random")
 
@@ -41,7 +45,7 @@ class CalibrationTable(pa.DataFrameModel):
 
 
 def calibration_frame(
-    calibration_set: CalibrationSet, tokenizer: PreTrainedTokenizerBase, nll: list[float]
+    calibration_set: "CalibrationSet", tokenizer: "PreTrainedTokenizerBase", nll: list[float]
 ) -> pd.DataFrame:
     """Return the table of a calibration set.
 
@@ -97,21 +101,14 @@ def validate_calibration_table(frame: pd.DataFrame, vocab_size: int) -> pd.DataF
 
 
 def write_calibration_table(path: Path, frame: pd.DataFrame, vocab_size: int) -> None:
-    """Write the table as parquet once it is valid; the folder must exist.
+    """Write the table as parquet once it is valid; equal tables give equal bytes.
 
     Raises:
         CalibrationTableError: The table is not valid; nothing is written.
     """
-    checked = validate_calibration_table(frame, vocab_size)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        checked.to_parquet(name, index=False)
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    validate_calibration_table(frame, vocab_size).to_parquet(buffer, index=False)
+    write_atomically(path, buffer.getvalue())
 
 
 def read_calibration_table(path: Path, vocab_size: int) -> pd.DataFrame:

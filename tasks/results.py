@@ -4,21 +4,34 @@ Every reference checks its file when the record is read back, so that a missing,
 altered file makes the cached record invalid and the stage runs again.
 """
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from tasks.artifacts import NOT_CONTENT, ArtifactRef
+from tasks.environment import state_root
 
 
 class CalibrationResult(BaseModel, frozen=True):
-    """A calibration set with its table and its quality report."""
+    """A calibration set with its table and its quality report.
+
+    Raises:
+        ValueError: At validation, when the table is not what its schema says.
+    """
 
     windows: ArtifactRef
     table: ArtifactRef
     quality: ArtifactRef
+    vocab_size: int  # every id of the table lies below
     verdict: str
     reasons: list[str]
+
+    @model_validator(mode="after")
+    def _has_a_valid_table(self) -> Self:
+        from tasks.calibration_table import read_calibration_table
+
+        read_calibration_table(state_root() / self.table.path, self.vocab_size)
+        return self
 
 
 class BlockResult(BaseModel, frozen=True):

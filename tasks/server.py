@@ -10,25 +10,22 @@ import json
 import logging
 import os
 import select
-import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 from tasks.artifacts import write_atomically
+from tasks.children import Child, last_lines
 from tasks.locks import exclusive, held
 
 logger = logging.getLogger(__name__)
 
+HOST = "127.0.0.1"
 API_VARIABLE = "PREFECT_API_URL"
 TIMEOUT_VARIABLE = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
-SECONDS_TO_STOP = 10
-LOG_LINES_SHOWN = 15
 
 # Only what a server for one run does not need. Users' values win here too.
 _CHILD_DEFAULTS = {
@@ -38,7 +35,6 @@ _CHILD_DEFAULTS = {
 _CHILD_VARIABLES = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",  # no scheduler, no late-run marking
-    "PREFECT__SERVER_FINAL": "1",
     "OMP_NUM_THREADS": "1",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "0",
 }
@@ -115,8 +111,8 @@ class EmbeddedServer:
         self.root = root
         self.log = root / "prefect" / "server.log"
         self.url = ""
-        self.process: subprocess.Popen[bytes] | None = None
-        self._ready = self._alive = -1
+        self.child: Child | None = None
+        self._ready = -1
         self._started = 0.0
         self._migration = contextlib.ExitStack()
 
@@ -124,37 +120,30 @@ class EmbeddedServer:
         """Start the child process; its URL is known at once, it answers after `wait`."""
         self._started = time.monotonic()
         migrate = self._must_migrate()
-        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         # Our own descriptors: the socket's port belongs to us from here on, with no gap in which
         # another process could take it.
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-        self._ready, child_ready = os.pipe()
-        child_alive, self._alive = os.pipe()
-        inherited = (listener.fileno(), child_ready, child_alive)
-        command = [sys.executable, "-P", "-m", "tasks.server_child"]
-        command += [f"--socket={inherited[0]}", f"--ready={child_ready}", f"--alive={child_alive}"]
-        command += [f"--parent={os.getpid()}"]
-        if threading.current_thread() is threading.main_thread():
-            command += ["--main-thread"]
-        environment = {**_CHILD_DEFAULTS, **os.environ, **_CHILD_VARIABLES, API_VARIABLE: self.url}
-        if not migrate:
-            environment["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                env=environment,
-                pass_fds=inherited,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C goes to all processes of a terminal's group; the run must still be able to
-                # tell the server how it ended.
-                start_new_session=True,
+        with self._listen() as listener:
+            port = listener.getsockname()[1]
+            self.url = f"http://{HOST}:{port}/api"
+            self._ready, child_ready = os.pipe()
+            environment = self._environment(port)
+            environment |= {API_VARIABLE: self.url, "PREFECT__SERVER_FINAL": "1"}
+            if not migrate:
+                environment["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
+            self.child = Child(
+                "tasks.server_child",
+                [f"--socket={listener.fileno()}", f"--ready={child_ready}"],
+                environment,
+                self.log,
+                inherited=(listener.fileno(), child_ready),
             )
-        listener.close()
         os.close(child_ready)
-        os.close(child_alive)
+
+    def _listen(self) -> socket.socket:
+        return socket.create_server((HOST, 0), backlog=128)
+
+    def _environment(self, port: int) -> dict[str, str]:
+        return {**_CHILD_DEFAULTS, **os.environ, **_CHILD_VARIABLES}
 
     def wait(self) -> None:
         """Return when the server answers.
@@ -168,12 +157,12 @@ class EmbeddedServer:
         # Readable without a byte: the child is gone.
         if not readable or not os.read(self._ready, 1):
             problem = "it ended" if readable else f"it did not answer within {limit:g} s"
-            if readable and self.process:
-                problem += f" with exit code {self.process.wait()}"
+            if readable and self.child:
+                problem += f" with exit code {self.child.process.wait()}"
             self.stop()
             raise ServerError(
                 f"The embedded Prefect server must come up, but {problem}. Last lines of "
-                f"{self.log}:\n{_tail(self.log)}"
+                f"{self.log}:\n{last_lines(self.log)}"
             )
         self._remember_migration()
         self._migration.close()
@@ -182,19 +171,10 @@ class EmbeddedServer:
     def stop(self) -> None:
         """End the child process in good order; harmless when it is not running."""
         self._migration.close()
-        for fd in (self._ready, self._alive):
-            if fd >= 0:
-                os.close(fd)
-        self._ready = self._alive = -1
-        if self.process is None:
-            return
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(SECONDS_TO_STOP)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
+        if self.child is not None:
+            os.close(self._ready)
+            self.child.stop()
+        self.child = None
 
     def _must_migrate(self) -> bool:
         """Tell whether the database may need tables, and if so keep others from making them too."""
@@ -241,10 +221,6 @@ def _lock(root: Path) -> Path:
 
 def _announcement(root: Path) -> Path:
     return root / "prefect" / "server.json"
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]) or "(empty)"
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from normtweak_core.export.float_type import round_scales
+from normtweak_core.quantize.grid import round_scale
 from normtweak_core.quantize.weight import QuantizedWeight
 
 
@@ -59,10 +59,10 @@ def round_to_nearest(weight, bits, group_size, symmetric, dtype):
     low, high = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
     top = 2**bits - 1
     if symmetric:
-        scales = round_scales(2 * torch.maximum(-low, high) / top, dtype)
+        scales = round_scale(2 * torch.maximum(-low, high) / top, dtype)
         zeros = torch.full_like(scales, 2 ** (bits - 1))
     else:
-        scales = round_scales((high - low) / top, dtype)
+        scales = round_scale((high - low) / top, dtype)
         zeros = torch.round(-low / scales).clamp(0, top)
     codes = torch.round(groups / scales[..., None]) + zeros[..., None]
     codes = codes.clamp(0, top).reshape(weight.shape).to(torch.uint8)

@@ -1,23 +1,8 @@
 """How long a calibration window is."""
 
-from typing import TYPE_CHECKING
-
 from normtweak_core.errors import InputError
 
-if TYPE_CHECKING:
-    import transformers
-
 DEFAULT_LENGTH = 2048  # what the norm-tweaking paper calibrates with (method.md 1.1)
-
-
-def model_context(config: "transformers.PretrainedConfig") -> int | None:
-    """Return the longest sequence a model was built for; None where its positions are unbounded."""
-    text_config = config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        context = getattr(text_config, name, None)
-        if context is not None:
-            return int(context)
-    return None
 
 
 def effective_length(config_length: int | None, context: int | None) -> int:

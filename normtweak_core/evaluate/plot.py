@@ -1,7 +1,6 @@
 """The drift of the quantized stream, block by block, as a picture."""
 
-import os
-from pathlib import Path
+import io
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,10 +12,8 @@ LOG_FROM = 30  # largest over smallest value from which a linear axis hides the 
 RELATIVE_DRIFT = r"$\|x_q - x_f\| \; / \; \|x_f\|$"
 
 
-def drift_plot(
-    path: Path, series: dict[str, list[float]], title: str, y_label: str = RELATIVE_DRIFT
-) -> None:
-    """Write a PNG with one line per series over the blocks; equal input gives equal bytes.
+def drift_plot(series: dict[str, list[float]], title: str, y_label: str = RELATIVE_DRIFT) -> bytes:
+    """Return a PNG with one line per series over the blocks; equal input gives equal bytes.
 
     The vertical axis is logarithmic where all values are positive and span a factor of 30.
 
@@ -47,10 +44,7 @@ def drift_plot(
     axes.grid(visible=True, alpha=0.3)
     axes.legend(frameon=False)
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        # Without its own version in the metadata, an upgrade alone does not change the file.
-        figure.savefig(file, format="png", metadata={"Software": None})
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    buffer = io.BytesIO()
+    # Without its own version in the metadata, an upgrade alone does not change the file.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

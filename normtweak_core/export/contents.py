@@ -119,7 +119,7 @@ class Contents:
         if not torch.equal(scales.to(self._dtype).to(torch.float32), scales):
             raise ValueError(
                 f"scales must be numbers that {dtype_name(self._dtype)} holds; those of {module} "
-                "are not. Round them with round_scales before quantizing."
+                "are not. Round them with round_scale before quantizing."
             )
         if layer.symmetric and not (layer.zeros == 2 ** (layer.bits - 1)).all():
             raise ValueError(f"a symmetric layer's zeros must be 2**(bits-1); {module} differs")

@@ -4,8 +4,6 @@ import math
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.export.checks import gptq_dtype_error
@@ -60,16 +58,3 @@ def resolve_export_dtype(config: ExportConfig, source: Path) -> torch.dtype:
                 )
             largest = max(largest, value)
     return export_dtype(config, largest)
-
-
-def round_scales(
-    scales: Float[Tensor, "out groups"], dtype: torch.dtype
-) -> Float[Tensor, "out groups"]:
-    """Return positive float32 scales that ``dtype`` holds exactly.
-
-    A scale below the smallest positive number of ``dtype`` becomes that number: a scale of zero
-    would turn its whole group to zero, whatever the codes.
-    """
-    info = torch.finfo(dtype)
-    smallest = info.smallest_normal * info.eps
-    return scales.to(torch.float32).clamp_min(smallest).to(dtype).to(torch.float32)

@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-CHUNK = 1 << 22  # bytes read at a time
 CONFIG_FILES = ("config.json", "generation_config.json")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -58,8 +57,5 @@ def hash_lines(hashes: dict[str, str]) -> str:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
 from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantize.drift import drift
 from normtweak_core.quantize.gptq import SolvedWeight, gptq, round_to_nearest, split_rows
 from normtweak_core.quantize.grid import GridSpec
 from normtweak_core.quantize.hessian import InputStatistics, corrected_weight
@@ -109,8 +110,7 @@ def quantize_block(
 
     x_f = run_stream(block, streams.x_f, run)
     x_q = run_stream(quantized, streams.x_q, run)
-    drift, shift = drift_of(x_q, x_f)
-    tweaked_drift, tweaked_shift = drift, shift
+    tweaked = quantized_drift = drift(x_q, x_f)
     tweak: TweakReport | None = None
     norms: dict[str, Tensor] = {}
     if plan.norm_tweak.enabled:
@@ -131,17 +131,17 @@ def quantize_block(
         )
         if tweak.accepted:
             x_q = run_stream(quantized, streams.x_q, run)
-            tweaked_drift, tweaked_shift = drift_of(x_q, x_f)
+            tweaked = drift(x_q, x_f)
     note("finish")
     report = BlockReport(
         block=plan.index,
         layers=solved.reports,
         left_float=sorted(set(find_linears(block)) - set(solved.layers)),
         tweak=tweak,
-        drift_quantized=drift,
-        drift_tweaked=tweaked_drift,
-        mean_shift_quantized=shift,
-        mean_shift_tweaked=tweaked_shift,
+        drift_quantized=quantized_drift.relative_norm,
+        drift_tweaked=tweaked.relative_norm,
+        mean_shift_quantized=quantized_drift.mean_shift,
+        mean_shift_tweaked=tweaked.mean_shift,
     )
     return QuantizedBlock(solved.layers, norms, report, Streams(x_f, x_q))
 
@@ -150,20 +150,6 @@ def quantize_block(
 def run_stream(block: nn.Module, hidden: Tensor, run: RunBlock) -> Tensor:
     """Return the block's output for all windows, micro-batch by micro-batch."""
     return torch.cat([run(block, hidden[part]).cpu() for part in micro_batches(hidden)])
-
-
-def drift_of(x_q: Tensor, x_f: Tensor) -> tuple[float, float]:
-    """Return ``|x_q - x_f| / |x_f|`` and the mean over channels of ``|mean(x_q - x_f)|``."""
-    difference = torch.zeros((), dtype=torch.float64)
-    reference = torch.zeros((), dtype=torch.float64)
-    shift = torch.zeros(x_f.shape[-1], dtype=torch.float64)
-    for part in micro_batches(x_f):
-        delta = (x_q[part].float() - x_f[part].float()).flatten(0, 1)
-        difference += delta.square().sum().double()
-        reference += x_f[part].float().square().sum().double()
-        shift += delta.sum(dim=0).double()
-    tokens = x_f.shape[0] * x_f.shape[1]
-    return (difference / reference).sqrt().item(), (shift / tokens).abs().mean().item()
 
 
 @torch.no_grad()

@@ -104,6 +104,11 @@ def _grid_of_range(
 
 
 def round_scale(scale: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """Return float32 scales that ``dtype`` holds exactly and that are never zero or infinite."""
+    """Return float32 scales that ``dtype`` holds exactly and that are never zero or infinite.
+
+    A scale below the smallest positive number of ``dtype`` becomes that number: a scale of zero
+    would turn its whole group to zero, whatever the codes.
+    """
     limits = torch.finfo(dtype)
-    return scale.clamp(limits.smallest_normal, limits.max).to(dtype).to(torch.float32)
+    smallest = limits.smallest_normal * limits.eps
+    return scale.clamp(smallest, limits.max).to(dtype).to(torch.float32)

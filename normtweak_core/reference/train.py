@@ -37,11 +37,11 @@ STATE_FILE = "training-state.safetensors"
 class TrainingPlan:
     """How long and how fast to train. Defaults made the shipped models."""
 
-    steps: int = 1800
+    steps: int = 1400
     batch: int = 8  # windows of CONTEXT tokens per step
     lr: float = 2e-3
     warmup: int = 100
-    weight_decay: float = 0.1
+    weight_decay: float = 1.0
     seed: int = 0
     save_every: int = 50
 

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from flows.serving import MLFLOW_PORT, MlflowPages, PageServer, _listen, page_of
+from flows.serving import MLFLOW_PORT, MlflowPages, PageServer, listen, page_of
 from normtweak_core.errors import InputError
 from tasks.server import running_server
 from tests.flows.pages import Command, ask, free_port
@@ -120,21 +120,21 @@ def test_serve_schedules_what_the_file_says_and_stops_in_good_order(command, tmp
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_refused(command):
-    with _listen(None, free_port(), "--prefect-port") as listener:
+    with listen(None, free_port(), "--prefect-port") as listener:
         taken = listener.getsockname()[1]
         with pytest.raises(InputError, match=rf"--mlflow-port must be a free port.*{taken}.*give"):
-            _listen(taken, MLFLOW_PORT, "--mlflow-port")
+            listen(taken, MLFLOW_PORT, "--mlflow-port")
 
 
 def test_a_usual_port_that_is_taken_makes_room_for_the_next_free_one():
-    with _listen(None, free_port(), "--prefect-port") as first:
+    with listen(None, free_port(), "--prefect-port") as first:
         usual = first.getsockname()[1]
-        with _listen(None, usual, "--prefect-port") as second:
+        with listen(None, usual, "--prefect-port") as second:
             assert usual < second.getsockname()[1] < usual + 50
 
 
 def test_a_taken_port_ends_ui_with_exit_code_2_and_nothing_left(command):
-    with _listen(None, free_port(), "--prefect-port") as listener:
+    with listen(None, free_port(), "--prefect-port") as listener:
         ui = command("ui", "--mlflow-port", str(listener.getsockname()[1]))
         assert ui.process.wait(60) == 2
     assert "normtweak: --mlflow-port must be a free port" in ui.text()
@@ -147,7 +147,7 @@ def test_the_pages_of_a_registry_server_of_the_user_are_shown_as_they_are(tmp_pa
     pages.start()
     pages.wait()
     assert pages.url == "http://127.0.0.1:9"
-    assert pages.process is None
+    assert pages.child is None
     assert pages.runs()
     pages.stop()
 

@@ -84,7 +84,7 @@ def test_a_server_that_ends_is_reported_with_the_end_of_its_log(root, no_api, mo
         one.wait()
     assert "Last lines of" in str(error.value)
     assert "read_batch_size" in str(error.value).lower()
-    assert one.process is None
+    assert one.child is None
 
 
 def test_a_server_that_takes_too_long_is_reported_and_stopped(root, no_api, monkeypatch):
@@ -92,7 +92,7 @@ def test_a_server_that_takes_too_long_is_reported_and_stopped(root, no_api, monk
     monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "0.2")
     one = EmbeddedServer(root)
     one.start()
-    child = psutil.Process(one.process.pid)
+    child = psutil.Process(one.child.process.pid)
     with pytest.raises(ServerError, match=r"but it did not answer within 0\.2 s\. Last lines"):
         one.wait()
     assert not child.is_running()

@@ -1,7 +1,6 @@
 import pytest
-from transformers import BloomConfig, Gemma3Config, GPT2Config, LlamaConfig
 
-from normtweak_core.calibration.length import effective_length, model_context
+from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import InputError
 
 
@@ -17,10 +16,3 @@ def test_more_than_the_context_is_refused():
     message = r"at most the model's context of 512 tokens; found 513: lower it, or set null for 512"
     with pytest.raises(InputError, match=message):
         effective_length(513, 512)
-
-
-def test_the_context_is_found_whatever_the_family_calls_it():
-    assert model_context(LlamaConfig(max_position_embeddings=77)) == 77
-    assert model_context(GPT2Config(n_positions=33)) == 33
-    assert model_context(Gemma3Config()) == Gemma3Config().text_config.max_position_embeddings
-    assert model_context(BloomConfig()) is None

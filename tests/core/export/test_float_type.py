@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.float_type import export_dtype, resolve_export_dtype, round_scales
+from normtweak_core.export.float_type import export_dtype, resolve_export_dtype
 
 
 @pytest.mark.parametrize(
@@ -46,17 +46,3 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path, value):
     save_file({"a": torch.tensor([1.0, value])}, tmp_path / "model.safetensors")
     with pytest.raises(NonFiniteError, match="weights must be finite; a is not"):
         resolve_export_dtype(ExportConfig(), tmp_path)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_rounded_scales_are_positive_numbers_of_the_dtype_and_the_nearest_ones(dtype, seeded):
-    exponents = torch.linspace(-12, 3, 60)
-    scales = (torch.rand(60, generator=seeded()) + 0.5) * 10**exponents
-    rounded = round_scales(scales.reshape(6, 10), dtype).reshape(60)
-    assert rounded.dtype == torch.float32
-    assert torch.equal(rounded.to(dtype).to(torch.float32), rounded)
-    assert (rounded > 0).all()
-    assert torch.equal(round_scales(rounded.reshape(6, 10), dtype).reshape(60), rounded)
-    normal = scales > torch.finfo(dtype).smallest_normal
-    error = (rounded - scales).abs() / scales
-    assert (error[normal] <= torch.finfo(dtype).eps / 2).all()

@@ -9,7 +9,6 @@ from normtweak_core.model.structure import find_linears
 from normtweak_core.quantize.block import (
     BlockPlan,
     Streams,
-    drift_of,
     micro_batches,
     num_training_windows,
     quantize_block,
@@ -177,14 +176,6 @@ def test_micro_batches_cover_all_windows_once_and_follow_from_the_length():
     parts = micro_batches(torch.zeros(10, 1024, 2))
     assert [(p.start, p.stop) for p in parts] == [(0, 4), (4, 8), (8, 10)]
     assert len(micro_batches(torch.zeros(3, 10_000, 1))) == 3
-
-
-def test_drift_by_hand():
-    x_f = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
-    x_q = torch.tensor([[[3.0, 4.0], [1.0, -2.0]]])
-    drift, shift = drift_of(x_q, x_f)
-    assert drift == pytest.approx((5 / 25) ** 0.5)
-    assert shift == pytest.approx((0.5 + 1.0) / 2)
 
 
 def test_a_stored_block_and_its_streams_come_back_bit_for_bit(tiny_folders, seeded, tmp_path):

@@ -52,11 +52,26 @@ def test_scales_survive_the_export_dtype(seeded, dtype):
     assert torch.equal(scale.to(dtype).float(), scale)
 
 
-def test_a_scale_that_half_precision_would_lose_is_kept_positive():
+def test_a_scale_that_half_precision_would_lose_is_kept_positive_and_finite():
+    limits = torch.finfo(torch.float16)
     assert round_scale(torch.tensor([1e-30, 1e30]), torch.float16).tolist() == [
-        torch.finfo(torch.float16).smallest_normal,
-        torch.finfo(torch.float16).max,
+        limits.smallest_normal * limits.eps,
+        limits.max,
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rounded_scales_are_positive_numbers_of_the_dtype_and_the_nearest_ones(dtype, seeded):
+    exponents = torch.linspace(-12, 3, 60)
+    scales = (torch.rand(60, generator=seeded()) + 0.5) * 10**exponents
+    rounded = round_scale(scales, dtype)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded.to(dtype).to(torch.float32), rounded)
+    assert (rounded > 0).all()
+    assert torch.equal(round_scale(rounded, dtype), rounded)
+    normal = scales > torch.finfo(dtype).smallest_normal
+    error = (rounded - scales).abs() / scales
+    assert (error[normal] <= torch.finfo(dtype).eps / 2).all()
 
 
 def test_importance_moves_the_grid_to_the_columns_that_matter(seeded):

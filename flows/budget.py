@@ -6,7 +6,9 @@ memory and time are estimates for `normtweak plan`, nothing is refused because o
 
 import json
 import math
+import resource
 import shutil
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -126,6 +128,19 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
         "final tune": FIXED_MEMORY + 2 * model + 2 * logits,
         "evaluate": FIXED_MEMORY + 2 * model + logits,
     }
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory this process has held.
+
+    Not ``ru_maxrss`` on Linux: there a process takes that over from the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024  # the kernel's kB are KiB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def measured_speed() -> float:

@@ -42,8 +42,6 @@ def run_quantize(options: argparse.Namespace) -> int:
         from flows.summary import print_summary
         from tasks.artifacts import write_atomically
 
-        for warning in ready.warnings:
-            log.warning("%s", warning)
         result = _flow_result(recipe, root)
         if options.result:
             text = json.dumps(result, indent=1) + "\n"

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +12,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
+from flows.budget import peak_rss_bytes
 from flows.params import Recipe
+from flows.preflight import preflight
 from flows.report import Reports, publish_reports
 from normtweak_core.errors import ProblemError
 from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
@@ -78,6 +79,9 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     """
     own_run(state_root(), flow_run.id)
     began = time.monotonic()
+    # The command has done so before it started a server; a scheduled run has not.
+    for warning in preflight(recipe, state_root()).warnings:
+        log.warning("%s", warning)
     run = Run(recipe, open_job(recipe.model, recipe.seed))
     calibration = _calibrate(run)
     settings = _settings(run)
@@ -114,7 +118,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         "cached": run.cached,
         "problems": reports.problems(),
         "seconds": time.monotonic() - began,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_rss_bytes(),
         "flow_run_id": str(flow_run.id),
     }
 

@@ -35,40 +35,30 @@ class Progress:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
+            ProgressColumn,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
         from rich.progress import Progress as Bars
 
+        class Speed(ProgressColumn):
+            def render(self, task) -> str:
+                shown = unit == "tokens" and task.speed  # unknown at first
+                return f"{task.speed:,.0f}/s" if shown else ""
+
         columns = (
             TextColumn("{task.description:<24}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
-            TextColumn("{task.speed:.0f}/s", style="dim") if unit == "tokens" else TextColumn(""),
+            Speed(),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
         )
-        bars = Bars(*_speedless(columns), console=Console(stderr=True), transient=False)
-        with bars:
+        with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
             bar = bars.add_task(name, total=None)
             yield lambda done, total: bars.update(bar, completed=done, total=total)
-
-
-def _speedless(columns: tuple) -> list:
-    """Replace the plain speed column, which cannot format a speed that is not known yet."""
-    from rich.progress import ProgressColumn, TextColumn
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        def render(self, task) -> Text:
-            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
-
-    return [
-        Speed() if isinstance(column, TextColumn) and "task.speed" in column.text_format else column
-        for column in columns
-    ]
 
 
 class _Lines:

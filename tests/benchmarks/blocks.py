@@ -16,13 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.benchmarks.memory import (
-    fresh_process,
-    last_line,
-    peak_rss_bytes,
-    reset_peak,
-    rss_bytes,
-)
+from flows.budget import peak_rss_bytes
+from tests.benchmarks.memory import fresh_process, last_line, reset_peak, rss_bytes
 from tests.benchmarks.results import DEFAULT_OUT, machine, write_results
 
 if TYPE_CHECKING:

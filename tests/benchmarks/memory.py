@@ -1,8 +1,7 @@
 """What work costs a process of its own: peak memory, wall seconds and CPU seconds.
 
 Peak memory has to be measured in a fresh process, because an allocator keeps what earlier work
-freed. Read from /proc, so Linux only: unlike ``ru_maxrss``, which a child takes over from the
-process that started it, VmHWM belongs to the program that is running and can be set back.
+freed. The peak can be set back on Linux only.
 """
 
 import json
@@ -14,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.benchmarks.results import REPOSITORY
 
-STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): reset the peak resident set size to what is resident now
 
@@ -32,12 +32,7 @@ class Cost:
 
 def rss_bytes() -> int:
     """Return what of this process is in memory now."""
-    return _status("VmRSS")
-
-
-def peak_rss_bytes() -> int:
-    """Return the most of this process that was in memory since its start or `reset_peak`."""
-    return _status("VmHWM")
+    return psutil.Process().memory_info().rss
 
 
 def reset_peak() -> None:
@@ -69,10 +64,3 @@ def fresh_process(module: str, arguments: list[str], environment: dict[str, str]
 def last_line(cost: Cost) -> Any:
     """Return the JSON value that a child of ours printed last."""
     return json.loads(cost.output.splitlines()[-1])
-
-
-def _status(field: str) -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024  # the kernel's kB are KiB
-    raise KeyError(f"{STATUS} must have a line {field}; it has none: this needs Linux")

@@ -1,10 +1,11 @@
 """The recipe: everything that decides what a run produces, as one pydantic model."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from flows.recipe_errors import sentences
 from flows.recipe_file import apply_override, read_recipe
@@ -17,6 +18,7 @@ from normtweak_core.quantize.config import QuantizationConfig
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+ALIAS_PATTERN = r"^[A-Za-z0-9_-]+$"
 
 
 class GateConfig(BaseModel, frozen=True, extra="forbid"):
@@ -30,10 +32,20 @@ class GateConfig(BaseModel, frozen=True, extra="forbid"):
 class RegistryConfig(BaseModel, frozen=True, extra="forbid"):
     """The registered version."""
 
-    alias: str = Field("candidate", pattern=NAME_PATTERN, description="Alias the version takes.")
+    alias: str = Field("candidate", pattern=ALIAS_PATTERN, description="Alias the version takes.")
     promote_to: Literal["champion"] | None = Field(
         "champion", description="Alias that passing the gate will earn, once the gate is built."
     )
+
+    @field_validator("alias")
+    @classmethod
+    def _is_not_reserved(cls, alias: str) -> str:
+        if alias.lower() == "latest" or re.fullmatch(r"v\d+", alias.lower()):
+            raise ValueError(
+                f"registry.alias must be neither latest nor v and a number, which MLflow keeps for "
+                f"itself; found {alias!r}"
+            )
+        return alias
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):

@@ -30,13 +30,13 @@ def write_results(
 
     Args:
         out: Folder; made where it does not exist.
-        name: The benchmark.
+        name: Of the two files.
         facts: What goes into the JSON besides the command.
         header: Column titles of the table.
         rows: Its cells; numbers are shown with three significant digits.
     """
     out.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m", f"tests.benchmarks.{name}", *sys.argv[1:]])
+    command = " ".join(["python -m", f"tests.benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     text = table(header, rows)
     (out / f"{name}.json").write_text(json.dumps({"command": command} | facts, indent=1) + "\n")
     (out / f"{name}.md").write_text(text)

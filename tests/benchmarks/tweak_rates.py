@@ -1,15 +1,19 @@
 """Norm tweaking by loss and learning rate: held-out loss, held-out distance, and perplexity.
 
-    python -m tests.benchmarks.tweak_rates [--model llama] [--bits 2] [--out docs/results]
+    python -m tests.benchmarks.tweak_rates [--model llama] [--bits 2] [--seeds 3]
 
-Rollback is off, so that a row shows what a tweak does, not what the rule makes of it; the column
-"kept" counts the blocks that the rule would have kept. Runs on the bare core, no engine.
+Quantizing the same model from another calibration set changes its perplexity too, by about as much
+as a tweak does. So each setting is run with several seeds of the calibration set, and what counts
+is the change against no tweak with the same seed, with its standard error over seeds.
+
+Rollback is off unless a row says "with rollback", so that a row shows what a tweak does, not what
+the rule makes of it; "would keep" counts the blocks that the rule would keep. Runs on the bare
+core, no engine.
 """
 
 import argparse
-import json
 import math
-import sys
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -28,98 +32,125 @@ from normtweak_core.quantize.block import BlockPlan, quantize_block
 from normtweak_core.quantize.config import QuantizationConfig
 from normtweak_core.quantize.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig
+from tests.benchmarks.results import DEFAULT_OUT, machine, write_results
 
 SAMPLES, LENGTH, EVALUATED_WINDOWS = 64, 256, 128
 RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+OFF = NormTweakConfig(enabled=False)
 
 
 def main() -> None:
-    """Run all losses and rates and write the table."""
+    """Run all losses and rates with all seeds and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="llama")
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--losses", nargs="+", default=["channel", "mse"])
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES))
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).resolve().parents[2] / "docs/results"
-    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     options = parser.parse_args()
-    folder = reference_folder(options.model)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = load_causal_lm(folder, torch.float32, "cpu")
-    config = CalibrationConfig(samples=SAMPLES, length=LENGTH)
-    windows = build_calibration_set(config, tokenizer, model, LENGTH, 0).input_ids
-    held_out = cut_windows(read_documents(folder / "held-out.jsonl"), tokenizer, LENGTH)
-    text = held_out[:EVALUATED_WINDOWS]
-    rows = [{"loss": "none", **measure(folder, windows, text, options.bits, None)}]
+    study = Study(options.model, options.bits)
+    settings = {"no tweak": OFF}
     for loss in options.losses:
         for rate in options.rates:
-            tweak = NormTweakConfig(loss=loss, lr=rate, rollback=False)
-            row = {"loss": loss, "lr": rate, **measure(folder, windows, text, options.bits, tweak)}
-            rows.append(row)
-            write(options, rows, perplexity(model, text).perplexity.mean)
+            settings[f"{loss}, lr {rate:g}"] = NormTweakConfig(loss=loss, lr=rate, rollback=False)
+        settings[f"{loss}, lr 0.001, with rollback"] = NormTweakConfig(loss=loss)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in settings}
+    for seed in range(options.seeds):
+        windows = study.calibration_windows(seed)
+        for name, tweak in settings.items():
+            runs[name].append(study.measure(windows, tweak))
+            write(options, runs, study.float_perplexity)
 
 
-def measure(
-    folder: Path,
-    windows: torch.Tensor,
-    text: torch.Tensor,
-    bits: int,
-    tweak: NormTweakConfig | None,
-) -> dict[str, Any]:
-    """Return what one setting does to the held-out windows of each block, and to perplexity."""
-    quantization = QuantizationConfig(bits=bits)
-    tweak = tweak or NormTweakConfig(enabled=False)
-    streamed = StreamedModel(folder, torch.float32, "cpu")
-    walk, model = BlockWalk(streamed, windows), load_causal_lm(folder, torch.float32, "cpu")
-    streams, reports = walk.start(), []
-    for index in range(walk.num_blocks):
-        plan = BlockPlan(index, walk.num_blocks, quantization, tweak, torch.float16)
-        done = quantize_block(walk.load(index), streams, walk.runner(index), plan)
-        streams = done.streams
-        block = model.get_submodule(streamed.block_prefix(index))
-        for name, weight in done.layers.items():
-            set_linear_weight(find_linears(block)[name], weight.dequantize())
-        for name, master in done.norms.items():
-            block.get_parameter(name).data = master.half().float()
-        if done.report.tweak:
-            reports.append(done.report.tweak)
-    return {
-        "perplexity": perplexity(model, text).perplexity.mean,
-        "blocks": [report.model_dump() for report in reports],
-    }
+class Study:
+    """A reference model, its evaluation text, and what a setting does to both."""
+
+    def __init__(self, name: str, bits: int):
+        self.folder = reference_folder(name)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.model = load_causal_lm(self.folder, torch.float32, "cpu")
+        self.quantization = QuantizationConfig(bits=bits)
+        documents = read_documents(self.folder / "held-out.jsonl")
+        held_out = cut_windows(documents, self.tokenizer, LENGTH)
+        spread = torch.linspace(0, len(held_out) - 1, EVALUATED_WINDOWS).long()
+        self.text = held_out[spread]
+        self.float_perplexity = perplexity(self.model, self.text).perplexity.mean
+
+    def calibration_windows(self, seed: int) -> torch.Tensor:
+        """Return windows the model has written itself."""
+        config = CalibrationConfig(samples=SAMPLES, length=LENGTH)
+        made = build_calibration_set(config, self.tokenizer, self.model, LENGTH, seed)
+        return made.input_ids
+
+    def measure(self, windows: torch.Tensor, tweak: NormTweakConfig) -> dict[str, Any]:
+        """Return what one setting does to the held-out windows of each block, and to perplexity."""
+        streamed = StreamedModel(self.folder, torch.float32, "cpu")
+        walk, model = (
+            BlockWalk(streamed, windows),
+            load_causal_lm(self.folder, torch.float32, "cpu"),
+        )
+        streams, reports = walk.start(), []
+        for index in range(walk.num_blocks):
+            plan = BlockPlan(index, walk.num_blocks, self.quantization, tweak, torch.float16)
+            done = quantize_block(walk.load(index), streams, walk.runner(index), plan)
+            streams = done.streams
+            block = model.get_submodule(streamed.block_prefix(index))
+            for name, weight in done.layers.items():
+                set_linear_weight(find_linears(block)[name], weight.dequantize())
+            for name, master in done.norms.items():
+                block.get_parameter(name).data = master.half().float()
+            if done.report.tweak:
+                reports.append(done.report.tweak.model_dump())
+        return {"perplexity": perplexity(model, self.text).perplexity.mean, "blocks": reports}
 
 
-def write(options: argparse.Namespace, rows: list[dict[str, Any]], float_perplexity: float) -> None:
+def write(
+    options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], float_perplexity: float
+) -> None:
     """Write what is known so far as JSON and as a table."""
-    name = f"tweak-rates-{options.model}-w{options.bits}"
-    command = "python -m " + " ".join(["tests.benchmarks.tweak_rates", *sys.argv[1:]])
-    record = {"command": command, "perplexity_float": float_perplexity, "rows": rows}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    lines = [
-        "| loss | lr | held-out loss, last block | held-out distance, last block | kept | "
-        "perplexity |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        blocks = row["blocks"]
-        if not blocks:
-            lines.append(f"| no tweak | | | | | {row['perplexity']:.3f} |")
+    baseline = [run["perplexity"] for run in runs["no tweak"]]
+    rows = []
+    for name, found in runs.items():
+        if not found:
             continue
-        last = blocks[-1]
-        kept = sum(
-            b["held_out_after"] < b["held_out_before"]
-            and b["distance_after"] <= b["distance_before"]
-            for b in blocks
-        )
-        lines.append(
-            f"| {row['loss']} | {row['lr']:g} | {last['held_out_before']:.4f} -> "
-            f"{last['held_out_after']:.4f} | {last['distance_before']:.4f} -> "
-            f"{last['distance_after']:.4f} | {kept} of {len(blocks)} | {row['perplexity']:.3f} |"
-        )
-    assert math.isfinite(float_perplexity)
-    (options.out / f"{name}.md").write_text("\n".join(lines) + "\n")
+        changes = [
+            100 * (run["perplexity"] / none - 1) for run, none in zip(found, baseline, strict=False)
+        ]
+        mean = statistics.mean(run["perplexity"] for run in found)
+        error = statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else math.nan
+        change = "" if name == "no tweak" else f"{statistics.mean(changes):+.2f} ± {error:.2f} %"
+        rows.append([name, *_last_block(found[0]["blocks"]), _kept(found), f"{mean:.3f}", change])
+    header = [
+        "tweak",
+        "held-out loss, last block",
+        "held-out distance, last block",
+        "would keep",
+        "perplexity",
+        "against no tweak",
+    ]
+    name = f"tweak_rates-{options.model}-w{options.bits}"
+    facts = {"seeds": options.seeds, "perplexity_float": float_perplexity, "runs": runs}
+    write_results(options.out, name, machine() | facts, header, rows)
+
+
+def _last_block(blocks: list[dict[str, Any]]) -> list[str]:
+    if not blocks:
+        return ["", ""]
+    last = blocks[-1]
+    return [
+        f"{last[f'{what}_before']:.4f} -> {last[f'{what}_after']:.4f}"
+        for what in ("held_out", "distance")
+    ]
+
+
+def _kept(runs: list[dict[str, Any]]) -> str:
+    blocks = [block for run in runs for block in run["blocks"]]
+    kept = sum(
+        b["held_out_after"] < b["held_out_before"] and b["distance_after"] <= b["distance_before"]
+        for b in blocks
+    )
+    return f"{kept} of {len(blocks)}" if blocks else ""
 
 
 if __name__ == "__main__":

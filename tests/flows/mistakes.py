@@ -27,6 +27,15 @@ OPTIONS = {
     "an infinite rate": (
         "--set final_tune.lr=.inf", "final_tune.lr must be a finite number; found inf.",
     ),
+    "an alias with a dot": (
+        "--set registry.alias=v1.2",
+        "registry.alias must be letters, digits, dashes and underscores; found 'v1.2'.",
+    ),
+    "an alias that MLflow keeps": (
+        "--set registry.alias=V7",
+        "registry.alias must be neither latest nor v and a number, which MLflow keeps for itself; "
+        "found 'V7'.",
+    ),
     "two mistakes": (
         "--set seed=-1 --set final_tune.steps=0",
         "seed must be at least 0; found -1. final_tune.steps must be at least 1; found 0.",

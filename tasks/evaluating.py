@@ -16,6 +16,7 @@ from tasks.progress import Progress
 from tasks.results import Evaluation, ExportResult
 
 SOURCES = ["normtweak_core.evaluate.divergence", "normtweak_core.calibration.text"]
+EXPORT_SOURCES = [*SOURCES, "normtweak_core.export.loading"]
 HELD_OUT_TEXT = "held-out.jsonl"
 
 
@@ -73,7 +74,9 @@ def float_evaluation_key(job: Job, inputs: dict[str, Any]) -> str:
 
 def evaluation_key(job: Job, export: ExportResult, inputs: dict[str, Any]) -> str:
     """Return the key of an export's evaluation."""
-    return job.key("evaluate", parents=[content_hash(export)], inputs=inputs, sources=SOURCES)
+    return job.key(
+        "evaluate", parents=[content_hash(export)], inputs=inputs, sources=EXPORT_SOURCES
+    )
 
 
 def evaluation_windows(job: Job, config: PerplexityConfig, length: int) -> Any:
@@ -117,13 +120,14 @@ def evaluate_stage(
         NonFiniteError: A logit is NaN or infinite.
     """
     from normtweak_core.evaluate.divergence import compare
+    from normtweak_core.export.loading import load_export
     from normtweak_core.model.loading import load_causal_lm
 
     events.record("evaluate", part="begin")
     bar: Progress = progress
     dtype = torch_dtype(job.model.dtype)
     float_model = load_causal_lm(job.folder, dtype, job.device)
-    quantized = load_causal_lm(state_root() / export.folder, dtype, job.device)
+    quantized = load_export(state_root() / export.folder, job.folder, dtype, job.device)
     with bar.stage("evaluate export", "windows") as advance:
         result = compare(quantized, float_model, evaluation_windows(job, config, length), advance)
     sizes = {"bits_per_weight": export.bits_per_weight, "size_bytes": float(export.size_bytes)}

@@ -55,7 +55,7 @@ def verify_export(
             else than the manifest says; the first differences are named.
 
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     if not Path(python).is_file():
         raise InputError(
             f"verification needs a Python interpreter; there is none at {python}. "
@@ -97,12 +97,18 @@ def reader_python(folder: Path, root: Path) -> Path:
     Raises:
         InputError: The folder is not an export.
     """
-    if _read_manifest(folder)["export"]["format"] == "gptq":
+    if read_manifest(folder)["export"]["format"] == "gptq":
         return root / GPTQ_READER / "bin" / "python"
     return Path(sys.executable)
 
 
-def _read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path) -> dict:
+    """Return what ``normtweak.json`` of an export says.
+
+    Raises:
+        InputError: The folder is not an export.
+        VerificationError: The file is damaged.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(

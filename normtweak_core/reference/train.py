@@ -112,10 +112,10 @@ def train_reference(name: str, out: Path, work: Path, plan: TrainingPlan) -> dic
 def encode_stream(texts: list[Document], tokenizer: "PreTrainedTokenizerFast") -> torch.Tensor:
     """Return all documents as one 1-D token stream, each between two end-of-text tokens."""
     stream = [tokenizer.eos_token_id]
-    for encoded in tokenizer([document.text for document in texts], add_special_tokens=False)[
-        "input_ids"
-    ]:
-        stream += [*encoded, tokenizer.eos_token_id]
+    # verbose=False: documents are longer than the context, as transformers would else remark.
+    encoded = tokenizer([d.text for d in texts], add_special_tokens=False, verbose=False)
+    for ids in encoded["input_ids"]:
+        stream += [*ids, tokenizer.eos_token_id]
     return torch.tensor(stream, dtype=torch.int64)
 
 

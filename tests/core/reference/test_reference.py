@@ -59,6 +59,20 @@ def test_a_file_is_held_out_as_a_whole_and_by_its_name_alone(tmp_path):
     assert not Document("json/decoder.py", "code", "").held_out
 
 
+def test_a_docstring_stands_in_one_document_only(tmp_path):
+    module = (
+        '"""The module, in a line."""\n\x0c\nimport os\n\n\nclass A:\n    r"""First.\n\n    Second.\n'
+        '    """\n\n    def f(self): "On one line with the def."\n\n    async def g(self):\n'
+        "        'Quoted simply.'\n        return 'a string'  # kept\n" + "# filler\n" * 40
+    )
+    (tmp_path / "module.py").write_text(module)
+    found = {d.kind: d.text for d in documents(tmp_path) if d.kind != "topic"}
+    gone = module.replace('"""The module, in a line."""\n', "")
+    gone = gone.replace('    r"""First.\n\n    Second.\n    """\n', "")
+    assert found["code"] == gone.replace("        'Quoted simply.'\n", "")
+    assert "docstrings" not in found  # together they are shorter than the shortest document
+
+
 def test_an_epoch_visits_every_window_once_and_the_next_in_another_order():
     order = WindowOrder(num_tokens=CONTEXT * 12 + 1, batch=4, seed=3)
     assert order.steps_per_epoch == 3

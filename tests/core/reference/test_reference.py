@@ -60,15 +60,28 @@ def test_a_file_is_held_out_as_a_whole_and_by_its_name_alone(tmp_path):
 
 
 def test_a_docstring_stands_in_one_document_only(tmp_path):
-    module = (
-        '"""The module, in a line."""\n\x0c\nimport os\n\n\nclass A:\n    r"""First.\n\n    Second.\n'
-        '    """\n\n    def f(self): "On one line with the def."\n\n    async def g(self):\n'
-        "        'Quoted simply.'\n        return 'a string'  # kept\n" + "# filler\n" * 40
-    )
+    module = """'The module, in a line.'
+\x0c
+import os
+
+
+class A:
+    r'''First.
+
+    Second.
+    '''
+
+    def f(self): "On one line with the def."
+
+    async def g(self):
+        'Quoted simply.'
+        return 'a string'  # kept
+"""
+    module += "# filler\n" * 40
     (tmp_path / "module.py").write_text(module)
     found = {d.kind: d.text for d in documents(tmp_path) if d.kind != "topic"}
-    gone = module.replace('"""The module, in a line."""\n', "")
-    gone = gone.replace('    r"""First.\n\n    Second.\n    """\n', "")
+    gone = module.replace("'The module, in a line.'\n", "")
+    gone = gone.replace("    r'''First.\n\n    Second.\n    '''\n", "")
     assert found["code"] == gone.replace("        'Quoted simply.'\n", "")
     assert "docstrings" not in found  # together they are shorter than the shortest document
 

@@ -48,7 +48,8 @@ reader-gptq: $(READER)/.complete
 $(READER)/.complete: $(READER_LOCK)
 	$(PYTHON) -m venv --clear $(READER)
 	$(READER)/bin/pip install --quiet --disable-pip-version-check -c $(READER_LOCK) \
-	    torch transformers accelerate safetensors datasets optimum pillow pyarrow requests ninja
+	    torch transformers accelerate safetensors datasets optimum pillow pyarrow requests ninja \
+	    mlflow-skinny
 	$(READER)/bin/pip install --quiet --disable-pip-version-check --no-deps -c $(READER_LOCK) \
 	    gptqmodel defuser device-smi logbar pypcre tokenicer threadpoolctl
 	@touch $@

@@ -30,8 +30,14 @@ from normtweak_core.errors import InputError
 from normtweak_core.export.payload import TOKENIZER_FILES
 
 LOADER = Path(__file__).with_name("text_generation.py")
-READERS = ("transformers", "safetensors", "accelerate", "mlflow")
-GPTQ_READERS = ("optimum==2.3.0", "gptqmodel==7.7.0")  # the latter brings the torch it wants
+READERS = {
+    None: ("mlflow", "torch"),
+    "compressed-tensors": ("mlflow", "torch", "compressed-tensors"),
+    # gptqmodel brings the torch it wants, and a pyarrow that the whole of mlflow does not allow.
+    "gptq": ("mlflow-skinny", "pandas"),
+}
+READERS_OF_ALL = ("transformers", "safetensors", "accelerate")
+GPTQ_READERS = ("optimum==2.3.0", "gptqmodel==7.7.0")
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string")]),  # unnamed: a named column would refuse plain lists
     outputs=Schema([ColSpec("string")]),
@@ -128,13 +134,11 @@ def read_config(export_dir: Path) -> dict:
 def requirements(config: dict) -> list[str]:
     """Return the exact packages a reader of this export needs, sorted; none of them ours."""
     method = config.get("quantization_config", {}).get("quant_method")
-    readers = list(READERS)
-    if method == "compressed-tensors":
-        readers.append("compressed-tensors")
-    if method != "gptq":
-        readers.append("torch")
     # A local part such as +cpu names a build of one machine: no index has it.
-    pins = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in readers]
+    pins = [
+        f"{name}=={metadata.version(name).partition('+')[0]}"
+        for name in (*READERS_OF_ALL, *READERS[method])
+    ]
     return sorted(pins + list(GPTQ_READERS if method == "gptq" else ()))
 
 

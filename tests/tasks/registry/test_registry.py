@@ -259,5 +259,6 @@ def test_a_sqlite_file_needs_its_folder(tmp_path):
 def test_a_gptq_reader_brings_the_torch_it_wants():
     lines = requirements({"quantization_config": {"quant_method": "gptq"}})
     names = [line.partition("==")[0] for line in lines]
-    assert {"gptqmodel", "optimum", "transformers"} < set(names)
-    assert "torch" not in names
+    # The whole of mlflow wants an older pyarrow than gptqmodel: no installer could satisfy both.
+    assert {"gptqmodel", "optimum", "transformers", "mlflow-skinny", "pandas"} < set(names)
+    assert {"torch", "mlflow"}.isdisjoint(names)

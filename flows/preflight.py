@@ -21,6 +21,8 @@ from normtweak_core.calibration.documents import read_documents
 from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import InputError
 from normtweak_core.export.checks import GPTQ_READER, check_exportable
+from normtweak_core.export.payload import tokenizer_files
+from normtweak_core.model.architecture import read_config
 from normtweak_core.model.source import (
     REFERENCE_PREFIX,
     ModelFolder,
@@ -72,12 +74,13 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
     check_model_folder(source.path)
     _require_evaluation_text(recipe, source)
     length = _lengths(recipe, model_context(source.path))
+    _require_reader_files(source.path)
     shape = model_shape(source.path)
     check_exportable(
         recipe.export,
         recipe.quantization,
         shape.linears,
-        reader_available=(REPOSITORY / GPTQ_READER / "bin" / "python").is_file(),
+        reader_available=(REPOSITORY / GPTQ_READER / ".complete").is_file(),
     )
     disk = disk_bytes(recipe, shape, length)
     check_disk(sum(disk.values()), root)
@@ -182,6 +185,23 @@ def _check_data_set(name: str) -> None:
         raise InputError(
             f"calibration.path must be a file, a folder or a hub data set; {name} does not exist: "
             "check the path."
+        )
+
+
+def _require_reader_files(folder: Path) -> None:
+    """Accept a model with all that loading it by name, and later its export, takes."""
+    needed = {
+        "tokenizer_config.json": (folder / "tokenizer_config.json").is_file(),
+        "a tokenizer": any(
+            path.name != "tokenizer_config.json" for path in tokenizer_files(folder)
+        ),
+        "architectures in config.json": bool(read_config(folder).get("architectures")),
+    }
+    missing = [what for what, there in needed.items() if not there]
+    if missing:
+        raise InputError(
+            f"a model folder must hold its tokenizer and name its architecture; {folder} lacks "
+            f"{', '.join(missing)}: save model and tokenizer into it with save_pretrained."
         )
 
 

@@ -1,6 +1,5 @@
 """The main flow: a float model goes in; a verified, registered low-bit version comes out."""
 
-import hashlib
 import json
 import logging
 import time
@@ -48,6 +47,12 @@ log = logging.getLogger(__name__)
 
 # The baseline that every drift plot shows beside the run.
 BASELINE = {"method": "rtn", "propagation": PropagationConfig(alpha=0)}
+
+# Several recipes can lead to one export, and the files of a cached one are not written again.
+ABOUT_THE_MANIFEST = (
+    "recipe and lineage are those of the run that wrote this folder. Every recipe that has led to "
+    "it has its own in a folder under reports/; in the registry, in reports/ beside model/."
+)
 
 
 @dataclass
@@ -98,7 +103,8 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         final_tune=_final_report(tuned),
         quality=_read_json(calibration.quality),
         metrics=metrics,
-        folder=state_root() / export.folder,
+        origin=_source_facts(run, calibration) | {"export_sha256": export.export_sha256},
+        export=state_root() / export.folder,
     )
     files = publish_reports(reports)
     registered = register_stage(
@@ -106,12 +112,13 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         recipe.registry.alias,
         quote(export),
         quote(metrics),
-        quote(_lineage(run, calibration, export, reports)),
+        quote(reports.lineage() | {"prefect.flow_run_id": str(flow_run.id)}),
         quote([str(file) for file in files]),
     )
     return {
         "export_dir": str(state_root() / export.folder),
         "export_sha256": export.export_sha256,
+        "reports_dir": str(reports.folder),
         "metrics": metrics,
         "registered": registered,
         "blocks": [_block_row(run, block) for block in blocks],
@@ -233,6 +240,7 @@ def _export(
     settings: ChainSettings,
 ) -> ExportResult:
     details = {
+        "about": ABOUT_THE_MANIFEST,
         "recipe": run.recipe.model_dump(mode="json"),
         "lineage": _source_facts(run, calibration),
         "blocks": [_read_json(block.report) for block in blocks],
@@ -284,22 +292,6 @@ def _source_facts(run: Run, calibration: CalibrationResult) -> dict[str, str]:
         "source_revision": run.job.source.revision or "",
         "source_sha256": run.job.fingerprint.sha256,
         "calibration_sha256": calibration.windows.sha256,
-    }
-
-
-def _lineage(
-    run: Run, calibration: CalibrationResult, export: ExportResult, reports: Reports
-) -> dict[str, str]:
-    config = run.recipe.quantization
-    recipe = json.dumps(run.recipe.model_dump(mode="json"), sort_keys=True)
-    return _source_facts(run, calibration) | {
-        "recipe_sha256": hashlib.sha256(recipe.encode()).hexdigest(),
-        "export_sha256": export.export_sha256,
-        "prefect.flow_run_id": str(flow_run.id),
-        "bits": str(config.bits),
-        "group_size": str(config.group_size or "channel"),
-        "method": config.method,
-        "problems": "; ".join(reports.problems())[:4000] or "none",
     }
 
 

@@ -1,15 +1,21 @@
 """What people look at: the block table, the calibration report, the summary and the drift plot.
 
-The same content goes to files under the export and, as artifacts, to the page of the flow run.
-Nothing in it depends on when or where the run took place: equal runs write equal bytes.
+The same content goes to files under the export, to the registry and, as artifacts, to the page of
+the flow run. Nothing in it depends on when or where the run took place: equal runs write equal
+bytes. Several recipes can lead to one export, so each of them has a folder of its own there, with
+the recipe in it.
 """
 
 import base64
+import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from flows.params import Recipe
 from flows.report_text import (
@@ -44,7 +50,13 @@ class Reports:
     final_tune: FinalTuneReport | None
     quality: dict[str, Any]
     metrics: dict[str, float]
-    folder: Path  # the export; reports go into a folder of it
+    origin: dict[str, str]  # hashes and names of what the export was made from, and its own
+    export: Path  # its folder
+
+    @property
+    def folder(self) -> Path:
+        """Where the reports go: no other recipe that leads to this export writes there."""
+        return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
 
     def problems(self) -> list[str]:
         """Return every problem of the run, one sentence each."""
@@ -52,6 +64,17 @@ class Reports:
         if self.final_tune and not self.final_tune.accepted:
             found.append("final tune rolled back")
         return found
+
+    def lineage(self) -> dict[str, str]:
+        """Return where the result comes from and what became of it; the same for equal runs."""
+        config = self.recipe.quantization
+        return self.origin | {
+            "recipe_sha256": recipe_sha256(self.recipe),
+            "bits": str(config.bits),
+            "group_size": str(config.group_size or "channel"),
+            "method": config.method,
+            "problems": "; ".join(self.problems())[:4000] or "none",
+        }
 
 
 def publish_reports(reports: Reports) -> list[Path]:
@@ -74,13 +97,15 @@ def write_reports(reports: Reports) -> list[Path]:
     from normtweak_core.evaluate.plot import drift_plot
     from tasks.block_table import block_frame, read_block_table, write_block_table
 
-    folder = reports.folder / FOLDER
-    folder.mkdir(exist_ok=True)
+    folder = reports.folder
+    folder.mkdir(parents=True, exist_ok=True)
     write_block_table(folder / TABLE, block_frame(reports.blocks, reports.baseline))
     texts = {
         "blocks.md": blocks_markdown(reports.recipe, read_block_table(folder / TABLE)),
         "calibration.md": calibration_markdown(reports.recipe, reports.quality),
         "summary.md": _summary(reports, PLOT),
+        "recipe.yaml": yaml.safe_dump(reports.recipe.model_dump(mode="json"), sort_keys=False),
+        "lineage.json": json.dumps(reports.lineage(), indent=1, sort_keys=True) + "\n",
     }
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
@@ -99,7 +124,7 @@ def publish_artifacts(reports: Reports) -> None:
 
     from tasks.block_table import read_block_table
 
-    folder = reports.folder / FOLDER
+    folder = reports.folder
     name = reports.recipe.name
     create_table_artifact(
         key=artifact_key(name, "blocks"),
@@ -120,6 +145,12 @@ def publish_artifacts(reports: Reports) -> None:
         markdown=_summary(reports, f"data:image/png;base64,{picture}"),
         description=f"Perplexity {percent(ratio - 1, signed=True)} against the float model",
     )
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """Return the hash of every value of a recipe, defaults included."""
+    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def artifact_key(name: str, report: str) -> str:
@@ -168,6 +199,6 @@ def _summary(reports: Reports, plot: str) -> str:
         reports.final_tune,
         reports.quality,
         reports.problems(),
-        reports.folder.name,
+        reports.export.name,
         plot,
     )

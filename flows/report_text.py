@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PLOT = "drift.png"
+LINEAR_COLUMNS = (
+    "block",
+    "layer",
+    "bits",
+    "weight error",
+    "output error",
+    "damping",
+    "ridge",
+    "dead columns",
+)
 
 VERDICTS = {
     "ok": "usable: nothing suspicious was found",
@@ -44,6 +54,7 @@ def blocks_markdown(recipe: Recipe, table: "pd.DataFrame") -> str:
             _number(row.weight_error),
             _number(row.output_error),
             f"{row.percdamp:g}" + (" (raised)" if row.damping_raised else ""),
+            f"{row.ridge:g}" + (" (raised)" if row.ridge_raised else ""),
             row.dead_columns,
         )
         for row in table.itertuples()
@@ -66,19 +77,7 @@ def blocks_markdown(recipe: Recipe, table: "pd.DataFrame") -> str:
             "Weight error is |W - Q| / |W|. Output error is the same of the layer's output over "
             "the calibration tokens, where W carries the correction for its input's error.",
             "",
-            *_table(
-                (
-                    "block",
-                    "layer",
-                    "bits",
-                    "weight error",
-                    "output error",
-                    "damping",
-                    "dead columns",
-                ),
-                linears,
-                "rlrrrrr",
-            ),
+            *_table(LINEAR_COLUMNS, linears, "rlrrrrrr"),
             "",
         ]
     )
@@ -159,7 +158,7 @@ def summary_markdown(
             "",
             *_table(("", "float", "quantized", "difference"), _results(metrics), "lrrr"),
             "",
-            f"On {metrics['tokens']:,.0f} predicted tokens; ± is one standard error. Size counts "
+            f"On {metrics['tokens']:,.0f} predicted tokens{_precision(metrics)}. Size counts "
             "weights, configuration and tokenizer; bits per weight count codes, scales and zeros "
             "of the quantized linears.",
             "",
@@ -185,8 +184,10 @@ def percent(value: float, signed: bool = False) -> str:
 
 
 def _results(metrics: dict[str, float]) -> list[tuple[str, ...]]:
-    def measured(name: str, digits: int = 3) -> str:
-        return f"{metrics[name]:.{digits}f} ± {metrics[_stderr(name)]:.{digits}f}"
+    def measured(name: str, digits: int = 3, sign: str = "") -> str:
+        stderr = metrics.get(_stderr(name))
+        value = f"{metrics[name]:{sign}.{digits}f}"
+        return value if stderr is None else f"{value} ± {stderr:.{digits}f}"
 
     return [
         (
@@ -199,18 +200,26 @@ def _results(metrics: dict[str, float]) -> list[tuple[str, ...]]:
             "loss (nats per token)",
             measured("nll/float"),
             measured("nll/quantized"),
-            f"{metrics['nll_difference/mean']:+.3f} ± {metrics['nll_difference/stderr']:.3f}",
+            measured("nll_difference/mean", sign="+"),
         ),
         ("KL divergence (nats per token)", "", measured("kl/mean", 4), ""),
-        (
-            "same first choice",
-            "",
-            f"{percent(metrics['top1_agreement'])} ± {percent(metrics['top1_agreement_stderr'])}",
-            "",
-        ),
+        ("same first choice", "", _share(metrics, "top1_agreement"), ""),
         ("size", "", f"{metrics['size_bytes'] / 1e6:,.2f} MB", ""),
         ("bits per weight", "", f"{metrics['bits_per_weight']:.3f}", ""),
     ]
+
+
+def _share(metrics: dict[str, float], name: str) -> str:
+    stderr = metrics.get(_stderr(name))
+    value = percent(metrics[name])
+    return value if stderr is None else f"{value} ± {percent(stderr)}"
+
+
+def _precision(metrics: dict[str, float]) -> str:
+    """Return what the ± means; a single window leaves every standard error out."""
+    if _stderr("perplexity/quantized") in metrics:
+        return "; ± is one standard error"
+    return " of a single window, too few for a standard error"
 
 
 def _stderr(name: str) -> str:

@@ -79,15 +79,6 @@ class ArtifactRef(BaseModel):
             )
         return self
 
-    def open_path(self) -> Path:
-        """Return the absolute path after checking the file once more.
-
-        Raises:
-            ValueError: The file changed since this reference was validated.
-        """
-        self._holds_these_bytes()
-        return state_root() / self.path
-
 
 def publish(kind: str, key: str, write: Callable[[Path], None], suffix: str) -> ArtifactRef:
     """Return a reference to what `write` wrote, once it is whole, on disk and in its place.
@@ -155,12 +146,14 @@ def sweep_temporaries(root: Path | None = None) -> list[Path]:
     root = root or state_root()
     locks = root / "locks" / WRITERS
     removed = []
-    for path in sorted(root.rglob(".tmp-*")):
+    # os.walk passes over folders that another run renames or removes meanwhile; rglob fails there.
+    found = [Path(at) / name for at, folders, files in os.walk(root) for name in folders + files]
+    for path in sorted(found):
         match = _TEMPORARY.match(path.name)
         if match is None or held(locks / f"{match['token']}.lock"):
             continue
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
         removed.append(path)

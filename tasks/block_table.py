@@ -31,6 +31,10 @@ class BlockTable(pa.DataFrameModel):
     bits: Series[int] = pa.Field(isin=BITS, description="Width of one code.")
     percdamp: Series[float] = pa.Field(ge=0, lt=math.inf, description="Damping that was needed.")
     damping_raised: Series[bool] = pa.Field(description="More than the recipe asks for.")
+    ridge: Series[float] = pa.Field(
+        ge=0, lt=math.inf, description="Ridge that the weight's correction needed; 0 without one."
+    )
+    ridge_raised: Series[bool] = pa.Field(description="More than the recipe asks for.")
     dead_columns: Series[int] = pa.Field(ge=0, description="Inputs that are always zero.")
     weight_error: Series[float] = pa.Field(**_FINITE, description="|W - Q| / |W|")
     output_error: Series[float] = pa.Field(

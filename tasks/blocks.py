@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import task
 
+from normtweak_core.quantize.config import QuantizationConfig
 from tasks import events
 from tasks.artifacts import content_hash, publish, publish_json
 from tasks.chain import BlockChain, ChainSettings
@@ -14,7 +15,25 @@ from tasks.results import BlockResult, CalibrationResult
 
 log = logging.getLogger(__name__)
 
-SOURCES = ["normtweak_core.quantize.block", "normtweak_core.quantize.walk"]
+SOURCES = [
+    "normtweak_core.calibration.storage",
+    "normtweak_core.quantize.block",
+    "normtweak_core.quantize.walk",
+]
+
+
+def fields_read(config: QuantizationConfig) -> dict[str, Any]:
+    """Return the fields that can change a result: no key holds what its method never reads.
+
+    Rounding to nearest has neither an order of columns nor a Hessian to damp, and a correction that
+    is switched off has no ridge. So the baseline of every recipe is found whatever its GPTQ is.
+    """
+    fields = config.model_dump(mode="json")
+    if config.method == "rtn":
+        del fields["act_order"], fields["percdamp"]
+    if config.propagation.alpha == 0:
+        del fields["propagation"]["ridge"]
+    return fields
 
 
 def block_key(
@@ -28,7 +47,7 @@ def block_key(
         "config": job.fingerprint.config_sha256,
         "weights": job.block_sha256(index),
         "outside": job.outside_blocks_sha256,
-        "quantization": settings.quantization,
+        "quantization": fields_read(settings.quantization),
         "norm_tweak": tweak if tweak.enabled else None,
         "export_dtype": settings.export_dtype,
     }

@@ -105,12 +105,30 @@ def source_fingerprint(modules: tuple[str, ...], packages: tuple[str, ...] = COR
 
     Args:
         modules: Where to start, with their full names.
-        packages: Packages whose modules are followed through imports, also those inside functions.
+        packages: Packages whose modules are followed through imports.
 
     Raises:
         ModuleNotFoundError: A named module has no source file.
     """
-    hashes = {}
+    hashes = source_hashes(modules, packages)
+    versions = {name: importlib.metadata.version(name) for name in VERSIONED}
+    text = json.dumps([hashes, versions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def source_hashes(modules: tuple[str, ...], packages: tuple[str, ...] = CORE) -> dict[str, str]:
+    """Return the SHA-256 of every source file that modules reach through imports, by module.
+
+    Imports inside functions count; what is launched by its path does not and has to be named.
+
+    Args:
+        modules: Where to start, with their full names.
+        packages: Packages whose modules are followed through imports.
+
+    Raises:
+        ModuleNotFoundError: A named module has no source file.
+    """
+    hashes: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
@@ -127,9 +145,7 @@ def source_fingerprint(modules: tuple[str, ...], packages: tuple[str, ...] = COR
             for found in _imported(ast.parse(source), name, is_package)
             if found.split(".")[0] in packages and _source_file(found) is not None
         ]
-    versions = {name: importlib.metadata.version(name) for name in VERSIONED}
-    text = json.dumps([hashes, versions], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashes
 
 
 def _imported(tree: ast.Module, name: str, is_package: bool) -> Iterable[str]:

@@ -1,12 +1,12 @@
 """The calibration stage: build the set, judge it, write it with its table."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from prefect import task
 
 from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.calibration.hub_data import local_data
 from normtweak_core.errors import InputError
 from normtweak_core.model.source import model_context
 from tasks import events
@@ -17,7 +17,13 @@ from tasks.results import CalibrationResult
 
 log = logging.getLogger(__name__)
 
-SOURCES = ["normtweak_core.calibration.sets", "normtweak_core.calibration.quality"]
+SOURCES = [
+    "normtweak_core.calibration.likelihood",
+    "normtweak_core.calibration.quality",
+    "normtweak_core.calibration.sets",
+    "normtweak_core.calibration.storage",
+    "normtweak_core.model.loading",
+]
 
 
 def calibration_length(job: Job, config: CalibrationConfig) -> int:
@@ -35,32 +41,41 @@ def calibration_key(job: Job, config: CalibrationConfig) -> str:
     """Return the key of the calibration stage.
 
     Raises:
-        InputError: The text file does not exist.
+        InputError: The text file does not exist, or no commit is known of a hub data set.
     """
     inputs = {
         "calibration": config.model_dump(exclude={"path"}),
-        "text": _content_of(config),
+        "text": _content_of(job, config),
         "length": calibration_length(job, config),
         "seed": job.seed,
         "model": job.fingerprint.sha256,
         "tokenizer": job.tokenizer_sha256,
+        # Says which tokens end a document that the model writes.
+        "generation": job.generation_sha256 if config.source == "generated" else None,
     }
     return job.key("calibrate", parents=[], inputs=inputs, sources=SOURCES)
 
 
-def _content_of(config: CalibrationConfig) -> str | None:
-    """Hash of the text or data set read; a hub data set is known by its name only."""
+def _content_of(job: Job, config: CalibrationConfig) -> str | None:
+    """Hash of the text or data set read; of a hub data set its name and commit."""
     if config.path is None:
         return None
-    path = Path(config.path).expanduser()
+    path = local_data(config.path)
+    if path is None:
+        if config.source == "text":
+            raise InputError(f"calibration.path must be a text file; {config.path} does not exist")
+        return f"{config.path}@{job.data_revision(config.path)}"
     if path.is_file():
         return file_sha256(path)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return ",".join(f"{file.relative_to(path)}={file_sha256(file)}" for file in files)
-    if config.source == "text":
-        raise InputError(f"calibration.path must be a text file; {config.path} does not exist")
-    return config.path
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return ",".join(f"{file.relative_to(path)}={file_sha256(file)}" for file in files)
+
+
+def _revision(job: Job, config: CalibrationConfig) -> str | None:
+    """Commit to read of a hub data set; None for every other source."""
+    if config.source != "dataset" or local_data(config.path) is not None:
+        return None
+    return job.data_revision(config.path)
 
 
 @task(task_run_name="calibrate", **STAGE)
@@ -85,7 +100,9 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
     tokenizer = AutoTokenizer.from_pretrained(job.folder)
     model = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
     with bar.stage("calibration", "tokens") as advance:
-        windows = build_calibration_set(config, tokenizer, model, length, job.seed, advance)
+        windows = build_calibration_set(
+            config, tokenizer, model, length, job.seed, advance, _revision(job, config)
+        )
     nll = window_nll(model, windows.input_ids)
     quality = quality_report(windows, tokenizer, nll.mean().item())
     quality.require_usable()

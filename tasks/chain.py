@@ -161,6 +161,6 @@ class BlockChain:
             if found != (done.x_f_sha256, done.x_q_sha256):
                 raise StreamError(
                     f"the streams behind block {position} must be those recorded; this machine "
-                    "computes others: run `normtweak clean` and start again"
+                    "computes others: run `normtweak clean --all` and start again"
                 )
         return streams

@@ -15,8 +15,12 @@ from tasks.job import STAGE, Job, torch_dtype
 from tasks.progress import Progress
 from tasks.results import Evaluation, ExportResult
 
-SOURCES = ["normtweak_core.evaluate.divergence", "normtweak_core.calibration.text"]
-EXPORT_SOURCES = [*SOURCES, "normtweak_core.export.loading"]
+FLOAT_SOURCES = [
+    "normtweak_core.calibration.text",
+    "normtweak_core.evaluate.divergence",
+    "normtweak_core.model.loading",
+]
+EXPORT_SOURCES = [*FLOAT_SOURCES, "normtweak_core.export.loading"]
 HELD_OUT_TEXT = "held-out.jsonl"
 
 
@@ -69,7 +73,7 @@ def evaluation_inputs(job: Job, config: PerplexityConfig, length: int) -> dict[s
 
 def float_evaluation_key(job: Job, inputs: dict[str, Any]) -> str:
     """Return the key of the float model's evaluation."""
-    return job.key("evaluate-float", parents=[], inputs=inputs, sources=SOURCES)
+    return job.key("evaluate-float", parents=[], inputs=inputs, sources=FLOAT_SOURCES)
 
 
 def evaluation_key(job: Job, export: ExportResult, inputs: dict[str, Any]) -> str:

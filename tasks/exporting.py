@@ -1,8 +1,11 @@
 """The export stage, and the proof that an independent reader finds in it what was quantized."""
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ from prefect import task
 
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.payload import payload_files
+from normtweak_core.export.verify import reader_python
 from tasks import events
 from tasks.artifacts import ArtifactRef, content_hash, publish_json
+from tasks.blocks import fields_read
 from tasks.chain import ChainSettings
 from tasks.environment import state_root
 from tasks.job import STAGE, Job, torch_dtype
@@ -19,7 +24,10 @@ from tasks.results import BlockResult, ExportResult, FinalTuneResult, Verificati
 
 log = logging.getLogger(__name__)
 
-SOURCES = ["normtweak_core.export.writer"]
+EXPORT_SOURCES = ["normtweak_core.export.writer", "normtweak_core.quantize.storage"]
+# The reader is launched by its path: nothing imports it.
+VERIFY_SOURCES = ["normtweak_core.export.reader", "normtweak_core.export.verify"]
+FORMAT_LIBRARY = "compressed-tensors"
 
 # `make reader-gptq` puts the environment that reads GPTQ files beside the packages.
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -36,14 +44,16 @@ def export_key(
     inputs = {
         "export": config,
         "export_dtype": settings.export_dtype,
-        "quantization": settings.quantization,
+        "quantization": fields_read(settings.quantization),
         "model": job.fingerprint.sha256,
         "tokenizer": job.tokenizer_sha256,
+        "generation": job.generation_sha256,
+        "library": None if config.format == "gptq" else _library(),
         "tuned": tuned is not None,
     }
     parents = [content_hash(block) for block in blocks]
     parents += [content_hash(tuned)] if tuned else []
-    return job.key("export", parents=parents, inputs=inputs, sources=SOURCES)
+    return job.key("export", parents=parents, inputs=inputs, sources=EXPORT_SOURCES)
 
 
 @task(task_run_name="export", **STAGE)
@@ -107,13 +117,34 @@ def export_folder_name(job: Job, settings: ChainSettings, key: str) -> str:
 
 
 def verify_key(job: Job, export: ExportResult) -> str:
-    """Return the key of the verification."""
+    """Return the key of the verification, which another reader does not find done.
+
+    Raises:
+        InputError: The folder is not an export.
+    """
+    python = reader_python(state_root() / export.folder, REPOSITORY)
+    reader = _library() if python == Path(sys.executable) else environment_sha256(python)
     return job.key(
         "verify",
         parents=[content_hash(export)],
-        inputs={},
-        sources=["normtweak_core.export.verify"],
+        inputs={"reader": reader},
+        sources=VERIFY_SOURCES,
     )
+
+
+def environment_sha256(python: Path) -> str | None:
+    """Return one hash of the packages of a virtual environment; None where it does not exist.
+
+    Of what is installed, not of the lock: a lock may be newer than the environment made from it.
+    """
+    found = python.parents[1].glob("lib/python*/site-packages/*.dist-info")
+    lines = sorted(f"{path.parents[1].name} {path.name}" for path in found)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+
+
+def _library() -> str:
+    """Name and version of the library that reads the format in this environment."""
+    return f"{FORMAT_LIBRARY} {importlib.metadata.version(FORMAT_LIBRARY)}"
 
 
 @task(task_run_name="verify", **STAGE)
@@ -123,7 +154,7 @@ def verify_stage(key: str, export: Any) -> VerificationResult:
     Raises:
         VerificationError: It found something else than was quantized.
     """
-    from normtweak_core.export.verify import reader_python, verify_export
+    from normtweak_core.export.verify import verify_export
 
     events.record("verify", part="begin")
     folder = state_root() / export.folder

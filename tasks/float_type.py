@@ -8,6 +8,8 @@ from pydantic import BaseModel
 from normtweak_core.export.config import ExportConfig
 from tasks.job import STAGE, Job
 
+SOURCES = ["normtweak_core.export.float_type"]
+
 
 class FloatType(BaseModel, frozen=True):
     """Name of a torch dtype."""
@@ -21,7 +23,7 @@ def float_type_key(job: Job, config: ExportConfig) -> str:
         "float-type",
         parents=[],
         inputs={"dtype": config.dtype, "model": job.fingerprint.sha256},
-        sources=["normtweak_core.export.float_type"],
+        sources=SOURCES,
     )
 
 

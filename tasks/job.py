@@ -5,11 +5,13 @@ Nothing here imports torch: a run in which everything is cached never does.
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from normtweak_core.export.payload import TOKENIZER_FILES
+from normtweak_core.calibration.hub_data import hub_data_revision
+from normtweak_core.export.payload import GENERATION_CONFIG, tokenizer_files
+from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.fingerprint import ModelFingerprint, fingerprint
 from normtweak_core.model.layout import block_list
@@ -31,11 +33,13 @@ class Job:
 
     source: ModelFolder
     fingerprint: ModelFingerprint
-    tokenizer_sha256: str
+    tokenizer_sha256: str  # of all that AutoTokenizer reads
+    generation_sha256: str | None  # of generation_config.json, where there is one
     model: ModelConfig
     device: str
     threads: int
     seed: int
+    _revisions: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -59,6 +63,16 @@ class Job:
         """Return the hash of one block's tensors."""
         return self.fingerprint.subset(f"{self.blocks[0]}.{index}")
 
+    def data_revision(self, path: str) -> str:
+        """Return the commit of a hub data set, asked once: key and stage must mean the same one.
+
+        Raises:
+            InputError: Neither the hub nor its cache tells.
+        """
+        if path not in self._revisions:
+            self._revisions[path] = hub_data_revision(path)
+        return self._revisions[path]
+
     def key(
         self, name: str, *, parents: list[str], inputs: dict[str, Any], sources: list[str]
     ) -> str:
@@ -80,17 +94,28 @@ def open_job(model: ModelConfig, seed: int) -> Job:
         InputError: The model cannot be found or is not a float decoder.
     """
     source = resolve_source(model)
-    names = [name for name in TOKENIZER_FILES if (source.path / name).is_file()]
-    tokenizer = ",".join(f"{name}={file_sha256(source.path / name)}" for name in sorted(names))
+    generation = source.path / GENERATION_CONFIG
     return Job(
         source=source,
         fingerprint=fingerprint(source.path),
-        tokenizer_sha256=tokenizer,
+        tokenizer_sha256=_tokenizer_sha256(source.path),
+        generation_sha256=file_sha256(generation) if generation.is_file() else None,
         model=model,
         device=resolve_device(model.device),
         threads=int(os.environ["OMP_NUM_THREADS"]),
         seed=seed,
     )
+
+
+def _tokenizer_sha256(folder: Path) -> str:
+    """Return the hashes of the tokenizer's files, and the one entry it reads of config.json.
+
+    AutoTokenizer tells by `transformers_version` whether a Mistral tokenizer is to be mended. The
+    model's fingerprint leaves it out, so that who saved the model does not redo its blocks.
+    """
+    version = read_config(folder).get("transformers_version")
+    entries = [f"{path.name}={file_sha256(path)}" for path in tokenizer_files(folder)]
+    return ",".join([*entries, f"transformers_version={version}"])
 
 
 def torch_dtype(name: str) -> Any:

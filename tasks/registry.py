@@ -24,7 +24,12 @@ from pydantic import BaseModel
 from normtweak_core.errors import InputError
 from tasks.locks import exclusive
 from tasks.registry_flavor.folder import read_config
-from tasks.registry_flavor.logged_model import Export, complete_logged_model, log_metrics
+from tasks.registry_flavor.logged_model import (
+    Export,
+    complete_logged_model,
+    log_metrics,
+    store_reports,
+)
 from tasks.registry_server import check_registry
 
 EXPERIMENT = "normtweak"
@@ -69,7 +74,7 @@ def register_export(
     """Return the version that holds this export, made now unless this content has one already.
 
     A version found again keeps its tags. It gets the alias, any files it has lost, and, where a
-    headline metric differs because the export was evaluated anew, the new metrics.
+    headline metric differs because the export was evaluated anew, the new metrics and reports.
 
     Args:
         export_dir: A complete Hugging Face folder.
@@ -112,7 +117,7 @@ def register_export(
         if version is None:
             version = _create_version(client, export, model, alias)
         else:
-            _refresh_metrics(client, export, model, version)
+            _refresh(client, export, model, version)
         _link_back(client, model, version)
         return _point_alias(client, version, alias, created)
 
@@ -210,12 +215,15 @@ def _create_version(
     )
 
 
-def _refresh_metrics(
+def _refresh(
     client: MlflowClient, export: Export, model: LoggedModel, version: ModelVersion
 ) -> None:
     changed = {k: v for k, v in _headlines(export).items() if version.tags.get(k) != v}
     if not changed:
         return
+    # The tags last: a refresh that is killed before them is done again.
+    if export.reports:
+        store_reports(client, export, model)
     log_metrics(client, export, model)
     for key, value in changed.items():
         client.set_model_version_tag(version.name, str(version.version), key, value)

@@ -58,7 +58,7 @@ class ExportResult(BaseModel, frozen=True):
     folder: Annotated[str, NOT_CONTENT]  # relative to the state root
     export_sha256: str
     files: list[ArtifactRef]
-    manifest: Annotated[ArtifactRef, NOT_CONTENT]  # holds the recipe, so it may change
+    manifest: Annotated[ArtifactRef, NOT_CONTENT]  # names the recipe that came first
     probe: ArtifactRef
     bits_per_weight: float
     size_bytes: int

@@ -8,6 +8,7 @@ from prefect import task
 from normtweak_core.tweak.config import FinalTuneConfig
 from tasks import events
 from tasks.artifacts import content_hash, publish, publish_json
+from tasks.blocks import fields_read
 from tasks.chain import ChainSettings
 from tasks.environment import state_root
 from tasks.job import STAGE, Job, torch_dtype
@@ -16,7 +17,12 @@ from tasks.results import BlockResult, CalibrationResult, FinalTuneResult
 
 log = logging.getLogger(__name__)
 
-SOURCES = ["normtweak_core.tweak.final", "normtweak_core.quantize.storage"]
+SOURCES = [
+    "normtweak_core.calibration.storage",
+    "normtweak_core.model.loading",
+    "normtweak_core.quantize.storage",
+    "normtweak_core.tweak.final",
+]
 
 
 def final_tune_key(
@@ -32,7 +38,7 @@ def final_tune_key(
         "seed": job.seed,
         "model": job.fingerprint.sha256,
         "export_dtype": settings.export_dtype,
-        "quantization": settings.quantization,
+        "quantization": fields_read(settings.quantization),
     }
     parents = [calibration.windows.sha256, *(content_hash(block) for block in blocks)]
     return job.key("final-tune", parents=parents, inputs=inputs, sources=SOURCES)

@@ -8,6 +8,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from normtweak_core.calibration.hub_data import local_data, remember_revision, split_hub_name
 from normtweak_core.calibration.text import tokenize, windows_of
 from normtweak_core.errors import InputError
 from normtweak_core.randomness import derived_seed
@@ -34,6 +35,7 @@ def dataset_windows(
     length: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    revision: str | None = None,
 ) -> tuple[Int64[Tensor, "samples length"], int]:
     """Return windows cut from a data set's training split, and how many documents they took.
 
@@ -43,20 +45,23 @@ def dataset_windows(
     Args:
         path: A file (.json, .jsonl, .parquet, .arrow, .csv, .txt), a folder of such files, a folder
             written by ``save_to_disk``, or a hub name, with ``name:configuration`` where the data
-            set has several. Documents are the strings of its field ``text``.
+            set has several. ``~`` is the home folder. Documents are the strings of its field
+            ``text``.
         tokenizer: Adds its default special tokens to every document.
         samples: Number of windows.
         length: Tokens per window.
         seed: Recipe seed.
         progress: Called with (tokens found, tokens needed).
+        revision: Commit to read of a hub data set; None: the newest, which may change any time.
 
     Raises:
-        InputError: The data set cannot be opened or read, has no field ``text``, or is too short.
+        InputError: The data set cannot be opened or read, has no field ``text``, is too short, or
+            is offered at another commit only.
     """
     needed = samples * length
     ids: list[list[int]] = []
     tokens = 0
-    for documents in _batches(_texts(path, seed), BATCH):
+    for documents in _batches(_texts(path, seed, revision), BATCH):
         for document in tokenize(documents, tokenizer):
             if tokens < needed:
                 ids.append(document)
@@ -71,12 +76,12 @@ def dataset_windows(
     )
 
 
-def _texts(path: str, seed: int) -> Iterator[str]:
+def _texts(path: str, seed: int, revision: str | None) -> Iterator[str]:
     import datasets
     import pyarrow
 
     try:
-        stream = _open(path).shuffle(
+        stream = _open(path, revision).shuffle(
             seed=derived_seed(seed, "calibration dataset"), buffer_size=SHUFFLE_BUFFER
         )
         for row in stream:
@@ -101,18 +106,22 @@ def _texts(path: str, seed: int) -> Iterator[str]:
         ) from error
 
 
-def _open(path: str) -> "datasets.IterableDataset":
+def _open(path: str, revision: str | None) -> "datasets.IterableDataset":
+    local = local_data(path)
+    return _open_hub(path, revision) if local is None else _open_local(local)
+
+
+def _open_local(path: Path) -> "datasets.IterableDataset":
     import datasets
 
-    local = Path(path)
-    if local.is_file():
-        builder = BUILDERS.get(local.suffix)
+    if path.is_file():
+        builder = BUILDERS.get(path.suffix)
         if builder is None:
             raise InputError(
                 f"a data set file must end in {', '.join(BUILDERS)}; found {path}: convert it"
             )
-        return datasets.load_dataset(builder, data_files=path, split="train", streaming=True)
-    if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+        return datasets.load_dataset(builder, data_files=str(path), split="train", streaming=True)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(path)
         if isinstance(saved, datasets.DatasetDict):
             if "train" not in saved:
@@ -122,13 +131,33 @@ def _open(path: str) -> "datasets.IterableDataset":
                 )
             saved = saved["train"]
         return saved.to_iterable_dataset()
-    name, _, configuration = (path, "", "") if local.exists() else path.partition(":")
-    available = datasets.get_dataset_split_names(name, configuration or None)
-    if "train" not in available:
+    _require_train(str(path), datasets.get_dataset_split_names(str(path)))
+    return datasets.load_dataset(str(path), split="train", streaming=True)
+
+
+def _open_hub(path: str, revision: str | None) -> "datasets.IterableDataset":
+    import datasets
+
+    name, configuration = split_hub_name(path)
+    builder = datasets.load_dataset_builder(name, configuration, revision=revision)
+    # Without the hub, datasets takes whatever copy it prepared last and ignores the revision.
+    if revision is not None and builder.hash != revision:
         raise InputError(
-            f"data set {path} must have a split train; found {', '.join(available)}: choose another"
+            f"data set {path} must be read at commit {revision}; only commit {builder.hash} is "
+            "here: connect to the hub, or give a file"
         )
-    return datasets.load_dataset(name, configuration or None, split="train", streaming=True)
+    splits = datasets.get_dataset_split_names(name, configuration, revision=revision)
+    _require_train(path, splits)
+    if revision is not None:
+        remember_revision(name)
+    return builder.as_streaming_dataset(split="train")
+
+
+def _require_train(path: str, splits: list[str]) -> None:
+    if "train" not in splits:
+        raise InputError(
+            f"data set {path} must have a split train; found {', '.join(splits)}: choose another"
+        )
 
 
 def _batches(texts: Iterator[str], size: int) -> Iterator[list[str]]:

@@ -48,8 +48,3 @@ def window_nll(
             f"{nll[window].item()}: check its weights and model.dtype"
         )
     return nll
-
-
-def mean_nll(model: PreTrainedModel, input_ids: Int64[Tensor, "samples length"]) -> float:
-    """Return the mean negative log-likelihood over all windows, in nats per predicted token."""
-    return window_nll(model, input_ids).mean().item()

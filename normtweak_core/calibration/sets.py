@@ -50,6 +50,7 @@ def build_calibration_set(
     length: int,
     seed: int,
     progress: Progress | None = None,
+    revision: str | None = None,
 ) -> CalibrationSet:
     """Return the calibration set that a recipe asks for.
 
@@ -61,6 +62,7 @@ def build_calibration_set(
         length: Tokens per window (``length.effective_length``).
         seed: The recipe's seed.
         progress: Called with (tokens done, tokens in all) while text is generated or streamed.
+        revision: Commit to read of a hub data set (``hub_data_revision``); None: its newest.
 
     Raises:
         InputError: The text or data set is missing, malformed or too short, the vocabulary has no
@@ -71,7 +73,7 @@ def build_calibration_set(
         return _from_text(Path(config.path).expanduser(), config.samples, tokenizer, length, seed)
     if config.source == "dataset":
         windows, documents = dataset_windows(
-            config.path, tokenizer, config.samples, length, seed, progress
+            config.path, tokenizer, config.samples, length, seed, progress, revision
         )
         return CalibrationSet(windows, "dataset", {"documents": documents})
     if config.source == "random":

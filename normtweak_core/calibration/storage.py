@@ -5,10 +5,6 @@ safetensors writes metadata of more than one key in random order.
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,31 +15,18 @@ from normtweak_core.calibration.sets import CalibrationSet
 from normtweak_core.errors import InputError
 
 
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_calibration_set(path: Path, calibration_set: CalibrationSet) -> None:
-    """Write a calibration set; equal sets give equal bytes. The folder must exist."""
+    """Write a calibration set; equal sets give equal bytes. The folder must exist.
+
+    Writes at ``path`` itself: who must not be left with half a file gives a temporary path.
+    """
     facts = {"source": calibration_set.source, "facts": calibration_set.facts}
     encoded = json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
     tensors = {
         "input_ids": calibration_set.input_ids.contiguous(),
         "facts": torch.frombuffer(bytearray(encoded), dtype=torch.uint8),
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def load_calibration_set(path: Path) -> CalibrationSet:

@@ -1,4 +1,4 @@
-"""What a checkpoint weighs: bytes on disk, and stored bits per quantized weight."""
+"""What the quantized weights of a checkpoint take on disk, in bits per weight."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from pathlib import Path
 from safetensors import safe_open
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.payload import payload_bytes
 
 DTYPE_BITS = {"I64": 64, "I32": 32, "F32": 32, "I16": 16, "F16": 16, "BF16": 16, "I8": 8, "U8": 8}
 # Tensors beside `<linear>.` that together hold one weight matrix, by format.
@@ -28,16 +27,6 @@ class QuantizedStorage:
     def bits_per_weight(self) -> float | None:
         """Stored bits per weight; None for a checkpoint without quantized linears."""
         return self.stored_bits / self.num_weights if self.num_weights else None
-
-
-def checkpoint_bytes(folder: Path) -> int:
-    """Return the size of the payload: weights, configs and tokenizer, no report or model card.
-
-    Raises:
-        InputError: The folder holds no safetensors file.
-    """
-    _weight_files(folder)
-    return payload_bytes(folder)
 
 
 def quantized_storage(folder: Path) -> QuantizedStorage:

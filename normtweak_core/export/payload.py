@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-CONFIG_FILES = ("config.json", "generation_config.json")
+GENERATION_CONFIG = "generation_config.json"
+CONFIG_FILES = ("config.json", GENERATION_CONFIG)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -18,6 +19,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+TOKENIZER_PATTERNS = ("*.tiktoken",)
 WEIGHT_PATTERNS = (
     "model.safetensors",
     "model-*-of-*.safetensors",
@@ -27,10 +29,16 @@ WEIGHT_PATTERNS = (
 
 def payload_files(folder: Path) -> list[Path]:
     """Return weights, their index, configs and tokenizer files, sorted by relative path."""
-    names = [*CONFIG_FILES, *TOKENIZER_FILES]
-    found = [folder / name for name in names]
+    found = [folder / name for name in CONFIG_FILES]
     found += [path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)]
-    found += folder.glob("*.tiktoken")
+    files = [path for path in found if path.is_file()] + tokenizer_files(folder)
+    return sorted(files, key=lambda path: path.name)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that make its tokenizer, sorted by name."""
+    found = [folder / name for name in TOKENIZER_FILES]
+    found += [path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)]
     return sorted((path for path in found if path.is_file()), key=lambda path: path.name)
 
 

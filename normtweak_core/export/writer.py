@@ -17,7 +17,13 @@ from normtweak_core.export.float_type import resolve_export_dtype
 from normtweak_core.export.folder import MANIFEST, complete_folder, sync, write_bytes, write_json
 from normtweak_core.export.formats import chosen_format, describe
 from normtweak_core.export.manifest import PROBE_FILE, build_manifest, dtype_name
-from normtweak_core.export.payload import TOKENIZER_FILES, file_hashes, hash_lines, payload_bytes
+from normtweak_core.export.payload import (
+    GENERATION_CONFIG,
+    file_hashes,
+    hash_lines,
+    payload_bytes,
+    tokenizer_files,
+)
 from normtweak_core.export.probe import ExportedWeights, reference_logits, tokenizer_probe
 from normtweak_core.export.scheme import Scheme
 from normtweak_core.export.shards import METADATA, ShardWriter
@@ -122,10 +128,8 @@ def _model_config(
 
 def _copy_texts(source: Path, folder: Path) -> None:
     """Copy generation config and tokenizer files, without the place they were once loaded from."""
-    names = ("generation_config.json", *TOKENIZER_FILES)
-    for path in [source / name for name in names] + sorted(source.glob("*.tiktoken")):
-        if not path.is_file():
-            continue
+    generation = source / GENERATION_CONFIG
+    for path in [generation] * generation.is_file() + tokenizer_files(source):
         content = path.read_bytes()
         entries = json.loads(content) if path.name.endswith("_config.json") else {}
         if any(key in entries for key in PLACES):

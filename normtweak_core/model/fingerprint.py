@@ -11,7 +11,8 @@ from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import StoredTensor, stored_tensors
 
 CHUNK = 1 << 22  # bytes read at a time
-# Written by whoever saved the model, read by nobody who runs it.
+# Written by whoever saved the model, read by nobody who runs it. Who loads its tokenizer does read
+# the version (transformers mends Mistral's by it): that counts with the tokenizer's files.
 VOLATILE_KEYS = ("_name_or_path", "transformers_version")
 
 

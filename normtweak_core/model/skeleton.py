@@ -82,10 +82,6 @@ class LazyWeights:
         """Return the names in memory of the stored tensors below a prefix ('' for all)."""
         return [name for name in self._stored if not prefix or name.startswith(prefix + ".")]
 
-    def checkpoint_names(self, prefix: str) -> list[str]:
-        """Return the names in the files of the tensors below a prefix in memory."""
-        return [self._stored[name][0] for name in self.names(prefix)]
-
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """Return the named tensors as fresh copies on the device, in the dtype of the model.
 

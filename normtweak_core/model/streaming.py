@@ -93,10 +93,6 @@ class StreamedModel:
         """Return the name of a block in the model, such as ``model.layers.3``."""
         return f"{self._prefix}.{range(self.num_blocks)[index]}"
 
-    def block_tensors(self, index: int) -> list[str]:
-        """Return the names that a block's tensors have in the weight files."""
-        return self._weights.checkpoint_names(self.block_prefix(index))
-
     def load_block(self, index: int) -> nn.Module:
         """Return a fresh float block in eval mode, without gradients, read from disk.
 

@@ -160,18 +160,20 @@ def _quantize_linears(
     for names in linear_groups(block, run, streams.x_f[:1]):
         modules = [find_linears(block)[name] for name in names]
         weights = [linear_weight(module).float() for module in modules]
-        W, H = torch.cat(weights), None
+        W, H, ridge = torch.cat(weights), None, 0.0
         settings = plan.quantization.propagation
         if plan.quantization.method == "gptq" or settings.alpha > 0:  # the bare RTN needs no data
             H, C = _statistics(block, quantized, names[0], streams, run, W.shape[1])
-            W = corrected_weight(W, H, C, settings.alpha, settings.ridge)
+            correction = corrected_weight(W, H, C, settings.alpha, settings.ridge)
+            W, ridge = correction.weight, correction.ridge
         solved = _solve(W, H, plan)
         parts = split_rows(solved.weight, [len(weight) for weight in weights])
         corrected = W.split([len(weight) for weight in weights])
         for name, original, target, part in zip(names, weights, corrected, parts, strict=True):
             set_linear_weight(find_linears(quantized)[name], part.dequantize())
             done.layers[name] = part
-            done.reports.append(_layer_report(name, original, target, part, H, solved, plan))
+            report = _layer_report(name, original, target, part, H, solved, ridge, plan)
+            done.reports.append(report)
     return done
 
 
@@ -210,6 +212,7 @@ def _layer_report(
     part: QuantizedWeight,
     H: Tensor | None,
     solved: SolvedWeight,
+    ridge: float,
     plan: BlockPlan,
 ) -> LayerReport:
     rounded = part.dequantize()
@@ -218,6 +221,8 @@ def _layer_report(
         bits=part.bits,
         percdamp=solved.percdamp,
         damping_raised=solved.percdamp > plan.quantization.percdamp,
+        ridge=ridge,
+        ridge_raised=ridge > plan.quantization.propagation.ridge,
         dead_columns=solved.dead_columns,
         weight_error=((rounded - original).norm() / original.norm().clamp(min=1e-30)).item(),
         output_error=None if H is None else _output_error(rounded - target, target, H),
@@ -225,4 +230,10 @@ def _layer_report(
 
 
 def _output_error(error: Tensor, target: Tensor, H: Tensor) -> float:
-    return (((error @ H) * error).sum() / ((target @ H) * target).sum()).sqrt().item()
+    """Return |error X| / |target X|; 0.0 where nothing comes out of the layer, rounded or not."""
+    energy = ((target @ H) * target).sum()
+    if energy <= 0:
+        return 0.0
+    # Rounding leaves H a little less than positive semidefinite: an error near zero may come out
+    # below it.
+    return (((error @ H) * error).sum().clamp(min=0) / energy).sqrt().item()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from normtweak_core.errors import InputError
 from normtweak_core.quantize.grid import GridSpec, fit_grid, quantize_to_codes
-from normtweak_core.quantize.hessian import inverse_cholesky
+from normtweak_core.quantize.hessian import inverse_cholesky, without_dead_columns
 from normtweak_core.quantize.weight import QuantizedWeight
 
 # Columns updated together; changes speed only, never the result.
@@ -24,7 +24,6 @@ class SolvedWeight:
     """A quantized matrix and what the solver has to report about it."""
 
     weight: QuantizedWeight
-    loss: float  # GPTQ's own: half the output error per token, summed over rows
     percdamp: float  # damping that was needed; 0.0 for round to nearest
     dead_columns: int
 
@@ -47,7 +46,7 @@ def round_to_nearest(
     codes = quantize_to_codes(
         W, scales.repeat_interleave(width, 1), zeros.repeat_interleave(width, 1), spec.max_code
     )
-    return SolvedWeight(_packaged(codes, scales, zeros, group_size, spec), 0.0, 0.0, 0)
+    return SolvedWeight(_packaged(codes, scales, zeros, group_size, spec), 0.0, 0)
 
 
 def gptq(
@@ -80,15 +79,14 @@ def gptq(
         (theirs lacks the updates made inside the current column block).
     """
     width = checked_group_size(W.shape[1], group_size)
-    dead = H.diagonal() == 0
-    H = H + torch.diag(dead.to(H.dtype))
-    W = W.masked_fill(dead, 0.0)
+    H, dead = without_dead_columns(H)
+    W = W.masked_fill(dead, 0.0)  # only now: the correction of W read these columns
     order = torch.argsort(H.diagonal(), descending=True, stable=True)
     plan = ColumnPlan(order if act_order else torch.arange(len(order)), width, act_order)
     factor = inverse_cholesky(H[plan.order][:, plan.order], percdamp)
-    codes, scales, zeros, loss = _column_loop(W, factor.U, plan, spec)
+    codes, scales, zeros = _column_loop(W, factor.U, plan, spec)
     return SolvedWeight(
-        _packaged(codes, scales, zeros, group_size, spec), loss, factor.percdamp, int(dead.sum())
+        _packaged(codes, scales, zeros, group_size, spec), factor.percdamp, int(dead.sum())
     )
 
 
@@ -97,7 +95,7 @@ def _column_loop(
     U: Float[Tensor, "in in"],
     plan: ColumnPlan,
     spec: GridSpec,
-) -> tuple[Tensor, Tensor, Tensor, float]:
+) -> tuple[Tensor, Tensor, Tensor]:
     num_columns, group_size = weight.shape[1], plan.group_size
     if plan.act_order:
         scales, zeros = fit_all_groups(weight, group_size, spec)
@@ -105,7 +103,7 @@ def _column_loop(
         scales = weight.new_zeros(weight.shape[0], num_columns // group_size)
         zeros = torch.zeros_like(scales)
     W = weight[:, plan.order].contiguous()  # (out, in), overwritten left to right
-    codes, loss = torch.empty_like(W), 0.0
+    codes = torch.empty_like(W)
     groups = (plan.order // group_size).tolist()
     diagonal = U.diagonal().tolist()
 
@@ -128,10 +126,9 @@ def _column_loop(
             E[i] = (block[i] - scale * (taken[i] - zero)) / diagonal[j]
             block[i + 1 :].addr_(U[j, j + 1 : end], E[i], alpha=-1)
         codes[:, plan.order[start:end]] = taken.T
-        loss += 0.5 * E.square().sum().item()
         # Columns right of the block receive the whole block's error in one matmul.
         W[:, end:].addmm_(E.T.contiguous(), U[start:end, end:], alpha=-1)
-    return codes, scales, zeros, loss
+    return codes, scales, zeros
 
 
 def fit_all_groups(

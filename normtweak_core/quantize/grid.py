@@ -43,16 +43,13 @@ def quantize_to_codes(
 
 
 def fit_grid(
-    weight: Float[Tensor, "out group"],
-    spec: GridSpec,
-    importance: Float[Tensor, " group"] | None = None,
+    weight: Float[Tensor, "out group"], spec: GridSpec
 ) -> tuple[Float[Tensor, " out"], Float[Tensor, " out"]]:
     """Return scale and zero (a whole number) of each row of one group.
 
     Args:
         weight: Rows of one group of input columns, float32.
         spec: Width and kind of the grid.
-        importance: Weight of each column's error in the search, such as diag(H); None: equal.
 
     Source: IST-DASLab/gptq ``quant.py``. Zero stays inside the range in asymmetric grids
         (min <= 0 <= max), so that a weight of zero is representable.
@@ -71,7 +68,7 @@ def fit_grid(
     for step in range(SEARCH_STEPS):
         shrunk = 1 - step * SEARCH_STEP
         trial_scale, trial_zero = _grid_of_range(low * shrunk, high * shrunk, spec)
-        error = _row_error(weight, trial_scale, trial_zero, spec, importance)
+        error = _row_error(weight, trial_scale, trial_zero, spec)
         better = error < best
         best = torch.where(better, error, best)
         scale = torch.where(better, trial_scale, scale)
@@ -84,14 +81,12 @@ def _row_error(
     scale: Float[Tensor, " out"],
     zero: Float[Tensor, " out"],
     spec: GridSpec,
-    importance: Float[Tensor, " group"] | None,
 ) -> Float[Tensor, " out"]:
     scale, zero = scale[:, None], zero[:, None]
     # quantize_to_codes, then |scale (code - zero) - w| ** p, in one buffer: this runs SEARCH_STEPS
     # times over all weights, and a fresh temporary for each operation costs as much as the power.
     error = (weight / scale).round_().add_(zero).clamp_(0, spec.max_code)
-    error.sub_(zero).mul_(scale).sub_(weight).abs_().pow_(ERROR_NORM)
-    return error.sum(dim=1) if importance is None else error @ importance
+    return error.sub_(zero).mul_(scale).sub_(weight).abs_().pow_(ERROR_NORM).sum(dim=1)
 
 
 def _grid_of_range(

@@ -5,16 +5,20 @@ the quantized stream. C is the cross statistic ``2/N sum (x_float - x) x^T`` of 
 input error (method of arXiv 2504.09629).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from normtweak_core.errors import HessianError, NonFiniteError
 
 DAMPING_GROWTH = 10.0
 MAX_DAMPING = 1.0
+# H was summed in float32: a pivot below this share of its diagonal entry is rounding. Cholesky in
+# float64 accepts it half the time, as its sign falls, and the answer is noise divided by noise.
+RESOLUTION = 1e-6
 
 
 class InputStatistics:
@@ -65,6 +69,26 @@ class Factor:
     percdamp: float
 
 
+@dataclass(frozen=True)
+class Correction:
+    """A weight that undoes the error of its input, and the ridge that its least squares took."""
+
+    weight: Float[Tensor, "out width"]
+    ridge: float  # 0.0 where nothing was corrected
+
+
+def without_dead_columns(
+    H: Float[Tensor, "width width"],
+) -> tuple[Float[Tensor, "width width"], Bool[Tensor, " width"]]:
+    """Return H with ones for the zeros on its diagonal, and which columns those are.
+
+    Such an input is zero at every token: H says nothing of its column and, with the zero, could
+    not be factorized.
+    """
+    dead = H.diagonal() == 0
+    return H + torch.diag(dead.to(H.dtype)), dead
+
+
 def inverse_cholesky(H: Float[Tensor, "width width"], percdamp: float) -> Factor:
     """Return U with ``(H + damping I)^-1 = U^T U``; damping is raised only if that fails.
 
@@ -77,23 +101,12 @@ def inverse_cholesky(H: Float[Tensor, "width width"], percdamp: float) -> Factor
 
     Source: Frantar et al. 2022, Algorithm 1; factorized in float64, where theirs is float32.
     """
-    damping = percdamp
-    mean_diagonal = H.diagonal().mean().double()
-    while True:
-        damped = H.double()
-        damped.diagonal().add_(damping * mean_diagonal)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return Factor(upper.float(), damping)
-        if damping >= MAX_DAMPING:
-            raise HessianError(
-                f"the Hessian must be positive definite; it is not, even with percdamp={damping}: "
-                "use more or more varied calibration text"
-            )
-        damping = min(MAX_DAMPING, max(damping, 1e-4) * DAMPING_GROWTH)
+
+    def inverted(lower: Tensor) -> Tensor | None:
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        return None if failed else upper.float()
+
+    return Factor(*_solved(H, H.diagonal().mean(), "percdamp", percdamp, inverted))
 
 
 def corrected_weight(
@@ -102,25 +115,70 @@ def corrected_weight(
     C: Float[Tensor, "width width"],
     alpha: float,
     ridge: float,
-) -> Float[Tensor, "out width"]:
+) -> Correction:
     """Return W changed so that it undoes, as far as it can, the error its input has accumulated.
 
     ``W + alpha W C (H + ridge mean(diag H) I)^-1``: with alpha 1 and no ridge the least-squares
     answer to ``min |W' X - W X_float|``, after which ordinary GPTQ is exact for that objective.
+    The ridge is raised only if H cannot be factorized with the one given.
 
     Args:
-        W: Weights of all layers that read this input, stacked by rows.
+        W: Weights of all layers that read this input, stacked by rows. Columns that are dead in
+            the quantized stream must still be there: what they did to the float output is handed
+            to the live ones. They are not changed themselves.
         H: Hessian of the quantized stream.
         C: Cross statistic of the same tokens.
         alpha: Share of the correction, 0 to 1.
         ridge: Regularization, as a fraction of the mean diagonal of H.
 
+    Raises:
+        HessianError: Not positive definite even with a ridge of the mean diagonal.
+
     Source: QEP, arXiv 2504.09629; the identity is derived in Qronos (arXiv 2505.11695) and ours.
     """
     if alpha == 0:
-        return W.clone()
-    regularized = H.double()
-    regularized.diagonal().add_(max(ridge, 1e-6) * H.diagonal().mean().double())
-    lower = torch.linalg.cholesky(regularized)
+        return Correction(W.clone(), 0.0)
     moved = W.double() @ C.double()
-    return (W.double() + alpha * torch.cholesky_solve(moved.T, lower).T).float()
+
+    def least_squares(lower: Tensor) -> Tensor:
+        return torch.cholesky_solve(moved.T, lower).T
+
+    mean_diagonal = H.diagonal().mean()
+    H, dead = without_dead_columns(H)
+    change, ridge = _solved(H, mean_diagonal, "ridge", ridge, least_squares)
+    # C is zero there too, unless the squares of the inputs, but not the inputs, fell below float32.
+    change = change.masked_fill(dead, 0.0)
+    return Correction((W.double() + alpha * change).float(), ridge)
+
+
+def _solved(
+    H: Float[Tensor, "width width"],
+    mean_diagonal: Float[Tensor, ""],
+    setting: str,
+    damping: float,
+    solve: Callable[[Tensor], Tensor | None],
+) -> tuple[Tensor, float]:
+    """Return what ``solve`` makes of the lower Cholesky factor of H, and the damping it took.
+
+    Args:
+        H: Without zero diagonal entries, float32. Not modified.
+        mean_diagonal: What the damping is a fraction of.
+        setting: Name of the damping in the recipe.
+        damping: The least there is to be; raised step by step where H cannot be factorized.
+        solve: Returns None where the factor is of no use.
+    """
+    while True:
+        damped = H.double()
+        damped.diagonal().add_(damping * mean_diagonal.double())
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        pivots = lower.diagonal().square()
+        if not failed and (pivots > RESOLUTION * damped.diagonal()).all():
+            solution = solve(lower)
+            if solution is not None:
+                return solution, damping
+        if damping >= MAX_DAMPING:
+            raise HessianError(
+                f"the Hessian must be positive definite; it is not, even with {setting}={damping}: "
+                "use more or more varied calibration text"
+            )
+        damping = min(MAX_DAMPING, max(damping, 1e-4) * DAMPING_GROWTH)

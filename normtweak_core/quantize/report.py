@@ -12,10 +12,12 @@ class LayerReport(BaseModel, frozen=True):
     bits: int
     percdamp: float  # damping that was needed; 0.0 for round to nearest
     damping_raised: bool
+    ridge: float  # of the weight's correction, that was needed; 0.0 without one
+    ridge_raised: bool
     dead_columns: int
     weight_error: float  # |W - Q| / |W|
     # |(W* - Q) X| / |W* X| over calibration tokens, W* the corrected weight; None where no
-    # statistics were needed (RTN without propagation).
+    # statistics were needed (RTN without propagation), 0.0 where W* X is zero.
     output_error: float | None
 
 
@@ -37,6 +39,11 @@ class BlockReport(BaseModel, frozen=True):
             f"block {self.block}: damping of {row.layer} raised to {row.percdamp:g}"
             for row in self.layers
             if row.damping_raised
+        ]
+        found += [
+            f"block {self.block}: ridge of {row.layer} raised to {row.ridge:g}"
+            for row in self.layers
+            if row.ridge_raised
         ]
         found += [f"block {self.block}: {name} left in float" for name in self.left_float]
         if self.tweak and not self.tweak.accepted:

@@ -5,6 +5,7 @@ and the epoch, so a run that is stopped and started again sees the same batches.
 disk is one safetensors file, replaced atomically.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
+from normtweak_core.errors import InputError
 from normtweak_core.reference.architectures import CONTEXT, model_config, train_tokenizer
 from normtweak_core.reference.corpus import Document, documents
 
@@ -155,7 +157,10 @@ def run_training(
         betas=(0.9, 0.95),
         fused=True,
     )
-    first, spent = load_state(model, optimizer, state_file) if state_file.exists() else (0, 0.0)
+    origin = training_origin(tokens, plan)
+    first, spent = 0, 0.0
+    if state_file.exists():
+        first, spent = load_state(model, optimizer, state_file, origin)
     order = WindowOrder(len(tokens), plan.batch, plan.seed)
     began, running = time.monotonic(), None
     for step in range(first, plan.steps):
@@ -170,7 +175,7 @@ def run_training(
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
             elapsed = spent + time.monotonic() - began
-            save_state(model, optimizer, state_file, step + 1, elapsed)
+            save_state(model, optimizer, state_file, step + 1, elapsed, origin)
             per_step = (time.monotonic() - began) / (step + 1 - first)
             log.info(
                 "step %d/%d  loss %.3f  %.0f tokens/s  %.0f min left",
@@ -183,12 +188,20 @@ def run_training(
     return spent + time.monotonic() - began
 
 
+def training_origin(tokens: torch.Tensor, plan: TrainingPlan) -> str:
+    """Return a hash of what a training starts from: going on from another's state is no resume."""
+    digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode())
+    digest.update(tokens.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def save_state(
     model: "PreTrainedModel",
     optimizer: torch.optim.Optimizer,
     path: Path,
     step: int,
     seconds: float,
+    origin: str,
 ) -> None:
     """Write weights and both Adam moments; the old state stays until the new one is complete."""
     tensors = {}
@@ -197,17 +210,27 @@ def save_state(
         for moment in ("exp_avg", "exp_avg_sq"):
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].contiguous()
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"step": str(step), "seconds": str(seconds)})
+    metadata = {"step": str(step), "seconds": str(seconds), "origin": origin}
+    save_file(tensors, temporary, metadata=metadata)
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     temporary.replace(path)
 
 
 def load_state(
-    model: "PreTrainedModel", optimizer: torch.optim.Optimizer, path: Path
+    model: "PreTrainedModel", optimizer: torch.optim.Optimizer, path: Path, origin: str
 ) -> tuple[int, float]:
-    """Restore what `save_state` wrote; return the next step and the seconds already spent."""
+    """Restore what `save_state` wrote; return the next step and the seconds already spent.
+
+    Raises:
+        InputError: The state is of another plan or of another text.
+    """
     with safe_open(path, "pt", device=str(model.device)) as state:
+        if state.metadata().get("origin") != origin:
+            raise InputError(
+                "a training goes on only with the plan and the text it began with; the state in "
+                f"{path.parent} has others: remove it, or give another --work"
+            )
         step, seconds = int(state.metadata()["step"]), float(state.metadata()["seconds"])
         for name, parameter in model.named_parameters():
             parameter.data.copy_(state.get_tensor(f"weight.{name}"))

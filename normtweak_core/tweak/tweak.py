@@ -4,10 +4,12 @@ Source: Li et al., Norm Tweaking, arXiv 2309.02784, Algorithm 1. Where we differ
 of the calibration set decides whether the tweak is kept, and the outputs passed on are computed
 anew with the norms that were kept. Norms per attention head (q_norm, k_norm) are left alone.
 
-Kept means: on held-out windows the loss fell and the distance |output - target| did not grow. The
-second condition is ours: channel statistics can agree better while every token is further off, and
-then perplexity rises (docs/log.md has the numbers). Where the whole change fails, a half, a
-quarter and an eighth of it are tried before all of it is rolled back.
+Kept means: on held-out windows the loss and the distance |output - target| both fell. The second
+condition is ours: channel statistics can agree better while every token is further off, and then
+perplexity rises (docs/log.md has the numbers). The whole change, a half, a quarter and an eighth
+of it are tried, and of those that pass the one with the least distance is kept: along the change
+the distance falls and rises again, and the largest part that passes would lie where it has all
+but risen back.
 """
 
 import math
@@ -24,7 +26,7 @@ from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.loss import LOSSES, window_loss
 from normtweak_core.tweak.report import TweakReport
 
-# Parts of the trained change that are tried on the held-out windows, largest first.
+# Parts of the trained change that are tried on the held-out windows.
 SHARES = (1.0, 0.5, 0.25, 0.125)
 
 
@@ -98,28 +100,31 @@ def tweak_norms(
     original = {name: p.detach().float().clone() for name, p in parameters.items()}
     before = held_out(block, x_q, target, num_training, run, config.loss)
     trained = _train(block, x_q, target, num_training, run, config, rate)
-    masters: dict[str, Tensor] = {}
+
+    def put(share: float) -> dict[str, Tensor]:
+        masters = {}
+        for name, parameter in parameters.items():
+            masters[name] = original[name] + share * (trained[name] - original[name])
+            parameter.copy_(masters[name].to(export_dtype))
+        return masters
+
+    tried: dict[float, HeldOut] = {}
     with torch.no_grad():
         for share in SHARES if config.rollback else (1.0,):
-            for name, parameter in parameters.items():
-                masters[name] = original[name] + share * (trained[name] - original[name])
-                parameter.copy_(masters[name].to(export_dtype))
-            after = held_out(block, x_q, target, num_training, run, config.loss)
-            better = after.loss < before.loss and after.distance <= before.distance
-            accepted = better or not config.rollback
-            if accepted:
-                break
-        if not accepted:
-            for name, parameter in parameters.items():
-                parameter.copy_(original[name])
+            put(share)
+            tried[share] = held_out(block, x_q, target, num_training, run, config.loss)
+        passed = [s for s, after in tried.items() if after.better_than(before)]
+        nearest = min(passed or tried, key=lambda share: tried[share].distance)
+        accepted = bool(passed) or not config.rollback
+        masters = put(nearest if accepted else 0.0)
     report = TweakReport(
         lr=rate,
         held_out_before=before.loss,
-        held_out_after=after.loss,
+        held_out_after=tried[nearest].loss,
         distance_before=before.distance,
-        distance_after=after.distance,
+        distance_after=tried[nearest].distance,
         accepted=accepted,
-        share=share if accepted else 0.0,
+        share=nearest if accepted else 0.0,
     )
     return report, masters if accepted else {}
 
@@ -179,7 +184,11 @@ class HeldOut:
     """How far the block's output is from its target on the windows that were not trained on."""
 
     loss: float  # the loss of the recipe, mean over windows
-    distance: float  # |output - target| / |target| over all their tokens
+    distance: float  # root mean square over tokens of |output - target| / |target|
+
+    def better_than(self, other: "HeldOut") -> bool:
+        """Tell whether both numbers are lower."""
+        return self.loss < other.loss and self.distance < other.distance
 
 
 @torch.no_grad()
@@ -192,12 +201,15 @@ def held_out(
     loss: str,
 ) -> HeldOut:
     """Return what the windows behind the training ones say, one window at a time."""
-    total = difference = reference = 0.0
+    total = squares = 0.0
     for window in range(num_training, len(x_q)):
         part = slice(window, window + 1)
         output = run(block, x_q[part]).float()
         wanted = target[part].to(output.device).float()
         total += window_loss(LOSSES[loss], wanted, output).item()
-        difference += (output - wanted).square().sum().item()
-        reference += wanted.square().sum().item()
-    return HeldOut(total / (len(x_q) - num_training), (difference / reference) ** 0.5)
+        # Token by token, as the norms of the blocks behind see it: over all tokens together, the
+        # few with very large norms would decide.
+        relative = (output - wanted).square().sum(-1) / wanted.square().sum(-1)
+        squares += relative.mean().item()
+    windows = len(x_q) - num_training
+    return HeldOut(total / windows, (squares / windows) ** 0.5)

@@ -5,7 +5,8 @@
     MLmodel             flavours `transformers` and `python_function`
     requirements.txt    what a reader needs; nothing of ours
     python_env.yaml
-    model/              the export, complete: AutoModelForCausalLM.from_pretrained opens it as is
+    model/              the export without its reports: AutoModelForCausalLM.from_pretrained opens
+                        it as is
     components/tokenizer/   the tokenizer again, where mlflow.transformers looks for it
     code/               the python_function loader, one self-contained file
     reports/            what the caller attached
@@ -64,13 +65,15 @@ def write_model_folder(folder: Path, export_dir: Path, reports: list[Path], mode
         InputError: The export lacks its config, weights or tokenizer, or two reports share a name.
     """
     config = read_config(export_dir)
-    shutil.copytree(export_dir, folder / "model", copy_function=_link)
+    # The export keeps the reports of every recipe that has led to it; the caller picked his own.
+    others = shutil.ignore_patterns("reports")
+    shutil.copytree(export_dir, folder / "model", ignore=others, copy_function=_link)
     tokenizer = folder / "components" / "tokenizer"
     tokenizer.mkdir(parents=True)
     for name in TOKENIZER_FILES:
         if (export_dir / name).is_file():
             _link(export_dir / name, tokenizer / name)
-    _attach(reports, folder / "reports")
+    attach(reports, folder / "reports")
 
     # Two models in one process must not share a loader of different versions: name it by content.
     source = LOADER.read_bytes()
@@ -142,21 +145,26 @@ def requirements(config: dict) -> list[str]:
     return sorted(pins + list(GPTQ_READERS if method == "gptq" else ()))
 
 
-def _dtype(config: dict) -> dict[str, str]:
-    dtype = config.get("dtype") or config.get("torch_dtype")
-    return {"torch_dtype": f"torch.{dtype}"} if dtype else {}
+def attach(reports: list[Path], folder: Path) -> None:
+    """Put reports into a folder, which is made if there are any.
 
-
-def _attach(reports: list[Path], folder: Path) -> None:
+    Raises:
+        InputError: Two reports share a name.
+    """
     names = [report.name for report in reports]
     if len(set(names)) != len(names):
         raise InputError(
             f"Reports must have names of their own, found {sorted(names)}. Rename one of them."
         )
     if reports:
-        folder.mkdir()
+        folder.mkdir(parents=True)
     for report in reports:
         _link(report, folder / report.name)
+
+
+def _dtype(config: dict) -> dict[str, str]:
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return {"torch_dtype": f"torch.{dtype}"} if dtype else {}
 
 
 def _link(source: str | os.PathLike, target: str | os.PathLike) -> None:

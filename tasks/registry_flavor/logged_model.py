@@ -12,7 +12,7 @@ from mlflow.models import Model
 
 from normtweak_core.errors import InputError
 from normtweak_core.export.payload import payload_files, payload_sha256
-from tasks.registry_flavor.folder import write_model_folder
+from tasks.registry_flavor.folder import attach, write_model_folder
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,16 @@ def log_metrics(client: MlflowClient, export: Export, model: LoggedModel) -> Non
         for name, value in sorted(export.metrics.items())
     ]
     client.log_batch(model.source_run_id, metrics=metrics, synchronous=True)
+
+
+def store_reports(client: MlflowClient, export: Export, model: LoggedModel) -> None:
+    """Put the reports of this registration in the place of those stored before."""
+    try:
+        attach(export.reports, export.staging / "reports")
+        client.log_model_artifacts(model.model_id, str(export.staging))
+        client.log_artifacts(model.source_run_id, str(export.staging / "reports"), "reports")
+    finally:
+        shutil.rmtree(export.staging, ignore_errors=True)
 
 
 def _start(client: MlflowClient, export: Export, experiment_id: str) -> LoggedModel:

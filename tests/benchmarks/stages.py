@@ -3,18 +3,22 @@
     python -m tests.benchmarks.stages [--models llama neox stories] [--out docs/results]
 
 Every cell is a run of the real flow with some stages switched off; cells that share stages share
-their cached results, so a study that is stopped goes on where it was. Writes stages.json (with
-the command) and stages.md, the table of the README.
+their cached results, so a study that is stopped goes on where it was. Once a model is through, its
+cells take the place of its earlier ones in stages.json, stages.md and the table of the README.
+"stories" needs the shared models and data beside the repository.
 """
 
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY
+
+README = REPOSITORY / "README.md"
+BEGIN, END = "<!-- stages -->", "<!-- /stages -->"
+MODELS = ["llama", "neox", "stories"]
 
 OFF: dict[str, Any] = {
     "quantization.method": "rtn",
@@ -40,8 +44,8 @@ STORY_WIDTHS = {
 def main() -> None:
     """Run all cells that are asked for and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["llama", "neox", "stories"])
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "results")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     options = parser.parse_args()
 
     from tasks.environment import log_plain_lines, prepare_environment
@@ -50,18 +54,19 @@ def main() -> None:
     log_plain_lines()
     from tasks.server import api_for_this_run
 
-    cells = []
     with api_for_this_run(root):
-        for number in range(len(REFERENCE_WIDTHS)):  # a width of every model before the next width
-            for model in options.models:
-                widths = STORY_WIDTHS if model == "stories" else REFERENCE_WIDTHS
-                base = story_recipe(root) if model == "stories" else reference_recipe(model)
-                width, (bits, group_size) = list(widths.items())[number]
-                for stage, changes in STAGES.items():
-                    cells.append(cell(model, width, stage, base, bits, group_size, changes))
-                    write(options.out, cells)
-                if (model, number) == (options.models[0], 0):
-                    shutil.copy(Path(cells[-1]["plot"]), options.out / "drift.png")
+        for model in options.models:
+            base = story_recipe(root) if model == "stories" else reference_recipe(model)
+            widths = STORY_WIDTHS if model == "stories" else REFERENCE_WIDTHS
+            cells = [
+                cell(model, width, stage, base, bits, group_size, changes)
+                for width, (bits, group_size) in widths.items()
+                for stage, changes in STAGES.items()
+            ]
+            write(options.out, model, cells)
+            if model == "llama":
+                full = next(c for c in cells if c["stage"] == list(STAGES)[-1])  # 2 bits
+                shutil.copy(Path(full["plot"]), options.out / "drift.png")
 
 
 def reference_recipe(model: str) -> dict[str, Any]:
@@ -125,17 +130,26 @@ def cell(
         "blocks": result["blocks"],
         "problems": result["problems"],
         "export_sha256": result["export_sha256"],
-        "plot": str(Path(result["export_dir"]) / "reports" / "drift.png"),
+        "plot": str(Path(result["reports_dir"]) / "drift.png"),
     }
 
 
-def write(out: Path, cells: list[dict[str, Any]]) -> None:
-    """Write what is known so far."""
+def write(out: Path, model: str, cells: list[dict[str, Any]]) -> None:
+    """Put the cells of a model in the place of its earlier ones, in all three files."""
     out.mkdir(parents=True, exist_ok=True)
-    record = {"command": "python -m " + " ".join(["tests.benchmarks.stages", *sys.argv[1:]])}
+    file = out / "stages.json"
+    known = json.loads(file.read_text())["cells"] if file.is_file() else []
     kept = [{key: value for key, value in cell.items() if key != "plot"} for cell in cells]
-    (out / "stages.json").write_text(json.dumps(record | {"cells": kept}, indent=1) + "\n")
-    (out / "stages.md").write_text(table(cells))
+    kept += [cell for cell in known if cell["model"] != model]
+    order = list(dict.fromkeys([*MODELS, *(cell["model"] for cell in kept)]))
+    kept.sort(key=lambda cell: order.index(cell["model"]))
+    record = {"command": "python -m tests.benchmarks.stages", "cells": kept}
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    (out / "stages.md").write_text(table(kept))
+    if out == DEFAULT_OUT:
+        text = README.read_text()
+        before, rest = text.split(BEGIN)
+        README.write_text(f"{before}{BEGIN}\n{table(kept)}{END}{rest.split(END)[1]}")
 
 
 def table(cells: list[dict[str, Any]]) -> str:

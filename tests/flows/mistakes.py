@@ -161,6 +161,16 @@ OPTIONS = {
         "mixture-of-experts models are not supported yet; {0}/experts has num_local_experts: 8. "
         "Choose a dense model.",
     ),
+    "a model without a tokenizer": (
+        "--set model.source={0}/wordless",
+        "a model folder must hold its tokenizer and name its architecture; {0}/wordless lacks "
+        "tokenizer_config.json: save model and tokenizer into it with save_pretrained.",
+    ),
+    "a model that does not say what it is": (
+        "--set model.source={0}/nameless",
+        "a model folder must hold its tokenizer and name its architecture; {0}/nameless lacks "
+        "architectures in config.json: save model and tokenizer into it with save_pretrained.",
+    ),
     "a quantized model": (
         "--set model.source={0}/packed",
         "the model must be a float model; {0}/packed is already quantized (gptq). Give the model "

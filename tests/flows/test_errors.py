@@ -49,6 +49,8 @@ def folder(tmp_path_factory):
     (place / "nameless.yaml").write_text("seed: 1\n")
     write_model(place / "no-blocks", blocks=0)
     write_model(place / "experts", num_local_experts=8)
+    (write_model(place / "wordless") / "tokenizer_config.json").unlink()
+    write_model(place / "nameless", architectures=None)
     write_model(place / "packed", quantization_config={"quant_method": "gptq"})
     shutil.copytree(place / "model", place / "torn")
     with (place / "torn" / "model.safetensors").open("r+b") as file:

@@ -1,13 +1,11 @@
 """No accepted value is without effect: every leaf of the recipe changes a key of some stage."""
 
-import dataclasses
-import hashlib
-
 import pytest
 
 from flows.params import NOT_BUILT, Recipe, parse_recipe
 from flows.recipe_errors import known_keys
 from normtweak_core.errors import InputError
+from tests.flows.stage_keys import changed, stage_keys
 from tests.flows.tiny_model import recipe_values, variables_of, write_model, write_project
 
 # Another accepted value of each key. A new key of the recipe fails here until it is listed.
@@ -67,74 +65,6 @@ def project(tmp_path_factory):
         yield folder
 
 
-def changed(values: dict, key: str, value: object) -> dict:
-    *sections, leaf = key.split(".")
-    copy = {**values}
-    place = copy
-    for section in sections:
-        place[section] = {**place.get(section, {})}
-        place = place[section]
-    place[leaf] = value
-    return copy
-
-
-def stage_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
-    """Return the key of every stage, with results whose content is the key of their stage."""
-    from tasks.blocks import block_key
-    from tasks.calibrate import calibration_key, calibration_length
-    from tasks.chain import ChainSettings
-    from tasks.evaluating import (
-        evaluation_inputs,
-        evaluation_key,
-        evaluation_length,
-        float_evaluation_key,
-    )
-    from tasks.exporting import export_key, verify_key
-    from tasks.float_type import float_type_key
-    from tasks.job import open_job
-    from tasks.results import BlockResult, CalibrationResult, ExportResult, FinalTuneResult
-    from tasks.tune import final_tune_key
-
-    job = dataclasses.replace(open_job(recipe.model, recipe.seed), device=device)
-    keys = {"calibrate": calibration_key(job, recipe.calibration)}
-    calibration = made(CalibrationResult, keys["calibrate"])
-    keys["float type"] = float_type_key(job, recipe.export)
-    dtype = "float16" if recipe.export.dtype == "auto" else recipe.export.dtype
-    settings = ChainSettings(recipe.quantization, recipe.norm_tweak, dtype)
-    blocks: list = []
-    for index in range(job.blocks[1]):
-        parent = blocks[-1] if blocks else None
-        key = keys[f"block {index}"] = block_key(job, calibration, settings, index, parent)
-        blocks.append(made(BlockResult, key))
-    tuned = None
-    if recipe.final_tune.enabled:
-        key = final_tune_key(job, calibration, blocks, settings, recipe.final_tune)
-        keys["final tune"] = key
-        tuned = made(FinalTuneResult, key)
-    keys["export"] = export_key(job, blocks, tuned, settings, recipe.export)
-    export = made(ExportResult, keys["export"])
-    keys["verify"] = verify_key(job, export)
-    length = calibration_length(job, recipe.calibration)
-    length = evaluation_length(job, recipe.evaluation.perplexity, length)
-    inputs = evaluation_inputs(job, recipe.evaluation.perplexity, length)
-    keys["evaluate float"] = float_evaluation_key(job, inputs)
-    keys["evaluate"] = evaluation_key(job, export, inputs)
-    return keys
-
-
-def made(kind: type, key: str):
-    """A result whose every field stands for the stage that made it; no file is looked at."""
-    from tasks.artifacts import ArtifactRef
-
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    reference = ArtifactRef.model_construct(path="x", size=1, sha256=digest)
-    values = {name: digest for name in kind.model_fields}
-    for name, field in kind.model_fields.items():
-        if field.annotation is ArtifactRef:
-            values[name] = reference
-    return kind.model_construct(**values)
-
-
 @pytest.fixture(scope="module")
 def base(project):
     return stage_keys(parse_recipe(recipe_values(project)))
@@ -155,6 +85,67 @@ def test_changing_a_key_changes_a_stage(key, project, base):
     value = value.format(project) if isinstance(value, str) else value
     recipe = parse_recipe(changed(recipe_values(project), key, value))
     assert stage_keys(recipe) != base
+
+
+# What rounding to nearest does not read, and what no method reads of a correction switched off.
+UNREAD_BY_RTN = ["quantization.percdamp", "quantization.act_order"]
+UNREAD_WITHOUT_PROPAGATION = ["quantization.propagation.ridge"]
+RTN = {"quantization.method": "rtn", "quantization.propagation.alpha": 0}
+
+
+def with_values(project, *changes: dict) -> dict:
+    values = recipe_values(project)
+    for key, value in {k: v for change in changes for k, v in change.items()}.items():
+        values = changed(values, key, value)
+    return values
+
+
+@pytest.mark.parametrize("key", [key for key in OTHER if key.startswith("quantization.")])
+def test_round_to_nearest_is_keyed_by_what_it_reads_and_by_all_of_it(key, project):
+    plain = stage_keys(parse_recipe(with_values(project, RTN)))
+    value = "gptq" if key == "quantization.method" else OTHER[key]
+    other = stage_keys(parse_recipe(with_values(project, RTN, {key: value})))
+    assert (other == plain) is (key in UNREAD_BY_RTN + UNREAD_WITHOUT_PROPAGATION)
+
+
+@pytest.mark.parametrize(
+    ("method", "alpha", "key", "read"),
+    [
+        ("gptq", 0, "quantization.propagation.ridge", False),
+        ("gptq", 0, "quantization.percdamp", True),
+        ("gptq", 0, "quantization.act_order", True),
+        ("rtn", 0.5, "quantization.propagation.ridge", True),
+        ("rtn", 0.5, "quantization.percdamp", False),
+        ("rtn", 0.5, "quantization.act_order", False),
+    ],
+)
+def test_a_field_counts_where_the_method_reads_it(method, alpha, key, read, project):
+    settings = {"quantization.method": method, "quantization.propagation.alpha": alpha}
+    plain = stage_keys(parse_recipe(with_values(project, settings)))
+    other = stage_keys(parse_recipe(with_values(project, settings, {key: OTHER[key]})))
+    assert (other["block 0"] != plain["block 0"]) is read
+    assert (other != plain) is read
+
+
+@pytest.mark.parametrize(
+    "key", [*UNREAD_BY_RTN, *UNREAD_WITHOUT_PROPAGATION, "quantization.propagation.alpha"]
+)
+def test_the_baseline_is_kept_when_only_its_recipes_gptq_changes(key, project):
+    from flows.quantize import baseline_settings
+    from tasks.chain import ChainSettings
+
+    def baseline_blocks(values: dict) -> dict[str, str]:
+        recipe = parse_recipe(values)
+        settings = ChainSettings(recipe.quantization, recipe.norm_tweak, "float16")
+        rounded = baseline_settings(settings)
+        same = recipe.model_copy(
+            update={"quantization": rounded.quantization, "norm_tweak": rounded.norm_tweak}
+        )
+        return {name: key for name, key in stage_keys(same).items() if name.startswith("block")}
+
+    kept = baseline_blocks(with_values(project, {key: OTHER[key]}))
+    assert kept == baseline_blocks(recipe_values(project))
+    assert kept != baseline_blocks(with_values(project, {"quantization.bits": 3}))
 
 
 @pytest.mark.parametrize("key", GENERATED)

@@ -2,6 +2,7 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.params import parse_recipe
 from flows.report import (
@@ -11,6 +12,7 @@ from flows.report import (
     publish_reports,
     write_reports,
 )
+from normtweak_core.evaluate.scores import Comparison, FloatResult
 from normtweak_core.quantize.report import BlockReport, LayerReport
 from normtweak_core.tweak.report import FinalTuneReport, TweakReport
 from tasks.block_table import BlockTableError, read_block_table
@@ -59,6 +61,8 @@ def block(index: int, accepted: bool | None = True, drift: float = 0.2, **layer)
         "bits": 3,
         "percdamp": 0.01,
         "damping_raised": False,
+        "ridge": 0.02,
+        "ridge_raised": False,
         "dead_columns": 0,
         "weight_error": 0.25,
         "output_error": 0.125,
@@ -87,7 +91,7 @@ def block(index: int, accepted: bool | None = True, drift: float = 0.2, **layer)
     )
 
 
-def reports(folder: Path, blocks=None, final_tune=True, **recipe) -> Reports:
+def reports(folder: Path, blocks=None, final_tune=True, metrics=None, **recipe) -> Reports:
     folder.mkdir(exist_ok=True)
     blocks = blocks or [block(0), block(1, accepted=False, drift=0.3)]
     return Reports(
@@ -98,8 +102,9 @@ def reports(folder: Path, blocks=None, final_tune=True, **recipe) -> Reports:
         if final_tune
         else None,
         quality=QUALITY,
-        metrics=METRICS,
-        folder=folder,
+        metrics=metrics or METRICS,
+        origin={"source_model": "reference:llama", "export_sha256": "e" * 64},
+        export=folder,
     )
 
 
@@ -120,10 +125,24 @@ def text(written: dict[str, Path], name: str) -> str:
 
 def test_the_files_lie_in_a_folder_of_the_export(written, tmp_path):
     assert set(written) == {
-        "blocks.parquet", "blocks.md", "calibration.md", "summary.md", "drift.png",
+        "blocks.parquet", "blocks.md", "calibration.md", "summary.md", "recipe.yaml",
+        "lineage.json", "drift.png",
     }  # fmt: skip
-    assert {path.parent for path in written.values()} == {tmp_path / "export-w3" / "reports"}
-    assert {path.name for path in (tmp_path / "export-w3" / "reports").iterdir()} == set(written)
+    assert {path.parent for path in written.values()} == {reports(tmp_path / "export-w3").folder}
+    folder = written["summary.md"].parent
+    assert {path.name for path in folder.iterdir()} == set(written)
+    assert folder.parent == tmp_path / "export-w3" / "reports"
+
+
+def test_another_recipe_that_leads_to_the_same_export_writes_elsewhere(written, tmp_path):
+    before = {path: path.read_bytes() for path in written.values()}
+    other = write_reports(reports(tmp_path / "export-w3", name="other-name"))
+    assert {path: path.read_bytes() for path in before} == before
+    assert other[0].parent != written["summary.md"].parent
+    read = [yaml.safe_load(one["recipe.yaml"].read_text()) for one in (
+        written, {path.name: path for path in other},
+    )]  # fmt: skip
+    assert [recipe["name"] for recipe in read] == ["Tiny.llama_w3", "other-name"]
     assert written["drift.png"].read_bytes().startswith(b"\x89PNG")
 
 
@@ -145,7 +164,7 @@ def test_the_blocks_stand_in_a_table_with_every_linear(written):
     page = text(written, "blocks.md")
     assert "| 0 | 0.5000 | 0.2000 | 0.1800 | kept |" in page
     assert "| 1 | 0.5000 | 0.3000 | 0.2700 | rolled back |" in page
-    assert "| 1 | `mlp.down_proj` | 3 | 0.2500 | 0.1250 | 0.01 | 0 |" in page
+    assert "| 1 | `mlp.down_proj` | 3 | 0.2500 | 0.1250 | 0.01 | 0.02 | 0 |" in page
 
 
 def test_the_calibration_page_tells_the_verdict_and_its_reasons(written):
@@ -166,8 +185,27 @@ def test_the_summary_compares_float_and_quantized_with_their_errors(written):
     assert "| same first choice |  | 71.0 % ± 1.0 % |  |" in page
     assert "| size |  | 0.20 MB |  |" in page
     assert "| bits per weight |  | 3.312 |  |" in page
-    assert "On 4,064 predicted tokens" in page
+    assert "On 4,064 predicted tokens; ± is one standard error. Size counts" in page
     assert "in 3 bits by GPTQ (asymmetric, groups of 64). Export: `export-w3`." in page
+
+
+def test_a_single_window_has_no_standard_errors_and_is_reported_all_the_same(tmp_path, state):
+    float_result = FloatResult(tokens=127, window_nll=[1.5])
+    one_window = Comparison(
+        float_result=float_result,
+        quantized_result=FloatResult(tokens=127, window_nll=[1.75]),
+        window_kl=[0.25],
+        window_agreement=[0.75],
+    )
+    sizes = {"size_bytes": 197916.0, "bits_per_weight": 3.3121}
+    alone = reports(tmp_path / "one", metrics=one_window.metrics() | sizes)
+    page = text({path.name: path for path in write_reports(alone)}, "summary.md")
+    assert "| perplexity | 4.482 | 5.755 | 1.284 times |" in page
+    assert "| loss (nats per token) | 1.500 | 1.750 | +0.250 |" in page
+    assert "| KL divergence (nats per token) |  | 0.2500 |  |" in page
+    assert "| same first choice |  | 75.0 % |  |" in page
+    assert "On 127 predicted tokens of a single window, too few for a standard error." in page
+    assert "±" not in page
 
 
 def test_the_summary_tells_what_became_of_every_stage(written):
@@ -201,10 +239,18 @@ def test_raised_damping_is_visible_in_the_table_and_among_the_problems(tmp_path,
     assert "* block 0: damping of mlp.up_proj raised to 0.1" in text(files, "summary.md")
 
 
+def test_a_raised_ridge_is_visible_in_the_table_and_among_the_problems(tmp_path, state):
+    raised = reports(tmp_path / "raised", [block(0, ridge_raised=True, ridge=0.1)])
+    files = {path.name: path for path in write_reports(raised)}
+    assert "| 0.01 | 0.1 (raised) | 0 |" in text(files, "blocks.md")
+    assert "* block 0: ridge of mlp.up_proj raised to 0.1" in text(files, "summary.md")
+    assert read_block_table(files["blocks.parquet"])["ridge_raised"].tolist() == [True, True]
+
+
 def test_an_output_error_that_was_not_measured_is_left_blank(tmp_path, state):
     blank = reports(tmp_path / "blank", [block(0, output_error=None)])
     files = {path.name: path for path in write_reports(blank)}
-    assert "| 0 | `mlp.up_proj` | 3 | 0.2500 |  | 0.01 | 0 |" in text(files, "blocks.md")
+    assert "| 0 | `mlp.up_proj` | 3 | 0.2500 |  | 0.01 | 0.02 | 0 |" in text(files, "blocks.md")
     (row,) = block_rows(read_block_table(files["blocks.parquet"]))
     assert row["output error"] == ""
 
@@ -255,7 +301,7 @@ def test_the_page_of_the_run_gets_the_same_content(engine_environment, session_a
     assert table.type == "table"
     assert '"norm tweak": "rolled back"' in table.data
     calibration = Artifact.get("tiny-llama-w3-calibration")
-    folder = exports / "export-w3" / "reports"
+    folder = reports(exports / "export-w3").folder
     assert calibration.data == (folder / "calibration.md").read_text()
     summary = Artifact.get("tiny-llama-w3-summary")
     beginning = (folder / "summary.md").read_text().partition("(drift.png)")[0]

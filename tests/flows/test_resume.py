@@ -82,43 +82,73 @@ def test_a_change_redoes_only_what_reads_it(first, change, expected):
     assert bool(found) == bool(expected)
 
 
-def files_of(first, home) -> dict[str, Path]:
-    """Return one file of each kind that a stage record refers to."""
-    export = Path(first["export_dir"])
-    kinds = {
-        "weights of the export": export / "model.safetensors",
-        "config of the export": export / "config.json",
-        "tokenizer of the export": export / "tokenizer.json",
-        "manifest": export / "normtweak.json",
-        "probe": export / "verify" / "probe.safetensors",
-    }
-    for kind in ("calibration", "blocks", "final-tune", "verification"):
-        for number, path in enumerate(sorted((home / "artifacts" / kind).glob("*"))):
-            kinds[f"{kind} {number} {path.suffix}"] = path
-    return kinds
+# One file of each kind that a stage record refers to, and the stage that makes it.
+KINDS = {
+    "calibration/*.safetensors": "calibrate",
+    "calibration/*.parquet": "calibrate",
+    "calibration/*.json": "calibrate",
+    "blocks/*.safetensors": "block",
+    "blocks/*.json": "block",
+    "final-tune/*.safetensors": "final tune",
+    "final-tune/*.json": "final tune",
+    "verification/*.json": "verify",
+    "export/model.safetensors": "export",
+    "export/config.json": "export",
+    "export/generation_config.json": "export",
+    "export/tokenizer.json": "export",
+    "export/normtweak.json": "export",
+    "export/verify/probe.safetensors": "export",
+}
 
 
-def test_one_altered_byte_of_any_file_is_noticed_and_made_again(first, home):
-    clean = {name: path.read_bytes() for name, path in files_of(run(), home).items()}
-    seen = set()
-    for name, path in files_of(first, home).items():
-        kind = (name.split(" ")[0], path.suffix)
-        if kind in seen and "export" not in name:
-            continue  # one of each kind and format
-        seen.add(kind)
-        flipped = bytearray(clean[name])
+def files_of_the_run(first, home, pattern) -> list[Path]:
+    """Return the files of a kind that the records of this recipe refer to."""
+    if pattern.startswith("export/"):
+        return [Path(first["export_dir"]) / pattern.removeprefix("export/")]
+    kind, _, name = pattern.partition("/")
+    words = [path.read_text() for path in (home / "results").iterdir() if path.is_file()]
+    return [
+        path
+        for path in sorted((home / "artifacts" / kind).glob(name))
+        if any(path.name in text for text in words)
+    ]
+
+
+@pytest.mark.parametrize(("pattern", "stage"), KINDS.items())
+def test_one_altered_byte_is_noticed_and_the_file_made_again(first, home, pattern, stage):
+    run()
+    files = files_of_the_run(first, home, pattern)
+    clean = {path: path.read_bytes() for path in files}
+    assert clean
+    for path, data in clean.items():
+        flipped = bytearray(data)
         flipped[len(flipped) // 2] ^= 0x10
         path.write_bytes(bytes(flipped))
     result = run()
-    assert executed(result), "nothing noticed the altered files"
+    assert executed(result) & {stage, "rtn"}, "nothing noticed the altered file"
+    assert executed(result) <= {stage, "rtn"}, "more was done again than that stage"
     assert result["export_sha256"] == first["export_sha256"]
     assert result["metrics"] == first["metrics"]
+    for path in files_of_the_run(first, home, pattern):
+        if path.suffix != ".json" or "verification" not in path.parts:  # which holds its seconds
+            assert path.read_bytes() == clean[path]
     assert executed(run()) == set()
 
 
+def record_of_block(home, first, index: int) -> Path:
+    """Return the stage record of a block of this recipe's own chain."""
+    report = next(row for row in first["blocks"] if row["index"] == index)
+    (found,) = [
+        path
+        for path in (home / "results").glob("block-*")
+        if f'"seconds": {report["seconds"]}' in path.read_text().replace('\\"', '"')
+    ]
+    return found
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_a_damaged_record_of_a_stage_is_a_miss(first, home, damage):
-    record = next(path for path in (home / "results").glob("block-*") if path.is_file())
+def test_a_damaged_record_of_a_stage_is_a_miss(home, damage):
+    record = record_of_block(home, run(), 3)
     data = record.read_bytes()
     if damage == "truncate":
         record.write_bytes(data[: len(data) // 2])
@@ -128,8 +158,24 @@ def test_a_damaged_record_of_a_stage_is_a_miss(first, home, damage):
     else:
         record.unlink()
     result = run()
-    assert result["export_sha256"] == first["export_sha256"]
+    assert [name for name, cached in result["cached"].items() if not cached] == ["block 3"]
     assert executed(run()) == set()
+
+
+def test_an_altered_boundary_is_not_used(first, home):
+    """A torn stream file is as good as none: the finished blocks are run again."""
+    from tasks.events import read_events
+
+    record = record_of_block(home, run(), 3)
+    for boundary in (home / "artifacts" / "streams").rglob("*.safetensors"):
+        data = bytearray(boundary.read_bytes())
+        data[len(data) // 2] ^= 0x10
+        boundary.write_bytes(bytes(data))
+    record.unlink()
+    before = len(read_events(home))
+    result = run()
+    assert result["export_sha256"] == first["export_sha256"]
+    assert "replay" in {event["event"] for event in read_events(home)[before:]}
 
 
 def test_streams_that_are_gone_are_made_again_by_forward_passes(first, home):

@@ -39,7 +39,7 @@ CONFIG = {
 
 
 def write_model(folder: Path, seed: int = 0, blocks: int = 2, **config) -> Path:
-    """Write config and weights; `config` adds or changes keys."""
+    """Write config, weights and a tokenizer; `config` adds or changes keys."""
     random = numpy.random.default_rng(seed)
 
     def draw(*shape):
@@ -56,6 +56,15 @@ def write_model(folder: Path, seed: int = 0, blocks: int = 2, **config) -> Path:
     settings = CONFIG | {"num_hidden_layers": blocks} | config
     (folder / "config.json").write_text(json.dumps(settings))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    vocabulary = {f"w{number}": number for number in range(VOCABULARY)}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text('{"unk_token": "w0"}')
     return folder
 
 

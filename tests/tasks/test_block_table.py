@@ -24,6 +24,8 @@ def layer_report(name: str, bits: int = 2, error: float = 0.25) -> LayerReport:
         bits=bits,
         percdamp=0.01,
         damping_raised=False,
+        ridge=0.02,
+        ridge_raised=False,
         dead_columns=0,
         weight_error=error,
         output_error=error / 2,
@@ -62,6 +64,7 @@ def test_a_row_is_a_layer_and_carries_what_its_block_says():
     row = frame().iloc[3]
     assert (row["block"], row["layer"], row["bits"]) == (1, "mlp.up", 2)
     assert (row["weight_error"], row["output_error"]) == (0.25, 0.125)
+    assert (row["ridge"], row["ridge_raised"]) == (0.02, False)
     assert row["drift_rtn"] == 0.7
     assert row["drift_quantized"] == 0.4
     assert row["drift_tweaked"] == pytest.approx(0.3)
@@ -92,6 +95,7 @@ def test_equal_tables_give_equal_bytes_and_nothing_else_is_left_behind(tmp_path)
         ("bits", 5, r"column bits must satisfy isin\(.*\); found 5"),
         ("weight_error", math.nan, "column weight_error must satisfy not_nullable; found nan"),
         ("output_error", math.inf, "column output_error must satisfy less_than.*; found inf"),
+        ("ridge", math.inf, "column ridge must satisfy less_than.*; found inf"),
         ("drift_tweaked", -0.5, "column drift_tweaked must satisfy greater_than_or_equal.*-0.5"),
         ("drift_rtn", math.inf, "column drift_rtn must satisfy less_than"),
         ("block", -1, "column block must satisfy greater_than_or_equal_to"),

@@ -85,6 +85,15 @@ def test_a_recipe_reaches_a_data_set(places, llama_tokenizer):
     assert (made.source, made.facts) == ("dataset", {"documents": documents})
 
 
+@pytest.mark.parametrize("place", ["rows.jsonl", "folder", "saved"])
+def test_a_tilde_is_the_home_folder(place, places, llama_tokenizer, monkeypatch):
+    monkeypatch.setenv("HOME", str(places))
+    config = CalibrationConfig(source="dataset", path=f"~/{place}", samples=8)
+    made = build_calibration_set(config, llama_tokenizer, None, 24, 0)
+    expected, _ = dataset_windows(str(places / place), llama_tokenizer, 8, 24, 0)
+    assert made.input_ids.equal(expected)
+
+
 def test_too_few_windows_are_refused_with_the_count(places, texts, llama_tokenizer):
     tokens = sum(len(llama_tokenizer(text).input_ids) for text in texts)
     message = rf"asks for 9999 windows of 24 tokens; data set .* holds {tokens // 24}: choose"

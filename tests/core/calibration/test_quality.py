@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.generate import generate_windows
-from normtweak_core.calibration.likelihood import mean_nll
+from normtweak_core.calibration.likelihood import window_nll
 from normtweak_core.calibration.quality import QualityReport, quality_report
 from normtweak_core.calibration.sets import CalibrationSet, build_calibration_set
 from normtweak_core.calibration.text import cut_windows, read_documents
@@ -112,7 +112,7 @@ def test_random_ids_of_a_real_model_are_only_warned_about(story_model):
     model, tokenizer = story_model
     config = CalibrationConfig(source="random", samples=8)
     made = build_calibration_set(config, tokenizer, model, 128, 0)
-    judged = quality_report(made, tokenizer, mean_nll(model, made.input_ids))
+    judged = quality_report(made, tokenizer, window_nll(model, made.input_ids).mean().item())
     assert judged.verdict == "warning"
     assert judged.mean_nll > 1.5 * math.log(512)
 
@@ -121,11 +121,16 @@ def test_what_a_story_model_writes_is_as_good_as_stories(story_model, story_text
     model, tokenizer = story_model
     written = generate_windows(model, tokenizer, 8, 128, 0).input_ids
     stories = cut_windows(read_documents(story_text)[:20], tokenizer, 128)[:8]
-    nll, story_nll = mean_nll(model, written), mean_nll(model, stories)
+    nll, story_nll = (
+        window_nll(model, written).mean().item(),
+        window_nll(model, stories).mean().item(),
+    )
     ours, real = (report(x, tokenizer, n) for x, n in ((written, nll), (stories, story_nll)))
     assert ours.verdict == real.verdict == "ok"
     assert ours.scripts["latin"] == 1.0
     assert ours.mean_nll < 2.2
     assert ours.distinct_in_window[4] > 0.9 * real.distinct_in_window[4]
     constant = torch.full_like(written, 400)
-    assert report(constant, tokenizer, mean_nll(model, constant)).verdict == "refused"
+    assert (
+        report(constant, tokenizer, window_nll(model, constant).mean().item()).verdict == "refused"
+    )

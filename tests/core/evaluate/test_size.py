@@ -1,11 +1,11 @@
-"""Bytes and bits of checkpoints, counted by hand."""
+"""Bits of checkpoints, counted by hand."""
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from normtweak_core.errors import InputError
-from normtweak_core.evaluate.size import checkpoint_bytes, quantized_storage
+from normtweak_core.evaluate.size import quantized_storage
 
 
 def test_compressed_tensors_bits_are_counted_with_scales_zeros_and_shape(tmp_path):
@@ -65,17 +65,6 @@ def test_a_float_checkpoint_has_no_bits_per_quantized_weight(tmp_path):
     assert quantized_storage(tmp_path).bits_per_weight is None
 
 
-def test_checkpoint_bytes_leave_reports_out(tmp_path):
-    save_file({"a.weight": torch.zeros(8, 16)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "tokenizer.json").write_text("[1]")
-    weights = (tmp_path / "model.safetensors").stat().st_size
-    for report in ("README.md", "normtweak.json", "drift.png"):
-        (tmp_path / report).write_text("x" * 1000)
-    assert checkpoint_bytes(tmp_path) == weights + 2 + 3
-
-
-@pytest.mark.parametrize("count", [checkpoint_bytes, quantized_storage])
-def test_a_folder_without_weights_is_refused(tmp_path, count):
+def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"must hold \*\.safetensors files, found none"):
-        count(tmp_path)
+        quantized_storage(tmp_path)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 
 import pytest
@@ -97,6 +98,22 @@ def test_the_payload_hash_covers_exactly_the_payload(tmp_path, llama, layers):
     assert payload_sha256(record.folder) == record.payload_sha256
     (record.folder / "added_tokens.json").write_text("{}")
     assert payload_sha256(record.folder) != record.payload_sha256
+
+
+def test_what_is_copied_of_the_source_is_in_the_payload(tmp_path, llama, layers):
+    source = tmp_path / "source"
+    shutil.copytree(llama, source)
+    (source / "qwen.tiktoken").write_bytes(b"IQ== 0\n")
+    (source / "generation_config.json").write_text('{"eos_token_id": 3, "_name_or_path": "x"}')
+    config = read_json(source / "config.json") | {"transformers_version": "4.40.0"}
+    (source / "config.json").write_text(json.dumps(config))
+    folder = write(tmp_path / "out", source, layers).folder
+    assert (folder / "qwen.tiktoken").read_bytes() == b"IQ== 0\n"
+    assert read_json(folder / "generation_config.json") == {"eos_token_id": 3}
+    # Kept: AutoTokenizer tells by it whether a Mistral tokenizer is to be mended.
+    assert read_json(folder / "config.json")["transformers_version"] == "4.40.0"
+    names = {path.name for path in payload_files(folder)}
+    assert names >= {"qwen.tiktoken", "generation_config.json", "config.json"}
 
 
 def test_shards_hold_the_same_tensors_as_a_single_file(tmp_path, llama, layers):

@@ -66,14 +66,6 @@ def test_identity_hessian_gives_round_to_nearest(seeded):
     assert torch.equal(ours.dequantize(), nearest.dequantize())
 
 
-def test_loss_is_half_the_damped_output_error(seeded):
-    W, _, H = problem(seeded)
-    solved = gptq(W, H, None, GridSpec(2, False, True, torch.float32), act_order=True, percdamp=0.1)
-    error = (solved.weight.dequantize() - W).double()
-    damped = H.double() + 0.1 * H.diagonal().mean() * torch.eye(48)
-    assert solved.loss == pytest.approx(0.5 * ((error @ damped) * error).sum().item(), rel=1e-4)
-
-
 def test_output_error_falls_from_rtn_to_gptq(seeded):
     W, x, H = problem(seeded, out=64)
     spec = GridSpec(2, False, True, torch.float16)
@@ -152,9 +144,35 @@ def test_corrected_weight_is_the_least_squares_answer(seeded):
     statistics.add(x, float_x)
     H, C = statistics.hessian(), statistics.cross()
     best = torch.linalg.lstsq(x.double(), (float_x @ W.T).double()).solution.T
-    ours = corrected_weight(W, H, C, alpha=1.0, ridge=0.0)
+
+    def corrected(alpha: float, ridge: float) -> torch.Tensor:
+        correction = corrected_weight(W, H, C, alpha, ridge)
+        assert correction.ridge == (ridge if alpha else 0.0)
+        return correction.weight
+
+    ours = corrected(1.0, 0.0)
     assert (ours.double() - best).norm() < 5e-3 * (best - W).norm()
-    half = corrected_weight(W, H, C, alpha=0.5, ridge=0.0)
-    assert torch.allclose(half, (W + ours) / 2, atol=1e-5)
-    assert torch.equal(corrected_weight(W, H, C, alpha=0.0, ridge=0.0), W)
-    assert (corrected_weight(W, H, C, 1.0, 100.0) - W).norm() < 0.05 * (ours - W).norm()
+    assert torch.allclose(corrected(0.5, 0.0), (W + ours) / 2, atol=1e-5)
+    assert torch.equal(corrected(0.0, 0.0), W)
+    assert (corrected(1.0, 100.0) - W).norm() < 0.05 * (ours - W).norm()
+
+
+def test_a_ridge_is_raised_where_fewer_tokens_than_columns_leave_no_answer(seeded):
+    W, x = torch.randn(12, 48, generator=seeded(1)), torch.randn(20, 48, generator=seeded(2))
+    statistics = InputStatistics(48, x.device)
+    statistics.add(x, x + 0.1 * torch.randn(x.shape, generator=seeded(9)))
+    correction = corrected_weight(W, statistics.hessian(), statistics.cross(), 1.0, 0.0)
+    assert correction.ridge > 0
+    assert torch.isfinite(correction.weight).all()
+    # The least change that answers all 20 tokens is found, up to the ridge.
+    assert (correction.weight - W).norm() < W.norm()
+
+
+def test_an_input_that_is_always_zero_corrects_nothing(seeded):
+    W = torch.randn(12, 48, generator=seeded(1))
+    correction = corrected_weight(W, torch.zeros(48, 48), torch.zeros(48, 48), 1.0, 0.01)
+    assert torch.equal(correction.weight, W)
+    spec = GridSpec(2, False, True, torch.float32)
+    solved = gptq(W, torch.zeros(48, 48), 16, spec, act_order=True, percdamp=0.01)
+    assert solved.dead_columns == 48
+    assert not solved.weight.dequantize().any()

@@ -72,18 +72,3 @@ def test_rounded_scales_are_positive_numbers_of_the_dtype_and_the_nearest_ones(d
     normal = scales > torch.finfo(dtype).smallest_normal
     error = (rounded - scales).abs() / scales
     assert (error[normal] <= torch.finfo(dtype).eps / 2).all()
-
-
-def test_importance_moves_the_grid_to_the_columns_that_matter(seeded):
-    weight = torch.randn(32, 16, generator=seeded(4))
-    weight[:, 0] *= 6
-    importance = torch.full((16,), 1e-3)
-    importance[0] = 1.0
-    spec = GridSpec(2, False, True, torch.float32)
-
-    def error_of_first_column(weights):
-        scale, zero = (part[:, None] for part in fit_grid(weight, spec, weights))
-        codes = quantize_to_codes(weight, scale, zero, 3)
-        return (scale * (codes - zero) - weight)[:, 0].abs().sum()
-
-    assert error_of_first_column(importance) < error_of_first_column(None)

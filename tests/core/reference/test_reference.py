@@ -3,12 +3,14 @@
 import csv
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from normtweak_core.calibration.text import cut_windows
+from normtweak_core.errors import InputError
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.source import reference_folder
 from normtweak_core.model.structure import find_blocks, find_linears, linear_weight
@@ -130,6 +132,17 @@ def test_training_that_was_stopped_ends_in_the_same_weights(tmp_path, seeded):
     assert not torch.equal(next(whole.parameters()), next(tiny_model().parameters()))
 
 
+def test_a_state_of_another_plan_or_text_is_refused(tmp_path, seeded):
+    tokens = torch.randint(0, 64, (CONTEXT * 2 + 1,), generator=seeded())
+    state = tmp_path / "state.safetensors"
+    run_training(tiny_model(), tokens, TrainingPlan(steps=1, batch=1, warmup=1), state)
+    message = "goes on only with the plan and the text it began with"
+    with pytest.raises(InputError, match=message):
+        run_training(tiny_model(), tokens, TrainingPlan(steps=2, batch=1, warmup=1), state)
+    with pytest.raises(InputError, match=message):
+        run_training(tiny_model(), tokens + 1, TrainingPlan(steps=1, batch=1, warmup=1), state)
+
+
 def test_windows_are_spread_over_the_stream():
     windows = evenly_spaced_windows(torch.arange(CONTEXT * 10 + 1), 4)
     assert windows[:, 0].tolist() == [0, 3 * CONTEXT, 6 * CONTEXT, 9 * CONTEXT]
@@ -186,3 +199,20 @@ def test_no_shipped_held_out_document_was_trained_on(name):
     assert held_out.isdisjoint(row["source"] for row in rows if row["split"] == "training")
     shipped = [json.loads(line) for line in (folder / "held-out.jsonl").read_text().splitlines()]
     assert {document["source"] for document in shipped} == held_out
+
+
+@pytest.mark.parametrize("name", REFERENCE_NAMES)
+def test_a_shipped_model_is_what_its_command_makes_and_not_overfitted(name):
+    folder = reference_folder(name)
+    card = (folder / "README.md").read_text()
+    losses = [
+        float(card.partition(f"| {split} loss | ")[2].split(" ")[0])
+        for split in ("held-out", "training")
+    ]
+    assert losses[0] - losses[1] < 0.2
+    assert f"Plan: `{json.dumps(asdict(TrainingPlan()))}`" in card
+    shipped, wanted = AutoConfig.from_pretrained(folder), model_config(name)
+    left_out = {"transformers_version", "dtype", "architectures", "_name_or_path"}
+    assert {k: v for k, v in shipped.to_dict().items() if k not in left_out} == {
+        k: v for k, v in wanted.to_dict().items() if k not in left_out
+    }

@@ -120,16 +120,23 @@ def test_the_parent_is_what_the_alias_pointed_to(registry):
     assert registry.client.get_model_version("tiny-w4", "3").tags["parent_version"] == "1"
 
 
-def test_a_new_evaluation_of_the_same_content_updates_its_metrics(registry):
+def test_a_new_evaluation_of_the_same_content_updates_its_metrics_and_reports(registry):
     registry.register()
     slower = dict(registry.metrics) | {"seconds": 4.0}
     registry.register(metrics=slower)
     (model,) = registry.logged_models()
     assert {m.key: m.value for m in model.metrics}["seconds"] == 3.0  # no headline, no update
 
-    registry.register(metrics=slower | {"perplexity/quantized": 11.0})
+    (registry.root / "new").mkdir()
+    report = registry.root / "new" / "drift.md"
+    report.write_text("# another drift")
+    registry.register(metrics=slower | {"perplexity/quantized": 11.0}, reports=[report])
     (model,) = registry.logged_models()
     assert {m.key: m.value for m in model.metrics}["perplexity/quantized"] == 11.0
+    stored = Path(model.artifact_location.removeprefix("file://")) / "reports" / "drift.md"
+    assert stored.read_text() == "# another drift"
+    run = registry.client.download_artifacts(model.source_run_id, "reports/drift.md")
+    assert Path(run).read_text() == "# another drift"
     tags = registry.client.get_model_version("tiny-w4", "1").tags
     assert tags["perplexity/quantized"] == "11.0"
     assert len(registry.versions()) == 1

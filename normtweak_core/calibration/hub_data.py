@@ -1,0 +1,79 @@
+"""Which state of a data set a recipe means: local files, or a commit on the hub; no torch."""
+
+import contextlib
+import logging
+from pathlib import Path
+
+from normtweak_core.errors import InputError
+
+log = logging.getLogger(__name__)
+
+README = "README.md"  # what `datasets` too asks for first, to learn the commit
+
+
+def local_data(path: str) -> Path | None:
+    """Return the file or folder that a data set path names; None where it is a name on the hub."""
+    local = Path(path).expanduser()
+    return local if local.exists() else None
+
+
+def split_hub_name(path: str) -> tuple[str, str | None]:
+    """Return the repository and the configuration, if any, of ``name:configuration``."""
+    name, _, configuration = path.partition(":")
+    return name, configuration or None
+
+
+def hub_data_revision(path: str) -> str:
+    """Return the commit that a hub data set is at; without the hub, the one last seen here.
+
+    Writes nothing. ``HF_HUB_OFFLINE`` and the cache folder are huggingface_hub's own settings.
+
+    Raises:
+        InputError: There is no such data set, it is not open to this user, or the hub is out of
+            reach and the cache knows no commit.
+    """
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx  # the release of it that the hub client speaks through
+
+    name, _ = split_hub_name(path)
+    if not is_offline_mode():
+        try:
+            return HfApi().dataset_info(name, timeout=30).sha
+        except (httpx.TransportError, OfflineModeIsEnabled):
+            log.warning("the hub is out of reach: data set %s is the one last seen here", name)
+        except (HfHubHTTPError, HFValidationError) as error:
+            raise InputError(
+                f"calibration.path must be a file, a folder or a hub data set that you can read; "
+                f"{path} is not: {' '.join(str(error).split())}"
+            ) from error
+    known = _cached_ref(name)
+    if known is None:
+        raise InputError(
+            f"data set {path} cannot be read: no file or folder has that name, the hub is out of "
+            "reach and its cache knows no commit of it. Connect once, or give a file"
+        )
+    return known
+
+
+def remember_revision(name: str) -> None:
+    """Leave a data set's newest commit in the hub cache, for `hub_data_revision` without the hub.
+
+    Reading at a given commit records no branch; asking for a file of the branch does, even where
+    there is none.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with contextlib.suppress(EntryNotFoundError):
+        hf_hub_download(name, README, repo_type="dataset")
+
+
+def _cached_ref(name: str) -> str | None:
+    """Return the commit that the cache recorded for the main branch."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+    ref = folder / "refs" / "main"
+    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None

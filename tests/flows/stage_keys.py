@@ -1,0 +1,87 @@
+"""The keys of all stages of a recipe, without running one."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from flows.params import Recipe
+from tasks.environment import state_root
+
+
+def changed(values: dict, key: str, value: object) -> dict:
+    *sections, leaf = key.split(".")
+    copy = {**values}
+    place = copy
+    for section in sections:
+        place[section] = {**place.get(section, {})}
+        place = place[section]
+    place[leaf] = value
+    return copy
+
+
+def stage_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
+    """Return the key of every stage, with results whose content is the key of their stage.
+
+    Writes the manifest of an export below the state root: the verification looks who reads it.
+    """
+    from tasks.blocks import block_key
+    from tasks.calibrate import calibration_key, calibration_length
+    from tasks.chain import ChainSettings
+    from tasks.evaluating import (
+        evaluation_inputs,
+        evaluation_key,
+        evaluation_length,
+        float_evaluation_key,
+    )
+    from tasks.exporting import export_key, verify_key
+    from tasks.float_type import float_type_key
+    from tasks.job import open_job
+    from tasks.results import BlockResult, CalibrationResult, ExportResult, FinalTuneResult
+    from tasks.tune import final_tune_key
+
+    job = dataclasses.replace(open_job(recipe.model, recipe.seed), device=device)
+    keys = {"calibrate": calibration_key(job, recipe.calibration)}
+    calibration = made(CalibrationResult, keys["calibrate"])
+    keys["float type"] = float_type_key(job, recipe.export)
+    dtype = "float16" if recipe.export.dtype == "auto" else recipe.export.dtype
+    settings = ChainSettings(recipe.quantization, recipe.norm_tweak, dtype)
+    blocks: list = []
+    for index in range(job.blocks[1]):
+        parent = blocks[-1] if blocks else None
+        key = keys[f"block {index}"] = block_key(job, calibration, settings, index, parent)
+        blocks.append(made(BlockResult, key))
+    tuned = None
+    if recipe.final_tune.enabled:
+        key = final_tune_key(job, calibration, blocks, settings, recipe.final_tune)
+        keys["final tune"] = key
+        tuned = made(FinalTuneResult, key)
+    keys["export"] = export_key(job, blocks, tuned, settings, recipe.export)
+    export = made(ExportResult, keys["export"])
+    write_manifest(state_root() / export.folder, recipe.export.format)
+    keys["verify"] = verify_key(job, export)
+    length = calibration_length(job, recipe.calibration)
+    length = evaluation_length(job, recipe.evaluation.perplexity, length)
+    inputs = evaluation_inputs(job, recipe.evaluation.perplexity, length)
+    keys["evaluate float"] = float_evaluation_key(job, inputs)
+    keys["evaluate"] = evaluation_key(job, export, inputs)
+    return keys
+
+
+def write_manifest(folder: Path, form: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {"export": {"format": form}, "tensors": {}, "probe": {}}
+    (folder / "normtweak.json").write_text(json.dumps(manifest))
+
+
+def made(kind: type, key: str):
+    """A result whose every field stands for the stage that made it."""
+    from tasks.artifacts import ArtifactRef
+
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    reference = ArtifactRef.model_construct(path="x", size=1, sha256=digest)
+    values = {name: digest for name in kind.model_fields}
+    for name, field in kind.model_fields.items():
+        if field.annotation is ArtifactRef:
+            values[name] = reference
+    return kind.model_construct(**values)

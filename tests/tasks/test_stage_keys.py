@@ -1,0 +1,164 @@
+"""What a stage reads besides the recipe is in its key: code it runs, files, versions, readers."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.params import parse_recipe
+from tests.flows.stage_keys import changed, stage_keys
+from tests.flows.tiny_model import recipe_values, write_project
+from tests.tasks.stage_sources import core_modules_of, declared_stages
+
+STAGES = ["calibrate", "float type", "block 0", "block 1", "final tune", "export", "verify"]
+STAGES += ["evaluate float", "evaluate"]
+
+
+@pytest.fixture
+def project(tmp_path, root, engine_environment):
+    write_project(tmp_path)
+    return tmp_path
+
+
+def keys(project: Path, **sections: dict) -> dict[str, str]:
+    values = recipe_values(project)
+    for section, content in {"final_tune": {"enabled": True}, **sections}.items():
+        values = changed(values, section, content)
+    return stage_keys(parse_recipe(values))
+
+
+def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    assert list(before) == list(after) == STAGES
+    return {name for name in before if before[name] != after[name]}
+
+
+# The code
+
+
+def test_every_cached_stage_is_looked_at():
+    names = {"calibrate", "float_type_stage", "quantize_block_stage", "final_tune_stage"}
+    names |= {"export_stage", "verify_stage", "evaluate_float_stage", "evaluate_stage"}
+    assert {stage.function for stage in declared_stages()} == names
+
+
+@pytest.mark.parametrize("stage", declared_stages(), ids=lambda stage: stage.function)
+def test_the_sources_of_a_stage_cover_every_core_module_it_imports(stage, engine_environment):
+    from tasks.caching import source_hashes
+
+    imported = core_modules_of(stage)
+    assert imported  # else the test looks at nothing
+    assert imported - source_hashes(tuple(stage.sources())).keys() == set()
+
+
+def test_what_the_verification_launches_by_path_is_among_its_sources(engine_environment):
+    from normtweak_core.export.verify import READER
+    from tasks import exporting
+    from tasks.artifacts import file_sha256
+    from tasks.caching import source_hashes
+
+    hashes = source_hashes(tuple(exporting.VERIFY_SOURCES))
+    assert hashes["normtweak_core.export.reader"] == file_sha256(READER)
+
+
+# Files of the model
+
+
+GENERATION = {"eos_token_id": 3}
+EVERYTHING_BUT_WEIGHTS = set(STAGES) - {"float type"}
+EXPORTED = {"export", "verify", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "source", "expected"),
+    [
+        ("generation_config.json", GENERATION, "text", EXPORTED),
+        ("generation_config.json", GENERATION, "generated", EVERYTHING_BUT_WEIGHTS - {
+            "evaluate float",
+        }),
+        ("qwen.tiktoken", {}, "text", EVERYTHING_BUT_WEIGHTS),
+        ("tokenizer.json", {}, "text", EVERYTHING_BUT_WEIGHTS),
+        ("config.json", {"transformers_version": "4.40.0"}, "text", EVERYTHING_BUT_WEIGHTS),
+        ("config.json", {"_name_or_path": "elsewhere"}, "text", set()),
+        ("README.md", {}, "text", set()),
+    ],
+)  # fmt: skip
+def test_a_file_of_the_model_counts_where_it_is_read(project, name, content, source, expected):
+    calibration = recipe_values(project)["calibration"]
+    if source == "generated":
+        calibration = {"source": "generated", "samples": 8, "length": 16}
+    before = keys(project, calibration=calibration)
+    path = project / "model" / name
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | content))
+    after = keys(project, calibration=calibration)
+    assert differing(before, after) == expected
+    path.write_text(json.dumps(known | content | {"pad_token_id": 5}))
+    again = keys(project, calibration=calibration)
+    # The edit of a file that is there counts as its appearance did; that of a config always.
+    assert differing(after, again) == (set(STAGES) if name == "config.json" else expected)
+
+
+# Data sets
+
+
+def test_a_tilde_reads_and_counts_as_the_folder_it_stands_for(project, monkeypatch):
+    monkeypatch.setenv("HOME", str(project))
+    data = {"source": "dataset", "samples": 8, "length": 16}
+    known = keys(project, calibration=data | {"path": str(project / "calibration.txt")})
+    assert keys(project, calibration=data | {"path": "~/calibration.txt"}) == known
+    (project / "calibration.txt").write_text("another text\n")
+    changed_text = keys(project, calibration=data | {"path": "~/calibration.txt"})
+    assert differing(known, changed_text) >= {"calibrate", "block 0", "export"}
+
+
+def test_a_hub_data_set_counts_by_its_commit_which_is_asked_once_a_run(project, monkeypatch):
+    from normtweak_core.calibration.config import CalibrationConfig
+    from tasks import job as jobs
+    from tasks.calibrate import _revision, calibration_key
+
+    commits = iter(["a" * 40, "b" * 40, "b" * 40])
+    monkeypatch.setattr(jobs, "hub_data_revision", lambda path: next(commits))
+    config = CalibrationConfig(source="dataset", path="owner/data", samples=8, length=16)
+    model = parse_recipe(recipe_values(project)).model
+
+    def run():
+        job = jobs.open_job(model, 0)
+        return calibration_key(job, config), _revision(job, config)
+
+    (first, read), (moved, newer), (same, _) = run(), run(), run()
+    assert (read, newer) == ("a" * 40, "b" * 40)
+    assert first != moved == same
+
+
+# Versions and readers
+
+
+@pytest.mark.parametrize(("form", "expected"), [("auto", EXPORTED), ("gptq", set())])
+def test_the_version_of_the_library_counts_where_it_reads_the_export(
+    project, monkeypatch, form, expected
+):
+    before = keys(project, export={"format": form})
+    real = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda n: "9" if n == "compressed-tensors" else real(n)
+    )
+    assert differing(before, keys(project, export={"format": form})) == expected
+
+
+@pytest.mark.parametrize(("form", "expected"), [("auto", set()), ("gptq", {"verify"})])
+def test_the_packages_of_the_gptq_reader_count_where_they_read(
+    project, monkeypatch, form, expected
+):
+    from tasks import exporting
+
+    monkeypatch.setattr(exporting, "REPOSITORY", project)
+    packages = project / ".venv-reader-gptq" / "lib" / "python3.11" / "site-packages"
+    absent = keys(project, export={"format": form})
+    (packages / "gptqmodel-7.7.0.dist-info").mkdir(parents=True)
+    present = keys(project, export={"format": form})
+    assert differing(absent, present) == expected
+    (packages / "gptqmodel-7.7.0.dist-info").rename(packages / "gptqmodel-7.8.0.dist-info")
+    assert differing(present, keys(project, export={"format": form})) == expected
+    (packages / "notes.txt").write_text("no package")
+    assert exporting.environment_sha256(project / "nowhere" / "bin" / "python") is None

@@ -14,7 +14,9 @@ from normtweak_core.quantize.walk import BlockWalk
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
 from normtweak_core.tweak.final import TuningWindows, final_tune, logit_divergence
 from normtweak_core.tweak.tweak import (
+    SHARES,
     WithMasters,
+    held_out,
     norm_parameters,
     round_norms,
     tweak_norms,
@@ -71,6 +73,34 @@ def test_statistics_that_agree_at_the_cost_of_every_token_are_rolled_back(damage
     assert report.distance_after > report.distance_before
     assert not report.accepted
     assert masters == {}
+
+
+def test_of_the_parts_that_pass_the_one_nearest_to_the_target_is_kept(damaged):
+    block, x, target, run = damaged("llama")
+    start = {key: value.clone() for key, value in block.state_dict().items()}
+    before = held_out(block, x, target, 28, run, "channel")
+    free = NormTweakConfig(rollback=False)
+    _, whole = tweak_norms(block, x, target, 28, run, free, 2e-2, torch.float16)
+    tried = {}
+    for share in SHARES:
+        moved = {key: start[key] + share * (whole[key] - start[key]) for key in whole}
+        block.load_state_dict({key: value.half().float() for key, value in moved.items()}, False)
+        tried[share] = held_out(block, x, target, 28, run, "channel")
+    block.load_state_dict(start)
+    report, _ = tweak_norms(block, x, target, 28, run, NormTweakConfig(), 2e-2, torch.float16)
+    passed = [share for share in SHARES if tried[share].better_than(before)]
+    assert 1 < len(passed)
+    assert report.accepted
+    assert report.share == min(passed, key=lambda share: tried[share].distance) != 1.0
+    assert report.distance_after == tried[report.share].distance
+
+
+def test_distance_counts_every_token_alike(damaged):
+    block, x, target, run = damaged("llama")
+    output = run_stream(block, x[28:], run)
+    relative = (output - target[28:]).norm(dim=-1) / target[28:].norm(dim=-1)
+    found = held_out(block, x, target, 28, run, "mse")
+    assert found.distance == pytest.approx(relative.square().mean().sqrt().item(), rel=1e-5)
 
 
 def test_a_tweak_that_hurts_is_rolled_back_to_the_bit(damaged):

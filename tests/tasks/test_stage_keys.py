@@ -77,7 +77,7 @@ EXPORTED = {"export", "verify", "evaluate"}
             "evaluate float",
         }),
         ("qwen.tiktoken", {}, "text", EVERYTHING_BUT_WEIGHTS),
-        ("tokenizer.json", {}, "text", EVERYTHING_BUT_WEIGHTS),
+        ("tokenizer.json", {"version": "1.1"}, "text", EVERYTHING_BUT_WEIGHTS),
         ("config.json", {"transformers_version": "4.40.0"}, "text", EVERYTHING_BUT_WEIGHTS),
         ("config.json", {"_name_or_path": "elsewhere"}, "text", set()),
         ("README.md", {}, "text", set()),

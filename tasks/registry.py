@@ -24,27 +24,11 @@ from pydantic import BaseModel
 from normtweak_core.errors import InputError
 from tasks.locks import exclusive
 from tasks.registry_flavor.folder import read_config
-from tasks.registry_flavor.logged_model import (
-    Export,
-    complete_logged_model,
-    log_metrics,
-    store_reports,
-)
+from tasks.registry_flavor.logged_model import EVALUATION_TAG, Export, complete_logged_model
 from tasks.registry_server import check_registry
 
 EXPERIMENT = "normtweak"
 VERSIONS_TAG = "mlflow.modelVersions"
-# Copied into version tags, since an open-source MLflow keeps no metrics on a version. All follow
-# from the export and its evaluation, so a difference means that the evaluation has changed.
-HEADLINES = (
-    "perplexity/float",
-    "perplexity/quantized",
-    "perplexity/ratio",
-    "kl/mean",
-    "top1_agreement",
-    "bits_per_weight",
-    "size_bytes",
-)
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +57,9 @@ def register_export(
 ) -> Registered:
     """Return the version that holds this export, made now unless this content has one already.
 
-    A version found again keeps its tags. It gets the alias, any files it has lost, and, where a
-    headline metric differs because the export was evaluated anew, the new metrics and reports.
+    A version found again gets the alias and any files it has lost. Where the export was evaluated
+    anew, or another recipe has led to it, its reports, metrics and tags become those of this run;
+    nothing changes for a run that equals the one before.
 
     Args:
         export_dir: A complete Hugging Face folder.
@@ -117,7 +102,7 @@ def register_export(
         if version is None:
             version = _create_version(client, export, model, alias)
         else:
-            _refresh(client, export, model, version)
+            _refresh_tags(client, export, version)
         _link_back(client, model, version)
         return _point_alias(client, version, alias, created)
 
@@ -205,7 +190,8 @@ def _create_version(
         run_id=model.source_run_id,
         tags={
             **export.tags,
-            **_headlines(export),
+            **export.headlines,
+            EVALUATION_TAG: export.evaluation_sha256,
             "export_sha256": export.sha256,
             "logged_model_id": model.model_id,
             **({} if parent is None else {"parent_version": str(parent)}),
@@ -215,18 +201,18 @@ def _create_version(
     )
 
 
-def _refresh(
-    client: MlflowClient, export: Export, model: LoggedModel, version: ModelVersion
-) -> None:
-    changed = {k: v for k, v in _headlines(export).items() if version.tags.get(k) != v}
-    if not changed:
+def _refresh_tags(client: MlflowClient, export: Export, version: ModelVersion) -> None:
+    """Let the version say what its logged model holds by now."""
+    name, number = version.name, str(version.version)
+    mark = {EVALUATION_TAG: export.evaluation_sha256}
+    if mark.items() <= version.tags.items():
         return
-    # The tags last: a refresh that is killed before them is done again.
-    if export.reports:
-        store_reports(client, export, model)
-    log_metrics(client, export, model)
-    for key, value in changed.items():
-        client.set_model_version_tag(version.name, str(version.version), key, value)
+    # The mark goes first and comes back last: a refresh that was killed halfway is done again.
+    if EVALUATION_TAG in version.tags:
+        client.delete_model_version_tag(name, number, EVALUATION_TAG)
+    for key, value in {**export.tags, **export.headlines, **mark}.items():
+        if version.tags.get(key) != value:
+            client.set_model_version_tag(name, number, key, value)
 
 
 def _link_back(client: MlflowClient, model: LoggedModel, version: ModelVersion) -> None:
@@ -234,10 +220,6 @@ def _link_back(client: MlflowClient, model: LoggedModel, version: ModelVersion) 
     link = [{"name": version.name, "version": int(version.version)}]
     if VERSIONS_TAG not in model.tags:
         client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps(link)})
-
-
-def _headlines(export: Export) -> dict[str, str]:
-    return {name: str(export.metrics[name]) for name in HEADLINES if name in export.metrics}
 
 
 def _point_alias(

@@ -1,5 +1,13 @@
-"""The MLflow logged model of an export: PENDING until all of it is stored, then READY."""
+"""The MLflow logged model of an export: PENDING until all of it is stored, then READY.
 
+Its payload never changes. What a run says about it may: another evaluation, or another recipe that
+leads to the same payload, brings other reports, metrics and tags. The tag ``evaluation_sha256``
+names those that are stored; it is removed before they are replaced and written after them, so that
+a replacement which was killed is neither taken for the old evaluation nor for the new one.
+"""
+
+import hashlib
+import json
 import re
 import shutil
 import time
@@ -9,10 +17,26 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.models import Model
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.payload import payload_files, payload_sha256
+from normtweak_core.export.payload import file_sha256, payload_files, payload_sha256
 from tasks.registry_flavor.folder import attach, write_model_folder
+
+EVALUATION_TAG = "evaluation_sha256"
+# Copied into version tags, since an open-source MLflow keeps no metrics on a version. All follow
+# from the export and its evaluation, so a difference means that the evaluation has changed.
+HEADLINES = (
+    "perplexity/float",
+    "perplexity/quantized",
+    "perplexity/ratio",
+    "kl/mean",
+    "top1_agreement",
+    "bits_per_weight",
+    "size_bytes",
+)
+PER_RUN = "prefect."  # tags that differ between equal runs begin so
 
 
 @dataclass(frozen=True)
@@ -28,11 +52,26 @@ class Export:
     staging: Path  # a folder only this registration uses
     registration: str  # tag that finds the work of this very registration again
 
+    @property
+    def headlines(self) -> dict[str, str]:
+        """The metrics that a version carries as tags."""
+        return {name: str(self.metrics[name]) for name in HEADLINES if name in self.metrics}
+
+    @property
+    def evaluation_sha256(self) -> str:
+        """Hash of what the run says about the payload; equal for equal runs."""
+        facts = {
+            "headlines": self.headlines,
+            "tags": {k: v for k, v in self.tags.items() if not k.startswith(PER_RUN)},
+            "reports": {report.name: file_sha256(report) for report in self.reports},
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
 
 def complete_logged_model(
     client: MlflowClient, export: Export, experiment_id: str, model: LoggedModel | None
 ) -> LoggedModel:
-    """Return a READY logged model whose files are all there, made or mended where needed.
+    """Return a READY logged model of this payload and evaluation, made or mended where needed.
 
     Args:
         client: Client of the registry.
@@ -41,7 +80,8 @@ def complete_logged_model(
         model: The logged model of a version found before; None: look for one left behind.
 
     Raises:
-        InputError: The files of the export are not those its hash was taken from.
+        InputError: The files of the export are not those its hash was taken from, or two reports
+            share a name.
     """
     shutil.rmtree(export.staging, ignore_errors=True)  # left by a kill
     if model is None:
@@ -49,31 +89,15 @@ def complete_logged_model(
             [experiment_id], filter_string=f"tags.registration = '{export.registration}'"
         )
         model = found[0] if found else _start(client, export, experiment_id)
+    if model.tags.get(EVALUATION_TAG, export.evaluation_sha256) != export.evaluation_sha256:
+        client.delete_logged_model_tag(model.model_id, EVALUATION_TAG)
     if model.status == LoggedModelStatus.READY and _holds(client, export, model):
         if client.get_run(model.source_run_id).info.status == "RUNNING":  # killed right after READY
             client.set_terminated(model.source_run_id, "FINISHED")
+        if model.tags.get(EVALUATION_TAG) != export.evaluation_sha256:
+            _store_evaluation(client, export, model)
         return model
     return _store(client, export, model)
-
-
-def log_metrics(client: MlflowClient, export: Export, model: LoggedModel) -> None:
-    """Log the metrics against the logged model, and with it on its run."""
-    now = int(time.time() * 1000)
-    metrics = [
-        Metric(name, float(value), now, 0, model_id=model.model_id, run_id=model.source_run_id)
-        for name, value in sorted(export.metrics.items())
-    ]
-    client.log_batch(model.source_run_id, metrics=metrics, synchronous=True)
-
-
-def store_reports(client: MlflowClient, export: Export, model: LoggedModel) -> None:
-    """Put the reports of this registration in the place of those stored before."""
-    try:
-        attach(export.reports, export.staging / "reports")
-        client.log_model_artifacts(model.model_id, str(export.staging))
-        client.log_artifacts(model.source_run_id, str(export.staging / "reports"), "reports")
-    finally:
-        shutil.rmtree(export.staging, ignore_errors=True)
 
 
 def _start(client: MlflowClient, export: Export, experiment_id: str) -> LoggedModel:
@@ -108,16 +132,13 @@ def _store(client: MlflowClient, export: Export, model: LoggedModel) -> LoggedMo
                 f"{found} in {export.folder}. Export the model again."
             )
         client.log_model_artifacts(model.model_id, str(export.staging))
-        if export.reports:
-            client.log_artifacts(run_id, str(export.staging / "reports"), "reports")
+        _record_evaluation(client, export, model)
         outputs = client.get_run(run_id).outputs
         if not (outputs and outputs.model_outputs):
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        if not model.metrics:
-            log_metrics(client, export, model)
         if not _holds(client, export, model):
             raise OSError(
-                "The registry must hold the whole export, found files missing or short in "
+                "The registry must hold the whole export, found files missing or altered in "
                 f"{model.artifact_location}. Check its disk, then register again."
             )
         if model.status != LoggedModelStatus.READY:
@@ -131,12 +152,47 @@ def _store(client: MlflowClient, export: Export, model: LoggedModel) -> LoggedMo
     return model
 
 
+def _store_evaluation(client: MlflowClient, export: Export, model: LoggedModel) -> None:
+    """Replace what an earlier run said about the stored payload."""
+    try:
+        attach(export.reports, export.staging / "reports")
+        if export.reports:
+            client.log_model_artifacts(model.model_id, str(export.staging))
+        _record_evaluation(client, export, model)
+    finally:
+        shutil.rmtree(export.staging, ignore_errors=True)
+
+
+def _record_evaluation(client: MlflowClient, export: Export, model: LoggedModel) -> None:
+    """Give the run the staged reports, log the metrics on both, and tag the logged model last."""
+    if export.reports:
+        client.log_artifacts(model.source_run_id, str(export.staging / "reports"), "reports")
+    known = {metric.key: metric.value for metric in model.metrics or []}
+    now = int(time.time() * 1000)
+    changed = [
+        Metric(name, float(value), now, 0, model_id=model.model_id, run_id=model.source_run_id)
+        for name, value in sorted(export.metrics.items())
+        if known.get(name) != float(value)
+    ]
+    if changed:
+        client.log_batch(model.source_run_id, metrics=changed, synchronous=True)
+    tags = {**export.tags, EVALUATION_TAG: export.evaluation_sha256}
+    client.set_logged_model_tags(model.model_id, tags)
+
+
 def _holds(client: MlflowClient, export: Export, model: LoggedModel) -> bool:
-    """Return whether every payload file is there at its full size."""
+    """Return whether the whole payload is stored.
+
+    Files on a disk of this machine are hashed. A server would have to send them all for that, so
+    there every file must be listed with its full size.
+    """
     top = {Path(file.path).name for file in client.list_logged_model_artifacts(model.model_id)}
     if not {"MLmodel", "model"} <= top:
         return False
-    stored = client.list_logged_model_artifacts(model.model_id, "model")
-    sizes = {Path(file.path).name: file.file_size for file in stored}
+    if is_local_uri(model.artifact_location, is_tracking_or_registry_uri=False):
+        stored = Path(local_file_uri_to_path(model.artifact_location)) / "model"
+        return payload_sha256(stored) == export.sha256
+    listed = client.list_logged_model_artifacts(model.model_id, "model")
+    sizes = {Path(file.path).name: file.file_size for file in listed}
     needed = {file.name: file.stat().st_size for file in payload_files(export.folder)}
     return needed.items() <= sizes.items()

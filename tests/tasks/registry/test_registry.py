@@ -120,28 +120,6 @@ def test_the_parent_is_what_the_alias_pointed_to(registry):
     assert registry.client.get_model_version("tiny-w4", "3").tags["parent_version"] == "1"
 
 
-def test_a_new_evaluation_of_the_same_content_updates_its_metrics_and_reports(registry):
-    registry.register()
-    slower = dict(registry.metrics) | {"seconds": 4.0}
-    registry.register(metrics=slower)
-    (model,) = registry.logged_models()
-    assert {m.key: m.value for m in model.metrics}["seconds"] == 3.0  # no headline, no update
-
-    (registry.root / "new").mkdir()
-    report = registry.root / "new" / "drift.md"
-    report.write_text("# another drift")
-    registry.register(metrics=slower | {"perplexity/quantized": 11.0}, reports=[report])
-    (model,) = registry.logged_models()
-    assert {m.key: m.value for m in model.metrics}["perplexity/quantized"] == 11.0
-    stored = Path(model.artifact_location.removeprefix("file://")) / "reports" / "drift.md"
-    assert stored.read_text() == "# another drift"
-    run = registry.client.download_artifacts(model.source_run_id, "reports/drift.md")
-    assert Path(run).read_text() == "# another drift"
-    tags = registry.client.get_model_version("tiny-w4", "1").tags
-    assert tags["perplexity/quantized"] == "11.0"
-    assert len(registry.versions()) == 1
-
-
 def test_the_same_content_under_two_names_is_two_models(registry):
     registry.register()
     other = replace(registry, name="other.v1-w4").register()
@@ -158,6 +136,33 @@ def test_files_the_registry_has_lost_are_stored_again_in_the_same_version(regist
     assert (again.version, again.created) == (1, False)
     assert stored.read_bytes() == (registry.export / "model.safetensors").read_bytes()
     assert len(registry.logged_models()) == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_byte_altered_in_the_store_is_noticed_and_mended(registry, name):
+    registry.register()
+    (model,) = registry.logged_models()
+    stored = Path(model.artifact_location.removeprefix("file://")) / "model" / name
+    data = bytearray(stored.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    stored.write_bytes(bytes(data))
+    again = registry.register()
+    assert (again.version, again.created) == (1, False)
+    assert stored.read_bytes() == (registry.export / name).read_bytes()
+    (model,) = registry.logged_models()
+    assert registry.client.get_run(model.source_run_id).info.status == "FINISHED"
+    assert len(registry.client.get_metric_history(model.source_run_id, "kl/mean")) == 1
+
+
+def test_the_reports_an_export_keeps_of_other_recipes_are_not_registered(registry):
+    other = registry.export / "reports" / "0123456789ab"
+    other.mkdir(parents=True)
+    (other / "summary.md").write_text("# another recipe")
+    registry.register()
+    (model,) = registry.logged_models()
+    stored = Path(model.artifact_location.removeprefix("file://"))
+    assert not (stored / "model" / "reports").exists()
+    assert [path.name for path in (stored / "reports").iterdir()] == ["drift.md"]
 
 
 def test_a_version_whose_logged_model_was_deleted_is_not_reused(registry):

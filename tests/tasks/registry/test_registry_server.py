@@ -60,6 +60,15 @@ def test_a_server_holds_what_sqlite_would(served, monkeypatch):
     assert {metric.key: metric.value for metric in models[0].metrics} == dict(served.metrics)
     assert client.get_run(models[0].source_run_id).info.status == "FINISHED"
 
+    report = served.root / "another" / "drift.md"
+    report.parent.mkdir()
+    report.write_text("# another drift")
+    anew = served.register(metrics=dict(served.metrics) | {"kl/mean": 0.5}, reports=[report])
+    assert (anew.version, anew.created) == (1, False)
+    first_model = client.get_model_version("tiny-w4", "1").tags["logged_model_id"]
+    found = client.get_logged_model(first_model)
+    assert {metric.key: metric.value for metric in found.metrics}["kl/mean"] == 0.5
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", served.uri)
     (served.root / "down").mkdir()
     folder = mlflow.artifacts.download_artifacts(
@@ -68,3 +77,5 @@ def test_a_server_holds_what_sqlite_would(served, monkeypatch):
     for file in served.export.iterdir():
         with open(f"{folder}/model/{file.name}", "rb") as copy:
             assert copy.read() == file.read_bytes()
+    with open(f"{folder}/reports/drift.md") as copy:
+        assert copy.read() == "# another drift"

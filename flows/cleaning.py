@@ -66,7 +66,11 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
         )
     with _alone(root):
         if everything:
-            kinds = {kind: [root / kind] for kind in (RECORDS, ARTEFACTS, EXPORTS, LOGS)}
+            # What is inside, not the folders: by them the next clean knows the root.
+            kinds = {
+                kind: sorted((root / kind).glob("*"))
+                for kind in (RECORDS, ARTEFACTS, EXPORTS, LOGS)
+            }
         else:
             kept, dead = _referenced(root)
             kinds = {

@@ -1,7 +1,6 @@
 """The recipe: everything that decides what a run produces, as one pydantic model."""
 
 import math
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +15,7 @@ from normtweak_core.export.config import ExportConfig
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantize.config import QuantizationConfig
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-ALIAS_PATTERN = r"^[A-Za-z0-9_-]+$"
+from tasks.registry_names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
 
 
 class GateConfig(BaseModel, frozen=True, extra="forbid"):
@@ -33,14 +30,14 @@ class RegistryConfig(BaseModel, frozen=True, extra="forbid"):
     """The registered version."""
 
     alias: str = Field("candidate", pattern=ALIAS_PATTERN, description="Alias the version takes.")
-    promote_to: Literal["champion"] | None = Field(
-        "champion", description="Alias that passing the gate will earn, once the gate is built."
+    promote_to: Literal["champion"] = Field(
+        "champion", description="Alias that passing the gate will earn. Not built yet: must stay."
     )
 
     @field_validator("alias")
     @classmethod
     def _is_not_reserved(cls, alias: str) -> str:
-        if alias.lower() == "latest" or re.fullmatch(r"v\d+", alias.lower()):
+        if is_reserved_alias(alias):
             raise ValueError(
                 f"registry.alias must be neither latest nor v and a number, which MLflow keeps for "
                 f"itself; found {alias!r}"
@@ -54,7 +51,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     name: str = Field(pattern=NAME_PATTERN, description="Name of the registered model.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     on_problem: Literal["warn", "fail"] = Field(
-        "warn", description="Damping raised, tweak rolled back, layer left float: warn or fail."
+        "warn",
+        description="Damping or ridge raised, tweak rolled back, layer left float: warn or fail.",
     )
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
@@ -74,6 +72,7 @@ NOT_BUILT: dict[str, Any] = {
     "gate.max_perplexity_ratio": None,
     "gate.max_kl": None,
     "gate.min_top1_agreement": None,
+    "registry.promote_to": "champion",  # what passing the gate earns
     "ternary": None,
     "finetune": None,
     "evaluation.tasks": [],
@@ -113,7 +112,7 @@ def refuse_unbuilt(data: dict[str, Any]) -> None:
     """Refuse, by name, keys whose feature does not exist yet.
 
     Raises:
-        InputError: Such a key holds anything but its null default.
+        InputError: Such a key holds anything but its default.
     """
     for key, default in NOT_BUILT.items():
         value = _lookup(data, key, default)

@@ -4,6 +4,7 @@ Nothing here imports torch (but where a GPU build of it has to count devices), P
 and nothing is written.
 """
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,7 @@ from flows.params import Recipe
 from normtweak_core.calibration.documents import read_documents
 from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import InputError
-from normtweak_core.export.checks import GPTQ_READER, check_exportable
-from normtweak_core.export.payload import tokenizer_files
+from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.source import (
     REFERENCE_PREFIX,
@@ -80,7 +80,7 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
         recipe.export,
         recipe.quantization,
         shape.linears,
-        reader_available=(REPOSITORY / GPTQ_READER / ".complete").is_file(),
+        reader_available=(REPOSITORY / GPTQ_READER_DONE).is_file(),
     )
     disk = disk_bytes(recipe, shape, length)
     check_disk(sum(disk.values()), root)
@@ -157,6 +157,9 @@ def check_texts(recipe: Recipe) -> list[str]:
 def check_disk(needed: int, root: Path) -> None:
     """Accept a disk with room for what a run writes at most.
 
+    What lies there already is not counted: which of it belongs to this recipe only the keys of its
+    stages tell, and they cannot be had without Prefect.
+
     Raises:
         InputError: It has less.
     """
@@ -190,10 +193,12 @@ def _check_data_set(name: str) -> None:
 
 def _require_reader_files(folder: Path) -> None:
     """Accept a model with all that loading it by name, and later its export, takes."""
+    # Other kinds of vocabularies take sentencepiece or tiktoken, which no reader of an export has.
+    vocabularies = (("tokenizer.json",), ("vocab.json", "merges.txt"))
     needed = {
         "tokenizer_config.json": (folder / "tokenizer_config.json").is_file(),
-        "a tokenizer": any(
-            path.name != "tokenizer_config.json" for path in tokenizer_files(folder)
+        "tokenizer.json (or vocab.json and merges.txt)": any(
+            all((folder / name).is_file() for name in names) for names in vocabularies
         ),
         "architectures in config.json": bool(read_config(folder).get("architectures")),
     }
@@ -203,6 +208,24 @@ def _require_reader_files(folder: Path) -> None:
             f"a model folder must hold its tokenizer and name its architecture; {folder} lacks "
             f"{', '.join(missing)}: save model and tokenizer into it with save_pretrained."
         )
+    for name, required in (("tokenizer_config.json", None), ("tokenizer.json", "model")):
+        if (folder / name).is_file():
+            _require_json_object(folder / name, required)
+
+
+def _require_json_object(path: Path, required: str | None) -> None:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:  # also of bytes that are no text
+        found = str(error)
+    else:
+        if isinstance(value, dict) and (required is None or required in value):
+            return
+        found = f"it has no {required}" if isinstance(value, dict) else "it is something else"
+    wanted = f"a JSON object with {required}" if required else "a JSON object"
+    raise InputError(
+        f"{path} must be {wanted}; {found}: save the tokenizer again with save_pretrained."
+    )
 
 
 def _require_evaluation_text(recipe: Recipe, source: ModelFolder) -> None:

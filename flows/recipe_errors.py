@@ -13,7 +13,6 @@ SHOWN = 2  # problems told at once
 HINTS = {
     "name": "letters, digits, dots, dashes and underscores, a letter or digit first",
     "registry.alias": "letters, digits, dashes and underscores",
-    "registry.promote_to": "champion or null",
     "calibration.languages": "auto, null or a list of scripts",
     "quantization.group_size": "a number of columns of at least 1, or null for whole rows",
 }

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 from normtweak_core.errors import InputError
 
@@ -106,14 +107,24 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+class _StandardError(logging.StreamHandler):
+    """Writes to what ``sys.stderr`` is now: a live progress bar puts its own stream there."""
+
+    def __init__(self, level: int):
+        logging.Handler.__init__(self, level)  # the other one would keep today's stream
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+
 def log_plain_lines(level: int = logging.INFO) -> logging.Handler:
     """Write this project's own log lines to standard error, one plain line each.
 
     Returns:
-        The handler, for a caller that wants to remove it, for example under a progress bar.
+        The handler, for a caller that wants to remove it.
     """
-    handler = logging.StreamHandler()
-    handler.setLevel(level)
+    handler = _StandardError(level)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     for name in OUR_LOGGERS:
         logger = logging.getLogger(name)

@@ -25,6 +25,7 @@ from normtweak_core.errors import InputError
 from tasks.locks import exclusive
 from tasks.registry_flavor.folder import read_config
 from tasks.registry_flavor.logged_model import EVALUATION_TAG, Export, complete_logged_model
+from tasks.registry_names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
 from tasks.registry_server import check_registry
 
 EXPERIMENT = "normtweak"
@@ -108,13 +109,12 @@ def register_export(
 
 
 def _check_names(name: str, alias: str, export_sha256: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(
             "A registered model name must be letters, digits, '.', '_' and '-', found "
             f"{name!r}. Change `name`."
         )
-    reserved = alias.lower() == "latest" or re.fullmatch(r"v\d+", alias.lower())
-    if reserved or not re.fullmatch(r"[A-Za-z0-9_-]+", alias):
+    if is_reserved_alias(alias) or not re.fullmatch(ALIAS_PATTERN, alias):
         raise InputError(
             "An alias must be letters, digits, '_' and '-', and neither 'latest' nor 'v' and a "
             f"number, found {alias!r}. Change `registry.alias`."

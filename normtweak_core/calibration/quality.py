@@ -86,7 +86,7 @@ def quality_report(
     Args:
         calibration_set: At least four tokens a window.
         tokenizer: The model's tokenizer.
-        mean_nll: Nats per predicted token under the float model (``likelihood.mean_nll``).
+        mean_nll: Nats per predicted token under the float model, the mean of ``window_nll``.
     """
     ids = calibration_set.input_ids
     ordinary = ordinary_token_ids(tokenizer)

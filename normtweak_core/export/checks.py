@@ -15,6 +15,7 @@ from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.quantize.config import QuantizationConfig
 
 GPTQ_READER = ".venv-reader-gptq"  # made by `make reader-gptq`
+GPTQ_READER_DONE = f"{GPTQ_READER}/.complete"  # what it makes last; the interpreter comes first
 GPTQ_GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 # At 4 bits the reader's CPU kernels take only these, and stop with an error at any other.
 GPTQ_GROUP_SIZES_4_BIT = (32, 64, 128, 256)
@@ -70,7 +71,8 @@ def check_exportable(
         export: Format and float type asked for.
         quantization: Width and grid asked for.
         linears: The linears to be quantized, by name.
-        reader_available: Whether the environment that reads gptq exists; other formats need none.
+        reader_available: Whether the environment that reads gptq is complete; other formats need
+            none.
 
     Raises:
         InputError: The format cannot hold the model at this width and group size, or nothing here
@@ -137,8 +139,8 @@ def _check_gptq(
                 )
     if not reader_available:
         raise InputError(
-            f"export.format: gptq is verified by a reader in {GPTQ_READER}, which does not exist. "
-            "Run `make reader-gptq`, or use compressed-tensors."
+            f"export.format: gptq is verified by a reader in {GPTQ_READER}, which is absent or not "
+            "complete. Run `make reader-gptq`, or use compressed-tensors."
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError, VerificationError
-from normtweak_core.export.checks import GPTQ_READER
+from normtweak_core.export.checks import GPTQ_READER, GPTQ_READER_DONE
 from normtweak_core.export.folder import MANIFEST
 from normtweak_core.export.payload import payload_sha256
 
@@ -94,12 +94,21 @@ def verify_export(
 def reader_python(folder: Path, root: Path) -> Path:
     """Return the interpreter that reads the export: ours, or for gptq the one below ``root``.
 
+    An interpreter that does not exist is named all the same; `verify_export` refuses it.
+
     Raises:
-        InputError: The folder is not an export.
+        InputError: The folder is not an export, or the environment of the interpreter was begun and
+            not completed.
     """
-    if read_manifest(folder)["export"]["format"] == "gptq":
-        return root / GPTQ_READER / "bin" / "python"
-    return Path(sys.executable)
+    if read_manifest(folder)["export"]["format"] != "gptq":
+        return Path(sys.executable)
+    python = root / GPTQ_READER / "bin" / "python"
+    if python.is_file() and not (root / GPTQ_READER_DONE).is_file():
+        raise InputError(
+            f"gptq is read in a complete {GPTQ_READER}; the making of {python.parents[1]} was "
+            "interrupted: run `make reader-gptq`."
+        )
+    return python
 
 
 def read_manifest(folder: Path) -> dict:

@@ -2,6 +2,8 @@
 
 NEAR = "is not a recipe key; did you mean"
 GIVE_TEXT = "give a file with at least one document."
+SAVE_BOTH = "save model and tokenizer into it with save_pretrained."
+SAVE_TOKENIZER = "save the tokenizer again with save_pretrained."
 
 # name: (arguments behind `quantize recipe.yaml`, or a whole command line; the sentence)
 OPTIONS = {
@@ -85,6 +87,10 @@ OPTIONS = {
         "--set gate.min_top1_agreement=0.9",
         "gate.min_top1_agreement is not built yet; found 0.9: remove it or leave it at null.",
     ),
+    "the alias that a gate would move": (
+        "--set registry.promote_to=null",
+        "registry.promote_to is not built yet; found None: remove it or leave it at champion.",
+    ),
     "ternary keys": (
         "--set ternary.steps=8",
         "ternary is not built yet; found {'steps': 8}: remove it or leave it at null.",
@@ -162,14 +168,40 @@ OPTIONS = {
         "Choose a dense model.",
     ),
     "a model without a tokenizer": (
+        "--set model.source={0}/speechless",
+        "a model folder must hold its tokenizer and name its architecture; {0}/speechless lacks "
+        "tokenizer_config.json, tokenizer.json (or vocab.json and merges.txt): "
+        f"{SAVE_BOTH}",
+    ),
+    "a tokenizer without a vocabulary": (
         "--set model.source={0}/wordless",
         "a model folder must hold its tokenizer and name its architecture; {0}/wordless lacks "
-        "tokenizer_config.json: save model and tokenizer into it with save_pretrained.",
+        f"tokenizer.json (or vocab.json and merges.txt): {SAVE_BOTH}",
+    ),
+    "a tokenizer without its settings": (
+        "--set model.source={0}/unsettled",
+        "a model folder must hold its tokenizer and name its architecture; {0}/unsettled lacks "
+        f"tokenizer_config.json: {SAVE_BOTH}",
+    ),
+    "a torn tokenizer": (
+        "--set model.source={0}/torn-words",
+        "{0}/torn-words/tokenizer.json must be a JSON object with model; Expecting ':' delimiter: "
+        f"line 1 column 19 (char 18): {SAVE_TOKENIZER}",
+    ),
+    "a tokenizer that is empty": (
+        "--set model.source={0}/no-words",
+        "{0}/no-words/tokenizer.json must be a JSON object with model; it has no model: "
+        f"{SAVE_TOKENIZER}",
+    ),
+    "settings of a tokenizer that are none": (
+        "--set model.source={0}/odd-words",
+        "{0}/odd-words/tokenizer_config.json must be a JSON object; it is something else: "
+        f"{SAVE_TOKENIZER}",
     ),
     "a model that does not say what it is": (
         "--set model.source={0}/nameless",
         "a model folder must hold its tokenizer and name its architecture; {0}/nameless lacks "
-        "architectures in config.json: save model and tokenizer into it with save_pretrained.",
+        f"architectures in config.json: {SAVE_BOTH}",
     ),
     "a quantized model": (
         "--set model.source={0}/packed",

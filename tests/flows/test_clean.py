@@ -1,13 +1,22 @@
 import json
 import os
+import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from flows import cleaning
 from flows.cli import main
 from normtweak_core.errors import InputError
+from normtweak_core.quantize.block import Streams
+from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.tweak.config import NormTweakConfig
+from tasks.artifacts import ArtifactRef
+from tasks.chain import BlockChain, ChainSettings, StreamError
 from tasks.environment import FOLDERS
 from tasks.locks import create_locked
+from tasks.results import BlockResult
 from tests.flows.tiny_model import variables_of
 
 DIGEST = "0" * 64
@@ -90,6 +99,30 @@ def test_all_leaves_the_registry_and_the_history_of_runs(root, capsys):
     assert files(root) == {
         "mlartifacts/models/m/model.safetensors", "mlflow.db", "prefect/prefect.db",
     }  # fmt: skip
+
+
+def test_a_root_can_be_cleaned_again_after_all_of_it(root, capsys):
+    assert main(["clean", "--all"]) == main(["clean", "--all"]) == main(["clean"]) == 0
+    assert capsys.readouterr().out.count("removed 0 bytes") == 2
+
+
+def test_what_a_mismatch_of_streams_advises_removes_the_hashes_that_do_not_match(
+    root, capsys, monkeypatch
+):
+    monkeypatch.setattr("normtweak_core.quantize.storage.load_block", lambda path, config: ({}, {}))
+    streams = Streams(torch.zeros(1, 2, 3), torch.ones(1, 2, 3))
+    settings = ChainSettings(QuantizationConfig(), NormTweakConfig(), "float16")
+    chain = BlockChain(None, None, settings, "block-1")
+    chain._walk = SimpleNamespace(start=lambda: streams, replay=lambda *arguments: streams)
+    weights = ArtifactRef.model_construct(path="artifacts/blocks/kept.safetensors")
+    done = BlockResult.model_construct(weights=weights, x_f_sha256=DIGEST, x_q_sha256=DIGEST)
+    with pytest.raises(StreamError, match="behind block 0 must be those recorded; this m") as error:
+        chain.streams_before(1, [done])
+    program, *command = re.search("run `(.+)` and start again", str(error.value))[1].split()
+    assert program == "normtweak"
+    assert main(command) == 0
+    assert list((root / "results").iterdir()) == []
+    assert "results: 4 files" in capsys.readouterr().out
 
 
 def test_the_command_tells_what_and_how_many_bytes(root, capsys):

@@ -34,6 +34,15 @@ for case in json.load(open(sys.argv[1])):
                       time.process_time() - began, heavy]))
 """
 
+# Files that models with something wrong with their tokenizer lack.
+TOKENIZERS = {
+    "speechless": ["tokenizer.json", "tokenizer_config.json"],
+    "wordless": ["tokenizer.json"],
+    "unsettled": ["tokenizer_config.json"],
+    "torn-words": [],
+    "no-words": [],
+    "odd-words": [],
+}
 CASES = [*OPTIONS, *COMMANDS, *PLACES]
 
 
@@ -49,7 +58,14 @@ def folder(tmp_path_factory):
     (place / "nameless.yaml").write_text("seed: 1\n")
     write_model(place / "no-blocks", blocks=0)
     write_model(place / "experts", num_local_experts=8)
-    (write_model(place / "wordless") / "tokenizer_config.json").unlink()
+    for name, absent in TOKENIZERS.items():
+        model = write_model(place / name)
+        for file in absent:
+            (model / file).unlink()
+    (place / "wordless" / "special_tokens_map.json").write_text("{}")  # no words in it
+    (place / "torn-words" / "tokenizer.json").write_text('{"model": {"vocab"')
+    (place / "no-words" / "tokenizer.json").write_text("{}")
+    (place / "odd-words" / "tokenizer_config.json").write_text("[]")
     write_model(place / "nameless", architectures=None)
     write_model(place / "packed", quantization_config={"quant_method": "gptq"})
     shutil.copytree(place / "model", place / "torn")

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from flows.params import parse_recipe
-from normtweak_core.export.checks import GPTQ_READER
+from normtweak_core.export.checks import GPTQ_READER, GPTQ_READER_DONE
 from tests.tiny_exports import save_tiny_model, tiny_config
 
-READER = Path(__file__).resolve().parents[2] / GPTQ_READER / "bin" / "python"
+DONE = Path(__file__).resolve().parents[2] / GPTQ_READER_DONE
 
 pytestmark = pytest.mark.skipif(
-    not READER.is_file() and not os.environ.get("NORMTWEAK_REQUIRE_GPTQ_READER"),
-    reason=f"{GPTQ_READER} is missing: run `make reader-gptq`",
+    not DONE.is_file() and not os.environ.get("NORMTWEAK_REQUIRE_GPTQ_READER"),
+    reason=f"{GPTQ_READER} is absent or not complete: run `make reader-gptq`",
 )
 
 

@@ -70,6 +70,7 @@ def test_not_built_keys_may_be_written_at_their_null_default():
         "quantization": {"activation_bits": None},
         "gate": {"max_perplexity_ratio": None, "max_kl": None, "min_top1_agreement": None},
         "evaluation": {"tasks": [], "data": None},
+        "registry": {"promote_to": "champion"},
     }
     assert parse_recipe(values) == Recipe(name="a")
 
@@ -109,7 +110,8 @@ def test_not_built_keys_may_be_written_at_their_null_default():
         ),
         (
             {"name": "a", "registry": {"promote_to": "best"}},
-            "registry.promote_to must be champion or null; found 'best'.",
+            "registry.promote_to is not built yet; found 'best': remove it or leave it at "
+            "champion.",
         ),
     ],
 )  # fmt: skip

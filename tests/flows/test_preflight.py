@@ -9,7 +9,14 @@ from flows.params import parse_recipe
 from flows.preflight import check_disk, check_state_root, only_local, preflight
 from normtweak_core.errors import InputError
 from normtweak_core.model.source import ModelFolder
-from tests.flows.tiny_model import HIDDEN, SHAPES, recipe_values, variables_of, write_project
+from tests.flows.tiny_model import (
+    HIDDEN,
+    SHAPES,
+    recipe_values,
+    variables_of,
+    write_model,
+    write_project,
+)
 
 WEIGHTS = 2 * sum(rows * columns for rows, columns in SHAPES.values())
 
@@ -95,6 +102,31 @@ def test_a_registry_that_does_not_answer_is_told_before_the_start(project, monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"The registry must answer at http://127\.0\.0\.1:9"):
         preflight(recipe(project), project / "state")
+
+
+def test_a_reader_whose_making_was_interrupted_is_none(project, tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.preflight.REPOSITORY", tmp_path)
+    reader = tmp_path / ".venv-reader-gptq"
+    (reader / "bin").mkdir(parents=True)
+    (reader / "bin" / "python").touch()  # `python -m venv` makes it before anything is installed
+    wanted = recipe(project, export={"format": "gptq"})
+    with pytest.raises(InputError, match=r"absent or not complete\. Run `make reader-gptq`"):
+        preflight(wanted, project / "state")
+    (reader / ".complete").touch()
+    preflight(wanted, project / "state")
+
+
+@pytest.mark.parametrize("files", [["tokenizer.json"], ["vocab.json", "merges.txt"]])
+def test_each_kind_of_vocabulary_that_readers_open_is_accepted(project, tmp_path, files):
+    model = write_model(tmp_path / "model")
+    for name in {"vocab.json", "merges.txt"} & set(files):
+        (model / name).write_text("{}")
+        (model / "tokenizer.json").unlink(missing_ok=True)
+    wanted = recipe(project, model={"source": str(model)})
+    assert preflight(wanted, project / "state").source.path == model
+    (model / files[-1]).rename(model / "tokenizer.model")
+    with pytest.raises(InputError, match=r"lacks tokenizer\.json \(or vocab\.json and merges\.txt"):
+        preflight(wanted, project / "state")
 
 
 @pytest.mark.parametrize(

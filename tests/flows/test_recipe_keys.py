@@ -46,7 +46,7 @@ OTHER = {
 # Read only with calibration.source generated.
 GENERATED = {"calibration.languages": ["latin"]}
 # What decides the registry or how a run ends; tests of the registry and of problems see to them.
-NO_STAGE = {"name", "registry.alias", "registry.promote_to", "on_problem"}
+NO_STAGE = {"name", "registry.alias", "on_problem"}
 ELSEWHERE = {"model.revision", "model.device"}
 
 
@@ -158,7 +158,7 @@ def test_changing_a_key_of_generation_changes_the_calibration(key, project):
 
 @pytest.mark.parametrize("key", sorted(NO_STAGE))
 def test_what_belongs_to_the_registry_or_the_end_of_a_run_redoes_no_stage(key, project, base):
-    value = {"name": "b", "registry.alias": "b", "registry.promote_to": None, "on_problem": "fail"}
+    value = {"name": "b", "registry.alias": "b", "on_problem": "fail"}
     recipe = parse_recipe(changed(recipe_values(project), key, value[key]))
     assert recipe != parse_recipe(recipe_values(project))
     assert stage_keys(recipe) == base

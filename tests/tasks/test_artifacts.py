@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from typing import Annotated
 
 import pytest
@@ -139,6 +140,23 @@ def test_a_killed_writer_leaves_only_what_the_sweep_removes(root, program):
     assert sorted(sweep_temporaries()) == sorted([other, left])
     assert (own.exists(), stranger.exists(), left.exists()) == (True, True, False)
     assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_another_run_removes_during_the_sweep_is_passed_over(root, monkeypatch):
+    going = root / "exports" / ".model.0123.partial"
+    (going / "shards").mkdir(parents=True)
+    left = root / "results" / f".tmp-{'0' * 32}-{'1' * 32}"
+    left.touch()
+    real = os.scandir
+
+    def scandir(path="."):
+        if str(path) == str(going):  # listed by its parent, and then gone
+            shutil.rmtree(going)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert sweep_temporaries() == [left]
+    assert not going.exists()
 
 
 def test_two_writers_of_the_same_bytes_agree(root):

@@ -1,5 +1,8 @@
+import io
 import logging
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,13 +127,23 @@ def test_the_root_is_found_without_a_variable(monkeypatch, tmp_path):
     assert state_root() == tmp_path / ".normtweak"
 
 
-def test_plain_lines_are_ours_only_and_come_once(capsys):
+@pytest.fixture
+def plain_lines():
     handler = log_plain_lines()
-    try:
-        logging.getLogger("tasks.somewhere").warning("block 3 done")
-        logging.getLogger("elsewhere").error("not ours")
-        assert capsys.readouterr().err.splitlines()[0].endswith(" block 3 done")
-    finally:
-        for name in OUR_LOGGERS:
-            logging.getLogger(name).removeHandler(handler)
-            logging.getLogger(name).propagate = True
+    yield
+    for name in OUR_LOGGERS:
+        logging.getLogger(name).removeHandler(handler)
+        logging.getLogger(name).propagate = True
+
+
+def test_plain_lines_are_ours_only_and_come_once(capsys, plain_lines):
+    logging.getLogger("tasks.somewhere").warning("block 3 done")
+    logging.getLogger("elsewhere").error("not ours")
+    assert capsys.readouterr().err.splitlines()[0].endswith(" block 3 done")
+
+
+def test_plain_lines_follow_standard_error(monkeypatch, plain_lines):
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    logging.getLogger("flows.somewhere").warning("50 %% of %s", "it")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d 50 % of it\n", shown.getvalue())

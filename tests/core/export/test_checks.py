@@ -81,7 +81,7 @@ def test_gptq_in_another_float_type_is_refused(dtype):
 
 
 def test_gptq_without_its_reader_is_refused_with_what_to_do():
-    with pytest.raises(InputError, match="Run `make reader-gptq`"):
+    with pytest.raises(InputError, match=r"absent or not complete\. Run `make reader-gptq`"):
         check("gptq", EVEN, group_size=64, reader=False)
 
 

@@ -9,13 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from normtweak_core.errors import VerificationError
 from normtweak_core.export import reader
-from normtweak_core.export.checks import GPTQ_READER
+from normtweak_core.export.checks import GPTQ_READER, GPTQ_READER_DONE
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.verify import reader_python, verify_export
 from normtweak_core.export.writer import write_export
 from tests.tiny_exports import quantize_all, read_json, save_tiny_model, tiny_config
 
-PYTHON = Path(__file__).resolve().parents[3] / GPTQ_READER / "bin" / "python"
+REPOSITORY = Path(__file__).resolve().parents[3]
+PYTHON = REPOSITORY / GPTQ_READER / "bin" / "python"
 CASES = [
     ("llama", 2, 32, False),
     ("neox", 2, 32, False),
@@ -36,8 +37,9 @@ pathlib.Path(sys.argv[2]).write_text(json.dumps(reports))
 """
 
 pytestmark = pytest.mark.skipif(
-    not PYTHON.is_file() and not os.environ.get("NORMTWEAK_REQUIRE_GPTQ_READER"),
-    reason=f"{GPTQ_READER} is missing: run `make reader-gptq`",
+    not (REPOSITORY / GPTQ_READER_DONE).is_file()
+    and not os.environ.get("NORMTWEAK_REQUIRE_GPTQ_READER"),
+    reason=f"{GPTQ_READER} is absent or not complete: run `make reader-gptq`",
 )
 
 
@@ -82,4 +84,4 @@ def test_a_fault_fails_verification_and_names_the_layer(tmp_path, sources):
     tensors[f"{name}.qzeros"][0, 0] ^= 1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(VerificationError, match=rf"weight of {name}\.weight: expected"):
-        verify_export(folder, python=reader_python(folder, PYTHON.parents[2]))
+        verify_export(folder, python=reader_python(folder, REPOSITORY))

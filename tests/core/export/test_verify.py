@@ -84,6 +84,22 @@ def test_our_own_interpreter_reads_compressed_tensors(tmp_path, neox):
     assert reader_python(neox, tmp_path) == Path(sys.executable)
 
 
+def test_an_interrupted_reader_of_gptq_is_refused_and_an_absent_or_complete_one_is_named(tmp_path):
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "normtweak.json").write_text(
+        '{"export": {"format": "gptq"}, "tensors": {}, "probe": {}}'
+    )
+    python = tmp_path / ".venv-reader-gptq" / "bin" / "python"
+    assert reader_python(folder, tmp_path) == python
+    python.parent.mkdir(parents=True)
+    python.touch()
+    with pytest.raises(InputError, match=r"complete \.venv-reader-gptq; .* `make reader-gptq`\."):
+        reader_python(folder, tmp_path)
+    (tmp_path / ".venv-reader-gptq" / ".complete").touch()
+    assert reader_python(folder, tmp_path) == python
+
+
 def test_a_missing_interpreter_is_refused_with_what_to_do(tmp_path, neox):
     with pytest.raises(InputError, match="run `make reader-gptq`"):
         verify_export(neox, python=tmp_path / "python")

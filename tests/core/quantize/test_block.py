@@ -1,5 +1,7 @@
 """One block and a whole walk: streams, order, propagation, and what the report says."""
 
+import json
+
 import pytest
 import torch
 
@@ -150,6 +152,47 @@ def test_damping_that_had_to_be_raised_is_a_problem_of_the_block(tiny_folders, s
     assert done.report.problems()[0] == (
         f"block 0: damping of {raised[0].layer} raised to {raised[0].percdamp:g}"
     )
+
+
+def test_a_ridge_that_had_to_be_raised_is_a_problem_of_the_block(tiny_folders, seeded):
+    walk = walk_of(tiny_folders["llama"], seeded, samples=8, length=2)  # 14 tokens, width 32
+    settings = plan(0, 3, propagation=PropagationConfig(ridge=0.0))
+    rows = quantize_block(walk.load(0), walk.start(), walk.runner(0), settings).report
+    raised = [row for row in rows.layers if row.ridge_raised]
+    assert [row.layer for row in raised] == [row.layer for row in rows.layers]  # all are wider
+    assert [row.ridge for row in raised] == pytest.approx([1e-3] * 7)
+    assert rows.problems() == [
+        f"block 0: ridge of {row.layer} raised to 0.001" for row in rows.layers
+    ]
+
+
+def test_the_ridge_of_the_recipe_is_reported_and_none_where_nothing_was_corrected(
+    tiny_folders, seeded
+):
+    walk = walk_of(tiny_folders["llama"], seeded)
+    for alpha, ridge in ((1.0, 0.02), (0.0, 0.0)):
+        settings = plan(0, 3, propagation=PropagationConfig(alpha=alpha, ridge=0.02))
+        done = quantize_block(walk.load(0), walk.start(), walk.runner(0), settings)
+        assert {(row.ridge, row.ridge_raised) for row in done.report.layers} == {(ridge, False)}
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_linears_whose_input_is_always_zero_are_solved_and_reported(tiny_folders, seeded, method):
+    walk = walk_of(tiny_folders["llama"], seeded)
+    block, streams = walk.load(0), walk.start()
+    for norm in (block.input_layernorm, block.post_attention_layernorm):
+        norm.weight.zero_()
+    done = quantize_block(block, streams, walk.runner(0), plan(0, 3, method=method))
+    assert len(done.report.layers) == 7
+    for row in done.report.layers:
+        assert (row.output_error, row.ridge, row.ridge_raised) == (0.0, 0.01, False)
+        if method == "gptq":
+            width = done.layers[row.layer].codes.shape[1]
+            assert (row.dead_columns, row.weight_error) == (width, 1.0)
+            assert not done.layers[row.layer].dequantize().any()
+    assert done.report.problems() == []
+    assert torch.equal(done.streams.x_q, streams.x_f)  # only the residual passes
+    json.dumps(done.report.model_dump(mode="json"), allow_nan=False)  # as it is published
 
 
 def test_held_out_windows_reach_neither_hessian_nor_gradient(tiny_folders, seeded):

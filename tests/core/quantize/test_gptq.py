@@ -6,7 +6,7 @@ import torch
 from normtweak_core.errors import HessianError, InputError
 from normtweak_core.quantize import gptq as gptq_module
 from normtweak_core.quantize.gptq import gptq, round_to_nearest, split_rows
-from normtweak_core.quantize.grid import GridSpec, fit_grid
+from normtweak_core.quantize.grid import GridSpec, fit_grid, quantize_to_codes
 from normtweak_core.quantize.hessian import InputStatistics, corrected_weight, inverse_cholesky
 from tests.reference import gptq_oracle
 
@@ -64,6 +64,21 @@ def test_identity_hessian_gives_round_to_nearest(seeded):
     nearest = round_to_nearest(W, 16, spec).weight
     assert torch.equal(ours.codes, nearest.codes)
     assert torch.equal(ours.dequantize(), nearest.dequantize())
+
+
+def test_every_code_is_the_nearest_once_the_errors_before_it_are_pushed_onto_its_column(seeded):
+    W, _, H = problem(seeded)
+    spec = GridSpec(2, False, True, torch.float32)
+    solved = gptq(W, H, None, spec, act_order=False, percdamp=0.1).weight
+    damped = H.double() + 0.1 * H.diagonal().mean() * torch.eye(48)
+    U = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    rounded = solved.dequantize().double()
+    # W - Q = E U: what a column held when its turn came was E_jj U_jj off its code.
+    E = torch.linalg.solve_triangular(U, W.double() - rounded, upper=True, left=False)
+    held = rounded + E * U.diagonal()
+    scales, zeros = solved.scales.double(), solved.zeros.double()
+    assert torch.equal(quantize_to_codes(held, scales, zeros, 3), solved.codes.double())
+    assert (quantize_to_codes(W.double(), scales, zeros, 3) != solved.codes).any()
 
 
 def test_output_error_falls_from_rtn_to_gptq(seeded):
@@ -137,42 +152,111 @@ def test_statistics_do_not_depend_on_how_tokens_are_batched(seeded):
     assert torch.allclose(whole.cross()[0], parts.cross()[0], atol=2e-3)
 
 
-def test_corrected_weight_is_the_least_squares_answer(seeded):
-    W, x = torch.randn(12, 48, generator=seeded(1)), torch.randn(400, 48, generator=seeded(2))
-    float_x = x + 0.3 * torch.randn(x.shape, generator=seeded(9))
-    statistics = InputStatistics(48, x.device)
+def mismatch(seeded, tokens=400, width=48):
+    """Inputs of the quantized stream and what the float stream had there."""
+    x = torch.randn(tokens, width, generator=seeded(2))
+    return x, x + 0.3 * torch.randn(x.shape, generator=seeded(9))
+
+
+def statistics_of(x, float_x):
+    statistics = InputStatistics(x.shape[1], x.device)
     statistics.add(x, float_x)
-    H, C = statistics.hessian(), statistics.cross()
-    best = torch.linalg.lstsq(x.double(), (float_x @ W.T).double()).solution.T
-
-    def corrected(alpha: float, ridge: float) -> torch.Tensor:
-        correction = corrected_weight(W, H, C, alpha, ridge)
-        assert correction.ridge == (ridge if alpha else 0.0)
-        return correction.weight
-
-    ours = corrected(1.0, 0.0)
-    assert (ours.double() - best).norm() < 5e-3 * (best - W).norm()
-    assert torch.allclose(corrected(0.5, 0.0), (W + ours) / 2, atol=1e-5)
-    assert torch.equal(corrected(0.0, 0.0), W)
-    assert (corrected(1.0, 100.0) - W).norm() < 0.05 * (ours - W).norm()
+    return statistics.hessian(), statistics.cross()
 
 
-def test_a_ridge_is_raised_where_fewer_tokens_than_columns_leave_no_answer(seeded):
-    W, x = torch.randn(12, 48, generator=seeded(1)), torch.randn(20, 48, generator=seeded(2))
-    statistics = InputStatistics(48, x.device)
-    statistics.add(x, x + 0.1 * torch.randn(x.shape, generator=seeded(9)))
-    correction = corrected_weight(W, statistics.hessian(), statistics.cross(), 1.0, 0.0)
-    assert correction.ridge > 0
-    assert torch.isfinite(correction.weight).all()
-    # The least change that answers all 20 tokens is found, up to the ridge.
-    assert (correction.weight - W).norm() < W.norm()
-
-
-def test_an_input_that_is_always_zero_corrects_nothing(seeded):
+def test_corrected_weight_is_the_least_squares_answer(seeded):
     W = torch.randn(12, 48, generator=seeded(1))
-    correction = corrected_weight(W, torch.zeros(48, 48), torch.zeros(48, 48), 1.0, 0.01)
-    assert torch.equal(correction.weight, W)
+    x, float_x = mismatch(seeded)
+    H, C = statistics_of(x, float_x)
+    best = torch.linalg.lstsq(x.double(), (float_x @ W.T).double()).solution.T
+    ours = corrected_weight(W, H, C, alpha=1.0, ridge=0.0)
+    assert (ours.weight.double() - best).norm() < 1e-5 * (best - W).norm()
+    assert ours.ridge == 0.0
+    half = corrected_weight(W, H, C, alpha=0.5, ridge=0.0).weight
+    assert torch.allclose(half, (W + ours.weight) / 2, atol=1e-5)
+    none = corrected_weight(W, H, C, alpha=0.0, ridge=0.5)
+    assert torch.equal(none.weight, W)
+    assert none.ridge == 0.0
+    strong = corrected_weight(W, H, C, 1.0, 100.0)
+    assert (strong.weight - W).norm() < 0.05 * (ours.weight - W).norm()
+    assert strong.ridge == 100.0
+
+
+def test_the_correction_equals_its_formula_in_float64(seeded):
+    W = torch.randn(12, 48, generator=seeded(1))
+    H, C = (part.double() for part in statistics_of(*mismatch(seeded)))
+    regularized = H + 0.01 * H.diagonal().mean() * torch.eye(48)
+    expected = W + 0.7 * W.double() @ C @ torch.linalg.inv(regularized)
+    ours = corrected_weight(W, H.float(), C.float(), 0.7, 0.01)
+    assert torch.allclose(ours.weight.double(), expected, rtol=0, atol=1e-6)
+    assert ours.ridge == 0.01
+
+
+def test_what_dead_columns_did_is_handed_to_the_live_ones_and_they_stay_as_they_are(seeded):
+    W = torch.randn(12, 48, generator=seeded(1))
+    x, float_x = mismatch(seeded)
+    x[:, [7, 20]] = 0  # the float stream has something there
+    float_x[:, 7] += x[:, 6]
+    live = torch.ones(48, dtype=torch.bool)
+    live[[7, 20]] = False
+    best = torch.linalg.lstsq(x[:, live].double(), (float_x @ W.T).double()).solution.T
+    ours = corrected_weight(W, *statistics_of(x, float_x), alpha=1.0, ridge=0.0)
+    assert (ours.weight[:, live].double() - best).norm() < 1e-5 * (best - W[:, live]).norm()
+    assert torch.equal(ours.weight[:, ~live], W[:, ~live])
+    assert ours.ridge == 0.0
+
+
+def test_a_column_whose_squares_fall_below_float32_is_not_corrected(seeded):
+    W = torch.randn(12, 48, generator=seeded(1))
+    x, float_x = mismatch(seeded)
+    x[:, 7] = 1e-30
+    W[:, 7] = 0  # where the least change shows
+    H, C = statistics_of(x, float_x)
+    assert H[7, 7] == 0
+    assert C[:, 7].abs().max() > 0
+    ours = corrected_weight(W, H, C, alpha=1.0, ridge=0.0)
+    assert torch.equal(ours.weight[:, 7], W[:, 7])
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.01])
+def test_an_input_that_is_always_zero_corrects_nothing(seeded, ridge):
+    W = torch.randn(12, 48, generator=seeded(1))
+    x, float_x = mismatch(seeded)
+    ours = corrected_weight(W, *statistics_of(torch.zeros_like(x), float_x), 1.0, ridge)
+    assert torch.equal(ours.weight, W)
+    assert ours.ridge == ridge
+
+
+def test_gptq_of_an_input_that_is_always_zero_is_all_zero(seeded):
+    W = torch.randn(12, 48, generator=seeded(1))
     spec = GridSpec(2, False, True, torch.float32)
     solved = gptq(W, torch.zeros(48, 48), 16, spec, act_order=True, percdamp=0.01)
     assert solved.dead_columns == 48
     assert not solved.weight.dequantize().any()
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-9])
+@pytest.mark.parametrize("kind", ["few tokens", "copied column", "sum of two columns"])
+def test_a_ridge_too_small_for_a_deficient_hessian_is_raised_and_told(seeded, ridge, kind):
+    W = torch.randn(12, 48, generator=seeded(1))
+    x, float_x = mismatch(seeded, tokens=47 if kind == "few tokens" else 400)
+    if kind == "copied column":
+        x[:, 7] = x[:, 3]
+    elif kind == "sum of two columns":
+        x[:, 7] = 0.3 * x[:, 3] + x[:, 5]
+    H, C = statistics_of(x, float_x)
+    ours = corrected_weight(W, H, C, alpha=1.0, ridge=ridge)
+    assert ours.ridge == pytest.approx(1e-3)
+    assert torch.equal(ours.weight, corrected_weight(W, H, C, 1.0, ours.ridge).weight)
+    # The rounding of H is not taken for information: outputs are those of the least squares.
+    best = torch.linalg.lstsq(x, float_x @ W.T, driver="gelsd").solution
+    assert (x @ (ours.weight.T - best)).norm() < 0.1 * (x @ (W.T - best)).norm()
+
+
+def test_an_indefinite_hessian_is_an_error_of_the_correction_too(seeded):
+    W = torch.randn(12, 48, generator=seeded(1))
+    H = torch.eye(48)
+    H[0, 0], H[1, 1] = -60.0, 90.0
+    message = r"must be positive definite; it is not, even with ridge=1\.0: use more or more varied"
+    with pytest.raises(HessianError, match=message):
+        corrected_weight(W, H, torch.eye(48), alpha=1.0, ridge=0.01)

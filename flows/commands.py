@@ -12,6 +12,7 @@ from typing import Any
 from flows.failures import EXIT_OK, exit_code, logged_to_file
 from normtweak_core.errors import InputError
 from tasks.environment import (
+    REPOSITORY,
     default_variables,
     log_plain_lines,
     prepare_environment,
@@ -87,7 +88,6 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Reopen an export with an independent reader and print what was compared."""
-    from flows.preflight import REPOSITORY
     from flows.verifying import report_lines
     from normtweak_core.export.verify import reader_python, verify_export
 

@@ -16,6 +16,7 @@ import yaml
 
 from flows.params import Recipe, parse_recipe
 from normtweak_core.errors import InputError
+from tasks.environment import REPOSITORY
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
@@ -50,7 +51,7 @@ def find_deployment_file() -> Path:
     Raises:
         InputError: Neither exists.
     """
-    for folder in (Path.cwd(), Path(__file__).resolve().parents[1]):
+    for folder in (Path.cwd(), REPOSITORY):
         if (folder / FILE).is_file():
             return folder / FILE
     raise InputError(

@@ -31,11 +31,9 @@ from normtweak_core.model.source import (
     resolve_device,
     resolve_source,
 )
-from tasks.environment import HOME_VARIABLE, default_variables
+from tasks.environment import HOME_VARIABLE, REPOSITORY, default_variables
 from tasks.registry_server import check_registry
 
-# `make reader-gptq` puts the environment that reads GPTQ files beside the packages.
-REPOSITORY = Path(__file__).resolve().parents[1]
 REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI"
 DATA_FILES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".txt")
 

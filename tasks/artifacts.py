@@ -5,6 +5,7 @@ error there for a cache miss, so that a missing, truncated or altered file is si
 Files are named after their content: two writers of the same thing write the same bytes.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -153,7 +154,8 @@ def sweep_temporaries(root: Path | None = None) -> list[Path]:
         if match is None or held(locks / f"{match['token']}.lock"):
             continue
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # its owner's successor was faster
+                shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
         removed.append(path)

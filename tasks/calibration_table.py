@@ -1,6 +1,5 @@
 """The calibration set as a table people read: one row a window, checked on write and on read."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +8,6 @@ import pandera.errors
 import pandera.pandas as pa
 import pyarrow
 from pandera.typing.pandas import Series
-
-from tasks.artifacts import write_atomically
 
 if TYPE_CHECKING:  # a cached table is checked without importing torch
     from transformers import PreTrainedTokenizerBase
@@ -103,12 +100,12 @@ def validate_calibration_table(frame: pd.DataFrame, vocab_size: int) -> pd.DataF
 def write_calibration_table(path: Path, frame: pd.DataFrame, vocab_size: int) -> None:
     """Write the table as parquet once it is valid; equal tables give equal bytes.
 
+    Writes at ``path`` itself: who must not be left with half a file gives a temporary path.
+
     Raises:
         CalibrationTableError: The table is not valid; nothing is written.
     """
-    buffer = io.BytesIO()
-    validate_calibration_table(frame, vocab_size).to_parquet(buffer, index=False)
-    write_atomically(path, buffer.getvalue())
+    validate_calibration_table(frame, vocab_size).to_parquet(path, index=False)
 
 
 def read_calibration_table(path: Path, vocab_size: int) -> pd.DataFrame:

@@ -15,6 +15,8 @@ from typing import TextIO
 from normtweak_core.errors import InputError
 
 HOME_VARIABLE = "NORMTWEAK_HOME"
+# `make reader-gptq` puts the environment that reads GPTQ files beside the packages.
+REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = ("prefect", "results", "artifacts", "locks", "mlartifacts", "exports")
 OUR_LOGGERS = ("flows", "tasks", "normtweak_core")
 _READ_AT_IMPORT = ("prefect", "mlflow", "torch")

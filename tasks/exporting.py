@@ -18,7 +18,7 @@ from tasks import events
 from tasks.artifacts import ArtifactRef, content_hash, publish_json
 from tasks.blocks import fields_read
 from tasks.chain import ChainSettings
-from tasks.environment import state_root
+from tasks.environment import REPOSITORY, state_root
 from tasks.job import STAGE, Job, torch_dtype
 from tasks.results import BlockResult, ExportResult, FinalTuneResult, VerificationResult
 
@@ -28,9 +28,6 @@ EXPORT_SOURCES = ["normtweak_core.export.writer", "normtweak_core.quantize.stora
 # The reader is launched by its path: nothing imports it.
 VERIFY_SOURCES = ["normtweak_core.export.reader", "normtweak_core.export.verify"]
 FORMAT_LIBRARY = "compressed-tensors"
-
-# `make reader-gptq` puts the environment that reads GPTQ files beside the packages.
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def export_key(

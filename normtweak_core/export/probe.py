@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from normtweak_core.export.formats import Format
-from normtweak_core.export.payload import TOKENIZER_FILES
+from normtweak_core.export.payload import tokenizer_files
 from normtweak_core.export.scheme import Scheme
 from normtweak_core.export.stored import read_tensor
 from normtweak_core.model.checkpoint import stored_tensors
@@ -108,7 +108,7 @@ def probe_tokens(vocab_size: int, context: int | None) -> Int64[Tensor, "1 seq"]
 
 def tokenizer_probe(folder: Path) -> dict[str, object] | None:
     """Return a text with its token ids and their decoding; None for a folder without tokenizer."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not tokenizer_files(folder):
         return None
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     ids = tokenizer(PROBE_TEXT)["input_ids"]

@@ -28,6 +28,7 @@ from normtweak_core.tweak.report import TweakReport
 
 # Parts of the trained change that are tried on the held-out windows.
 SHARES = (1.0, 0.5, 0.25, 0.125)
+TINY = 1e-20  # in the place of a token's |target|^2 where that is zero
 
 
 def tweak_rate(config: NormTweakConfig, index: int, num_blocks: int) -> float:
@@ -209,7 +210,8 @@ def held_out(
         total += window_loss(LOSSES[loss], wanted, output).item()
         # Token by token, as the norms of the blocks behind see it: over all tokens together, the
         # few with very large norms would decide.
-        relative = (output - wanted).square().sum(-1) / wanted.square().sum(-1)
+        size = wanted.square().sum(-1).clamp(min=TINY)
+        relative = (output - wanted).square().sum(-1) / size
         squares += relative.mean().item()
     windows = len(x_q) - num_training
     return HeldOut(total / windows, (squares / windows) ** 0.5)

@@ -28,7 +28,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.payload import TOKENIZER_FILES
+from normtweak_core.export.payload import tokenizer_files
 
 LOADER = Path(__file__).with_name("text_generation.py")
 READERS = {
@@ -70,9 +70,8 @@ def write_model_folder(folder: Path, export_dir: Path, reports: list[Path], mode
     shutil.copytree(export_dir, folder / "model", ignore=others, copy_function=_link)
     tokenizer = folder / "components" / "tokenizer"
     tokenizer.mkdir(parents=True)
-    for name in TOKENIZER_FILES:
-        if (export_dir / name).is_file():
-            _link(export_dir / name, tokenizer / name)
+    for path in tokenizer_files(export_dir):
+        _link(path, tokenizer / path.name)
     attach(reports, folder / "reports")
 
     # Two models in one process must not share a loader of different versions: name it by content.

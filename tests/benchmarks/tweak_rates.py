@@ -7,8 +7,8 @@ as a tweak does. So each setting is run with several seeds of the calibration se
 is the change against no tweak with the same seed, with its standard error over seeds.
 
 Rollback is off unless a row says "with rollback", so that a row shows what a tweak does, not what
-the rule makes of it; "would keep" counts the blocks that the rule would keep. Runs on the bare
-core, no engine.
+the rule makes of it; "would keep" counts the blocks whose whole change passes the rule. Runs on
+the bare core, no engine.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from normtweak_core.quantize.block import BlockPlan, quantize_block
 from normtweak_core.quantize.config import QuantizationConfig
 from normtweak_core.quantize.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig
+from normtweak_core.tweak.tweak import HeldOut
 from tests.benchmarks.results import DEFAULT_OUT, machine, write_results
 
 SAMPLES, LENGTH, EVALUATED_WINDOWS = 64, 256, 128
@@ -146,11 +147,12 @@ def _last_block(blocks: list[dict[str, Any]]) -> list[str]:
 
 def _kept(runs: list[dict[str, Any]]) -> str:
     blocks = [block for run in runs for block in run["blocks"]]
-    kept = sum(
-        b["held_out_after"] < b["held_out_before"] and b["distance_after"] <= b["distance_before"]
-        for b in blocks
-    )
+    kept = sum(_at(block, "after").better_than(_at(block, "before")) for block in blocks)
     return f"{kept} of {len(blocks)}" if blocks else ""
+
+
+def _at(block: dict[str, Any], when: str) -> HeldOut:
+    return HeldOut(block[f"held_out_{when}"], block[f"distance_{when}"])
 
 
 if __name__ == "__main__":

@@ -1,20 +1,10 @@
 """A whole run with `export.format: gptq`, where `make reader-gptq` has made its reader."""
 
-import os
-from pathlib import Path
-
-import pytest
-
 from flows.params import parse_recipe
-from normtweak_core.export.checks import GPTQ_READER, GPTQ_READER_DONE
+from tests.gptq_reader import needs_gptq_reader
 from tests.tiny_exports import save_tiny_model, tiny_config
 
-DONE = Path(__file__).resolve().parents[2] / GPTQ_READER_DONE
-
-pytestmark = pytest.mark.skipif(
-    not DONE.is_file() and not os.environ.get("NORMTWEAK_REQUIRE_GPTQ_READER"),
-    reason=f"{GPTQ_READER} is absent or not complete: run `make reader-gptq`",
-)
+pytestmark = needs_gptq_reader
 
 
 def test_a_run_to_gptq_measures_the_same_model_as_the_default_format(engine, tmp_path):

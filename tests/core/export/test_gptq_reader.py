@@ -1,21 +1,19 @@
 """GPTQ exports in the environment that reads them, where `make reader-gptq` has made it."""
 
-import os
 import subprocess
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from normtweak_core.errors import VerificationError
 from normtweak_core.export import reader
-from normtweak_core.export.checks import GPTQ_READER, GPTQ_READER_DONE
+from normtweak_core.export.checks import GPTQ_READER
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.verify import reader_python, verify_export
 from normtweak_core.export.writer import write_export
+from tests.gptq_reader import REPOSITORY, needs_gptq_reader
 from tests.tiny_exports import quantize_all, read_json, save_tiny_model, tiny_config
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 PYTHON = REPOSITORY / GPTQ_READER / "bin" / "python"
 CASES = [
     ("llama", 2, 32, False),
@@ -36,11 +34,7 @@ reports = {folder.name: reader["examine"](folder) for folder in folders}
 pathlib.Path(sys.argv[2]).write_text(json.dumps(reports))
 """
 
-pytestmark = pytest.mark.skipif(
-    not (REPOSITORY / GPTQ_READER_DONE).is_file()
-    and not os.environ.get("NORMTWEAK_REQUIRE_GPTQ_READER"),
-    reason=f"{GPTQ_READER} is absent or not complete: run `make reader-gptq`",
-)
+pytestmark = needs_gptq_reader
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,13 @@ def test_distance_counts_every_token_alike(damaged):
     assert found.distance == pytest.approx(relative.square().mean().sqrt().item(), rel=1e-5)
 
 
+def test_a_token_whose_float_output_is_zero_leaves_the_distance_finite(damaged):
+    block, x, target, run = damaged("llama")
+    target[28, 3] = 0
+    found = held_out(block, x, target, 28, run, "mse")
+    assert torch.isfinite(torch.tensor(found.distance))
+
+
 def test_a_tweak_that_hurts_is_rolled_back_to_the_bit(damaged):
     block, x, target, run = damaged("llama")
     before = {key: value.clone() for key, value in block.state_dict().items()}

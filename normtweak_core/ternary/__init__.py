@@ -1,0 +1,1 @@
+"""Training with quantized forward passes: ternary weights, an RMSNorm before each linear."""

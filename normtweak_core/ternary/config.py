@@ -1,0 +1,111 @@
+"""How a float model is trained until it lives in ternary weights."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from normtweak_core.calibration.config import CalibrationConfig
+
+
+class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
+    """Surgery, schedule, objective and optimizer of a ternary training."""
+
+    norm: Literal["rms", "none"] = Field("rms", description="RMSNorm before every linear, or none.")
+    affine: bool = Field(True, description="Extra norms have a learned gain.")
+    share_gains: bool = Field(
+        True,
+        description="Linears that read the same tensor share one gain: faster, and GGUF needs it.",
+    )
+    ramp_norm: bool = Field(
+        True, description="Let the norms that replace nothing come in with lambda, not at once."
+    )
+    schedule: Literal["linear", "cosine", "sigmoid", "exponential"] = Field(
+        "linear", description="How lambda rises from lambda_start to 1."
+    )
+    scope: Literal["global", "layerwise"] = Field(
+        "global", description="All blocks together, or one block after another."
+    )
+    order: Literal["forward", "backward"] = Field(
+        "forward", description="scope layerwise: first block first, or last block first."
+    )
+    overlap: float = Field(
+        0.5, ge=0, lt=1, description="scope layerwise: share of a block's rise beside the next's."
+    )
+    warmup: float = Field(
+        0.5, description="Share of training after which lambda is 1 everywhere; 0: no schedule."
+    )
+    lambda_start: float = Field(0.0, description="Lambda of the first step.")
+    steps: int = Field(300, ge=1, description="Optimizer steps.")
+    batch: int = Field(8, ge=1, description="Windows per optimizer step.")
+    accumulate: int = Field(1, ge=1, description="Parts that the batch is computed in.")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    lr_second: float | None = Field(
+        None, gt=0, description="Rate at half of training, falling to 0; null: one cosine."
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="Of matrices; with lr_second only in the first half."
+    )
+    objective: Literal["ce", "kd", "mix"] = Field(
+        "kd", description="Cross-entropy, divergence from the float model's logits, or both."
+    )
+    kd_weight: float | None = Field(
+        None, gt=0, lt=1, description="objective mix: share of the divergence; null: 0.5."
+    )
+    hidden_weight: float = Field(
+        0.0, ge=0, description="Weight of the distance of the blocks' outputs; not with ce."
+    )
+    temperature: float = Field(1.0, gt=0, description="Of both logits in the divergence.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    activation_bits: Literal[8] | None = Field(
+        8, description="Width of what a linear reads; null: float, which bitnet cannot store."
+    )
+    gradient_checkpointing: bool = Field(False, description="Compute blocks twice to save memory.")
+    save_every: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
+    data: CalibrationConfig = Field(
+        CalibrationConfig(samples=256, length=256), description="Text to train on."
+    )
+
+    @field_validator("warmup")
+    @classmethod
+    def _fits_into_training(cls, warmup: float) -> float:
+        if not 0 <= warmup <= 1:
+            raise ValueError(
+                f"ternary.warmup must be a share of training, from 0 to 1; found {warmup:g}: a "
+                "schedule longer than the training never reaches lambda 1"
+            )
+        return warmup
+
+    @field_validator("lambda_start")
+    @classmethod
+    def _is_a_share(cls, lam: float) -> float:
+        if not 0 <= lam <= 1:
+            raise ValueError(f"ternary.lambda_start must be from 0 to 1; found {lam:g}")
+        return lam
+
+    @model_validator(mode="after")
+    def _keys_where_read(self) -> "TernaryConfig":
+        given = self.model_fields_set
+        for key, needed, holds in (
+            ("affine", "norm rms", self.norm == "rms"),
+            ("share_gains", "norm rms", self.norm == "rms"),
+            ("ramp_norm", "norm rms", self.norm == "rms"),
+            ("order", "scope layerwise", self.scope == "layerwise"),
+            ("overlap", "scope layerwise", self.scope == "layerwise"),
+            ("schedule", "warmup above 0", self.warmup > 0),
+            ("lambda_start", "warmup above 0", self.warmup > 0),
+            ("kd_weight", "objective mix", self.objective == "mix"),
+            ("temperature", "objective kd or mix", self.objective != "ce"),
+            ("hidden_weight", "objective kd or mix", self.objective != "ce"),
+        ):
+            default = type(self).model_fields[key].default
+            if key in given and not holds and getattr(self, key) != default:
+                raise ValueError(
+                    f"ternary.{key} is only read with {needed}; found {getattr(self, key)}: "
+                    "remove it"
+                )
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"ternary.accumulate must divide batch; found {self.accumulate} parts of "
+                f"{self.batch} windows"
+            )
+        return self

@@ -1,0 +1,123 @@
+"""Where a training stands: weights, Adam's moments, losses and position, in one file.
+
+Nothing else decides how a training goes on: the order of the windows follows from seed and
+epoch, rates and lambdas from the step, and the models draw no random numbers (they run without
+dropout), so there is no state of a generator to keep.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+KEPT = 2  # checkpoints: the newest, and one before it in case the newest is damaged
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class TrainingState:
+    """Everything that the next step depends on, by parameter name."""
+
+    step: int  # optimizer steps done
+    weights: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]  # by name of the moment; empty before the first step
+    losses: list[float]  # of every step so far
+    seconds: float  # spent in all runs together
+
+    def sha256(self) -> str:
+        """Return a hash of step, weights, moments and losses; the seconds do not count."""
+        digest = hashlib.sha256(json.dumps([self.step, self.losses]).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {f"weight.{name}": tensor for name, tensor in self.weights.items()}
+        for moment, tensors in self.moments.items():
+            named |= {f"{moment}.{name}": tensor for name, tensor in tensors.items()}
+        return named
+
+    def save(self, folder: Path, origin: str) -> Path:
+        """Write a checkpoint, remove those that are no longer kept, and return its path.
+
+        The file appears complete or not at all.
+
+        Args:
+            folder: Of this training.
+            origin: Hash of what the training starts from; only the same goes on from it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"step-{self.step:08d}.safetensors"
+        temporary = path.with_suffix(".partial")
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
+        facts = {
+            "origin": origin,
+            "step": str(self.step),
+            "seconds": repr(self.seconds),
+            "losses": json.dumps(self.losses),
+            "sha256": self.sha256(),
+        }
+        save_file(tensors, temporary, metadata=facts)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+        for old in checkpoints(folder)[KEPT:]:
+            old.unlink(missing_ok=True)
+        return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, newest first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def newest_state(folder: Path, origin: str, at_most: int) -> TrainingState | None:
+    """Return the newest intact state of a training; None where it has to begin.
+
+    A checkpoint that is damaged or of another origin is passed over with a line in the log.
+
+    Args:
+        folder: Of the training.
+        origin: Hash of what the training starts from.
+        at_most: States beyond this step are passed over too.
+    """
+    for path in checkpoints(folder):
+        if int(path.stem.partition("-")[2]) > at_most:
+            continue
+        try:
+            return _load(path, origin)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s is passed over: %s", path.name, error)
+    return None
+
+
+def _load(path: Path, origin: str) -> TrainingState:
+    with safe_open(path, "pt") as file:
+        facts = file.metadata() or {}
+        if facts.get("origin") != origin:
+            raise ValueError("it belongs to another training")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    parts: dict[str, dict[str, Tensor]] = {"weight": {}}
+    for name, tensor in tensors.items():
+        kind, _, parameter = name.partition(".")
+        parts.setdefault(kind, {})[parameter] = tensor
+    state = TrainingState(
+        step=int(facts["step"]),
+        weights=parts.pop("weight"),
+        moments=parts,
+        losses=json.loads(facts["losses"]),
+        seconds=float(facts["seconds"]),
+    )
+    if state.sha256() != facts["sha256"]:
+        raise ValueError("its bytes are not those that were written")
+    return state

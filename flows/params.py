@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from flows.recipe_errors import sentences
-from flows.recipe_file import apply_override, read_recipe
+from flows.recipe_file import read_with_overrides
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
@@ -59,7 +59,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     quantization: QuantizationConfig = QuantizationConfig()
     norm_tweak: NormTweakConfig = NormTweakConfig()
     final_tune: FinalTuneConfig = FinalTuneConfig()
-    ternary: None = Field(None, description="Not built yet: must stay null.")
+    ternary: None = Field(None, description="Belongs to `normtweak ternary`: must stay null.")
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     export: ExportConfig = ExportConfig()
@@ -73,12 +73,12 @@ NOT_BUILT: dict[str, Any] = {
     "gate.max_kl": None,
     "gate.min_top1_agreement": None,
     "registry.promote_to": "champion",  # what passing the gate earns
-    "ternary": None,
     "finetune": None,
     "evaluation.tasks": [],
     "evaluation.data": None,
 }
-FORMATS_TO_COME = ("bitnet", "gguf")
+FORMATS_TO_COME = ("gguf",)
+TERNARY_FORMATS = ("bitnet",)
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -88,10 +88,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         InputError: The file is missing or is not YAML, a key is unknown or not built yet, a value
             is of the wrong type or out of range.
     """
-    data = read_recipe(path)
-    for override in overrides or []:
-        apply_override(data, override)
-    return parse_recipe(data)
+    return parse_recipe(read_with_overrides(path, overrides))
 
 
 def parse_recipe(data: dict[str, Any]) -> Recipe:
@@ -100,8 +97,9 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
     Raises:
         InputError: As `load_recipe`.
     """
+    _refuse_ternary(data)
     refuse_unbuilt(data)
-    _refuse_infinite(data, "")
+    refuse_infinite(data)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -128,10 +126,29 @@ def refuse_unbuilt(data: dict[str, Any]) -> None:
         )
 
 
-def _refuse_infinite(value: Any, key: str) -> None:
+def _refuse_ternary(data: dict[str, Any]) -> None:
+    if data.get("ternary") is not None:
+        raise InputError(
+            "a recipe with a ternary section is carried out by `normtweak ternary RECIPE`, not by "
+            "quantize: run that, or remove the section."
+        )
+    chosen = _lookup(data, "export.format", None)
+    if chosen in TERNARY_FORMATS:
+        raise InputError(
+            f"export.format {chosen} is the format of ternary models: run normtweak ternary, or "
+            "use auto, compressed-tensors or gptq."
+        )
+
+
+def refuse_infinite(value: Any, key: str = "") -> None:
+    """Refuse numbers that are NaN or infinite.
+
+    Raises:
+        InputError: There is one; the message names its key.
+    """
     if isinstance(value, dict):
         for name, inner in value.items():
-            _refuse_infinite(inner, f"{key}.{name}" if key else str(name))
+            refuse_infinite(inner, f"{key}.{name}" if key else str(name))
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{key} must be a finite number; found {value}.")
 

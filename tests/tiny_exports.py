@@ -4,11 +4,18 @@ import json
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.pytorch_utils import Conv1D
 
 from normtweak_core.quantize.grid import round_scale
 from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.ternary.weight import ternary_linear
 
 
 def tiny_config(family, **changes):
@@ -22,6 +29,9 @@ def tiny_config(family, **changes):
             "tie_word_embeddings": True,
         }
         return LlamaConfig(**shared | changes)
+    if family == "opt":  # its embedding is narrower: two float linears around the blocks
+        shared |= {"hidden_size": 64, "ffn_dim": 128, "num_attention_heads": 4}
+        return OPTConfig(**shared | {"word_embed_proj_dim": 32} | changes)
     shared |= {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -80,6 +90,19 @@ def quantize_all(folder, bits, group_size, symmetric, dtype=torch.float16):
             weight = module.weight.data
             weight = weight.T.contiguous() if isinstance(module, Conv1D) else weight
             layers[name] = round_to_nearest(weight, bits, group_size, symmetric, dtype)
+    return layers
+
+
+def ternary_all(folder, dtype=torch.float32, gains=True, seed=0):
+    """Every linear of the blocks of the model in ``folder`` as a ternary one, with random gains."""
+    generator = torch.Generator().manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and any(p.isdigit() for p in name.split(".")):
+            gain = torch.randn(module.in_features, generator=generator).exp() if gains else None
+            bias = None if module.bias is None else module.bias.data
+            layers[name] = ternary_linear(module.weight.data, gain, bias, dtype)
     return layers
 
 

@@ -1,5 +1,6 @@
 """What the quantized weights of a checkpoint take on disk, in bits per weight."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ DTYPE_BITS = {"I64": 64, "I32": 32, "F32": 32, "I16": 16, "F16": 16, "BF16": 16,
 COMPRESSED_TENSORS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 INT_QUANTIZED = ("weight", "weight_scale", "weight_zero_point")
 GPTQ = ("qweight", "qzeros", "scales", "g_idx")
+BITNET = ("weight", "weight_scale", "rms_norm.weight")
+CODES_PER_BYTE = 4  # of bitnet
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,9 @@ class QuantizedStorage:
 
     num_linears: int
     num_weights: int
-    stored_bits: int  # codes, scales, zeros, shapes and indices; biases are not counted
+    # Codes, scales, zeros, shapes, indices, gains of norms that came with the quantization. Biases
+    # are not counted.
+    stored_bits: int
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -30,7 +35,7 @@ class QuantizedStorage:
 
 
 def quantized_storage(folder: Path) -> QuantizedStorage:
-    """Return what the quantized linears of a compressed-tensors or GPTQ checkpoint take.
+    """Return what the quantized linears of a compressed-tensors, GPTQ or BitNet checkpoint take.
 
     Raises:
         InputError: The folder holds no safetensors file.
@@ -45,6 +50,7 @@ def quantized_storage(folder: Path) -> QuantizedStorage:
                 if name.endswith(".weight_shape"):
                     dense_shapes[name] = tensors.get_tensor(name).tolist()
 
+    bitnet = _is_bitnet(folder)
     linears = weights = bits = 0
     for name, (shape, dtype) in shapes.items():
         linear, _, last = name.rpartition(".")
@@ -53,6 +59,8 @@ def quantized_storage(folder: Path) -> QuantizedStorage:
         elif last == "qweight":
             # g_idx has one entry per input column; qweight packs the inputs, not the outputs.
             parts, numel = GPTQ, shapes[f"{linear}.g_idx"][0][0] * shape[1]
+        elif bitnet and last == "weight" and f"{linear}.weight_scale" in shapes:
+            parts, numel = BITNET, math.prod(shape) * CODES_PER_BYTE
         elif last == "weight" and dtype in ("I8", "U8") and f"{linear}.weight_scale" in shapes:
             parts, numel = INT_QUANTIZED, math.prod(shape)
         else:
@@ -72,3 +80,10 @@ def _weight_files(folder: Path) -> list[Path]:
             "Give the folder of an export or of a downloaded model."
         )
     return files
+
+
+def _is_bitnet(folder: Path) -> bool:
+    """Say whether bytes of ``weight`` are four codes each, which their type does not tell."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return config.get("quantization_config", {}).get("quant_method") == "bitnet"

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from normtweak_core.export.compressed_tensors import MINIMUM_VERSION
-from normtweak_core.export.scheme import Scheme
+from normtweak_core.export.scheme import Scheme, TernaryScheme
 
 if TYPE_CHECKING:
     from normtweak_core.export.writer import ExportRecord
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 _CARD = """\
 ---
 library_name: transformers
-tags: [quantized, {bits}-bit, {form}]
+tags: [quantized, {tag}, {form}]
 ---
 
 # {title}
 
-A causal language model with {bits}-bit linear layers ({grid}, {groups}); everything else is
+A causal language model with {linears}; everything else is
 {dtype}. Made by normtweak; `normtweak.json` holds the recipe, lineage and weight hashes.
 
 | format | bits per quantized weight | size |
@@ -36,16 +36,34 @@ Needs {needs}.
 def model_card(record: "ExportRecord") -> str:
     """Return the text of README.md."""
     scheme = record.scheme
+    ternary = isinstance(scheme, TernaryScheme)
     return _CARD.format(
         title=record.folder.name,
-        bits=scheme.bits,
+        tag="ternary" if ternary else f"{scheme.bits}-bit",
         form=record.format,
-        grid="symmetric" if scheme.symmetric else "asymmetric",
-        groups=f"groups of {scheme.group_size}" if scheme.group_size else "one scale per row",
+        linears=_ternary_linears(scheme) if ternary else _grid_linears(scheme),
         dtype=record.dtype,
         bits_per_weight=record.bits_per_weight,
         size=record.size_bytes / 1e6,
-        needs=_needs(record.format, scheme),
+        needs=_ternary_needs() if ternary else _needs(record.format, scheme),
+    )
+
+
+def _grid_linears(scheme: Scheme) -> str:
+    grid = "symmetric" if scheme.symmetric else "asymmetric"
+    groups = f"groups of {scheme.group_size}" if scheme.group_size else "one scale per row"
+    return f"{scheme.bits}-bit linear layers ({grid}, {groups})"
+
+
+def _ternary_linears(scheme: TernaryScheme) -> str:
+    norm = ", an RMSNorm before each" if scheme.rms_norm else ""
+    return f"ternary linear layers (-1, 0 and 1 times one scale{norm}) that read 8-bit activations"
+
+
+def _ternary_needs() -> str:
+    return (
+        "transformers and accelerate. The first pass compiles for a while; with\n"
+        "`TORCH_COMPILE_DISABLE=1` it does not"
     )
 
 

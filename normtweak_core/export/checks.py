@@ -20,6 +20,7 @@ GPTQ_GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 # At 4 bits the reader's CPU kernels take only these, and stop with an error at any other.
 GPTQ_GROUP_SIZES_4_BIT = (32, 64, 128, 256)
 WORD = 32  # bits
+ROWS_PER_BYTE = 4  # of a ternary matrix in bitnet
 _IN_BLOCK = re.compile(r"(?:^|\.)\d+\..*\.weight$")
 
 
@@ -93,12 +94,54 @@ def check_exportable(
         _check_gptq(export, quantization, linears, reader_available)
 
 
+def check_ternary_exportable(export: ExportConfig, linears: Mapping[str, LinearShape]) -> None:
+    """Accept a ternary recipe whose result can be written and opened again.
+
+    Args:
+        export: Format and float type asked for.
+        linears: The linears that are to be ternary, by name.
+
+    Raises:
+        InputError: The format holds no ternary model, or not one of these shapes.
+
+    """
+    check_ternary_format(export)
+    for name, shape in linears.items():
+        if shape.transposed:
+            raise conv1d_error(name)
+        if shape.out_features % ROWS_PER_BYTE:
+            raise rows_error(name, shape)
+
+
+def check_ternary_format(export: ExportConfig) -> None:
+    """Accept a format of ternary models.
+
+    Raises:
+        InputError: It is another.
+
+    """
+    if export.format not in ("auto", "bitnet"):
+        raise InputError(
+            f"export.format of a ternary model must be bitnet; it is {export.format}, which holds "
+            "no rounded activations. Use auto or bitnet."
+        )
+
+
+def rows_error(name: str, shape: LinearShape) -> InputError:
+    """Return the error for a ternary linear whose rows do not fill whole bytes."""
+    return InputError(
+        f"export.format: bitnet packs {ROWS_PER_BYTE} rows into a byte, so that every output width "
+        f"must be a multiple of {ROWS_PER_BYTE}; {name} has {shape.out_features} outputs (and "
+        f"{shape.in_features} inputs). Leave it float, or choose another model."
+    )
+
+
 def conv1d_error(name: str) -> InputError:
     """Return the error for a model of Conv1D layers, which no reader converts."""
     return InputError(
         f"an export needs linears of type nn.Linear; {name} is a Conv1D (GPT-2), which the readers "
-        "of compressed-tensors and gptq both leave out or fail on. Choose another model, such as "
-        "a GPT-NeoX of the same size."
+        "of every format leave out or fail on. Choose another model, such as a GPT-NeoX of the "
+        "same size."
     )
 
 

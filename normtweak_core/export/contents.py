@@ -1,22 +1,25 @@
 """The tensors of an export, made one at a time, and what a reader must find in their place."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from normtweak_core.errors import InputError, NonFiniteError
+from normtweak_core.export.bitnet_format import check_conversion
 from normtweak_core.export.checks import conv1d_error
-from normtweak_core.export.formats import Format
+from normtweak_core.export.formats import BITNET, Format
 from normtweak_core.export.manifest import dtype_name, tensor_entry
-from normtweak_core.export.scheme import Scheme
+from normtweak_core.export.scheme import Scheme, TernaryScheme
 from normtweak_core.export.shards import ShardWriter
 from normtweak_core.export.stored import largest_absolute
 from normtweak_core.model.skeleton import LazyWeights, build_skeleton
 from normtweak_core.model.structure import find_blocks
 from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.ternary.weight import TernaryLinear
 
 
 class Contents:
@@ -25,21 +28,32 @@ class Contents:
     def __init__(
         self,
         source: Path,
-        layers: Mapping[str, QuantizedWeight],
+        layers: Mapping[str, QuantizedWeight] | Mapping[str, TernaryLinear],
         replaced: Mapping[str, Tensor],
         form: Format,
         dtype: torch.dtype,
+        scheme_of: Callable[[Any], Scheme | TernaryScheme],
     ):
         """Look at names and shapes; no weight is read yet.
 
+        Args:
+            source: Folder of the float model.
+            layers: Quantized linears by full module name.
+            replaced: Float tensors that take the source's place, by full parameter name.
+            form: The format.
+            dtype: The export dtype.
+            scheme_of: What returns the scheme of one layer; all must have the same.
+
         Raises:
-            InputError: The source lacks a tensor, or the layers are Conv1D.
+            InputError: The source lacks a tensor, the layers are Conv1D, or their names are such
+                that a reader would convert others.
             ValueError: Layers or replaced tensors are not this model's.
 
         """
-        self.scheme: Scheme | None = None  # known once the first layer was seen
+        self.scheme: Scheme | TernaryScheme | None = None  # known once the first layer was seen
         self.entries: dict[str, object] = {}  # of the manifest, by the names of a loaded model
-        self._layers, self._replaced, self._form, self._dtype = layers, replaced, form, dtype
+        self.form, self.dtype, self.quantized = form, dtype, frozenset(layers)
+        self._layers, self._replaced, self._scheme_of = layers, replaced, scheme_of
         model = build_skeleton(source, torch.float32)
         self._source = LazyWeights(model, source, torch.float32, "cpu")
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -51,8 +65,15 @@ class Contents:
         self._check_names(model)
 
     def names(self) -> list[str]:
-        """Return what is to be stored, in the model's own order, without tied copies."""
-        return [name for name in self._shapes if not self._is_copy(name)]
+        """Return what is to be stored, in the model's own order, without tied copies.
+
+        A quantized linear has one name here, its weight's, whatever is stored for it.
+        """
+        return [
+            name
+            for name in self._shapes
+            if not (self._is_copy(name) or (self._is_layers(name) and not _is_weight(name)))
+        ]
 
     def write(self, name: str, shards: ShardWriter) -> None:
         """Store one tensor of the model and note what a reader must find.
@@ -64,18 +85,28 @@ class Contents:
                 not numbers of the float type.
 
         """
-        module = name.removesuffix(".weight")
-        if module != name and module in self._layers:
-            layer = self._layers[module]
-            self._check_layer(module, layer)
-            for suffix, tensor in self._form.pack(layer, self._dtype).items():
-                shards.add(f"{module}.{suffix}", tensor)
-            self.entries[name] = tensor_entry(layer.dequantize().to(self._dtype), quantized=True)
+        if self._is_layers(name):
+            self._write_layer(name.removesuffix(".weight"), shards)
             return
         tensor = self._replaced[name] if name in self._replaced else self._read(name)
         stored = self._rounded(name, tensor)
         shards.add(name, stored)
         self.entries[name] = tensor_entry(stored)
+
+    def _write_layer(self, module: str, shards: ShardWriter) -> None:
+        layer = self._layers[module]
+        self._check_layer(module, layer)
+        packed = self.form.pack(layer, self.dtype)
+        for suffix, tensor in packed.items():
+            shards.add(f"{module}.{suffix}", tensor)
+        found = {"weight": layer.dequantize().to(self.dtype)} if self.form.dense else packed
+        for suffix, tensor in found.items():
+            self.entries[f"{module}.{suffix}"] = tensor_entry(tensor, quantized=suffix == "weight")
+
+    def _is_layers(self, name: str) -> bool:
+        """Say whether a parameter of the float model comes from one of the layers."""
+        module, _, last = name.rpartition(".")
+        return module in self._layers and (last == "weight" or not self.form.dense)
 
     def _read(self, name: str) -> Tensor:
         return self._source.read([name])[name]
@@ -89,10 +120,10 @@ class Contents:
             return tensor
         if not tensor.isfinite().all():
             raise NonFiniteError(f"every weight must be finite; {name} is not")
-        stored = tensor.detach().to("cpu", self._dtype)
+        stored = tensor.detach().to("cpu", self.dtype)
         if not stored.isfinite().all():
             raise InputError(
-                f"export.dtype: {dtype_name(self._dtype)} cannot hold {name}, which reaches "
+                f"export.dtype: {dtype_name(self.dtype)} cannot hold {name}, which reaches "
                 f"{largest_absolute(tensor):.6g}. Use bfloat16 or float32."
             )
         return stored
@@ -106,23 +137,35 @@ class Contents:
             return False
         return torch.equal(self._read(name), self._read(origin))
 
-    def _check_layer(self, module: str, layer: QuantizedWeight) -> None:
+    def _check_layer(self, module: str, layer: QuantizedWeight | TernaryLinear) -> None:
         shape = self._shapes[f"{module}.weight"]
         if tuple(layer.codes.shape) != shape:
             raise ValueError(f"{module} must have {shape} codes; got {tuple(layer.codes.shape)}")
-        self.scheme = self.scheme or Scheme.of(layer)
-        if Scheme.of(layer) != self.scheme:
-            raise ValueError(f"all layers must share {self.scheme}; {module} has another scheme")
-        scales = layer.scales
-        if not (scales.isfinite().all() and (scales > 0).all()):
-            raise NonFiniteError(f"scales must be finite and positive; those of {module} are not")
-        if not torch.equal(scales.to(self._dtype).to(torch.float32), scales):
+        if isinstance(layer, TernaryLinear):
+            self._check_vectors(module, layer)
+        scheme = self._scheme_of(layer)
+        self.scheme = self.scheme or scheme
+        if scheme != self.scheme:
             raise ValueError(
-                f"scales must be numbers that {dtype_name(self._dtype)} holds; those of {module} "
-                "are not. Round them with round_scale before quantizing."
+                f"all layers must share one scheme; {module} has {scheme}, the layers before it "
+                f"have {self.scheme}. Quantize them alike."
             )
-        if layer.symmetric and not (layer.zeros == 2 ** (layer.bits - 1)).all():
-            raise ValueError(f"a symmetric layer's zeros must be 2**(bits-1); {module} differs")
+        self.form.check(module, layer, self.dtype)
+
+    def _check_vectors(self, module: str, layer: TernaryLinear) -> None:
+        """Accept a bias just where the model has one, and lengths that fit."""
+        wanted = self._shapes.get(f"{module}.bias")
+        found = None if layer.bias is None else tuple(layer.bias.shape)
+        if found != wanted:
+            raise ValueError(
+                f"{module} must have {_described(wanted)} as in the float model; got "
+                f"{_described(found)}"
+            )
+        width = layer.codes.shape[1]
+        if layer.gain is not None and len(layer.gain) != width:
+            raise ValueError(
+                f"the gain of {module} must have {width} values; got {len(layer.gain)}"
+            )
 
     def _check_names(self, model: nn.Module) -> None:
         if not self._layers:
@@ -133,8 +176,19 @@ class Contents:
         for name in self._layers:
             if name not in self.linears:
                 raise ValueError(f"{name} is not a linear of this model")
+        if self.form is BITNET:
+            kept = model._keep_in_fp32_modules or ()
+            check_conversion(self.linears, self.quantized, sorted(kept))
         for name in self._replaced:
             if name not in self._shapes or self._is_copy(name):
                 raise ValueError(f"{name} is not a stored parameter of this model")
-            if name.removesuffix(".weight") in self._layers:
+            if self._is_layers(name):
                 raise ValueError(f"{name} is both quantized and replaced")
+
+
+def _is_weight(name: str) -> bool:
+    return name.endswith(".weight")
+
+
+def _described(shape: tuple[int, ...] | None) -> str:
+    return "no bias" if shape is None else f"a bias of shape {shape}"

@@ -1,25 +1,30 @@
-"""The two formats behind one set of functions: how a linear is packed, named and described."""
+"""The formats behind one set of functions: how a linear is packed, named and described."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from normtweak_core.export import compressed_tensors, gptq_format
+from normtweak_core.export import bitnet_format, compressed_tensors, gptq_format, grid_layer
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.scheme import Scheme
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.export.scheme import Scheme, TernaryScheme
 
 
 @dataclass(frozen=True)
 class Format:
-    """How one on-disk format stores a quantized linear."""
+    """How one on-disk format stores a quantized linear.
+
+    ``Any`` stands for `QuantizedWeight` where readers find a dense weight, else `TernaryLinear`.
+    """
 
     name: str
-    suffixes: tuple[str, ...]  # last parts of the names of a linear's tensors
-    pack: Callable[[QuantizedWeight, torch.dtype], dict[str, Tensor]]
-    unpack: Callable[[Mapping[str, Tensor], Scheme], QuantizedWeight]
+    suffixes: tuple[str, ...]  # names of a linear's tensors; the first belongs to no other module
+    pack: Callable[[Any, torch.dtype], dict[str, Tensor]]
+    unpack: Callable[[Mapping[str, Tensor], Any], Any]
+    check: Callable[[str, Any, torch.dtype], None]  # module name, layer, export dtype
+    dense: bool  # False: readers keep the tensors as stored, and those include the bias
 
 
 COMPRESSED_TENSORS = Format(
@@ -27,9 +32,26 @@ COMPRESSED_TENSORS = Format(
     compressed_tensors.SUFFIXES,
     compressed_tensors.pack_linear,
     compressed_tensors.unpack_linear,
+    grid_layer.check_layer,
+    dense=True,
 )
-GPTQ = Format("gptq", gptq_format.SUFFIXES, gptq_format.pack_linear, gptq_format.unpack_linear)
-FORMATS = {form.name: form for form in (COMPRESSED_TENSORS, GPTQ)}
+GPTQ = Format(
+    "gptq",
+    gptq_format.SUFFIXES,
+    gptq_format.pack_linear,
+    gptq_format.unpack_linear,
+    grid_layer.check_layer,
+    dense=True,
+)
+BITNET = Format(
+    "bitnet",
+    bitnet_format.SUFFIXES,
+    bitnet_format.pack_linear,
+    bitnet_format.unpack_linear,
+    bitnet_format.check_layer,
+    dense=False,
+)
+FORMATS = {form.name: form for form in (COMPRESSED_TENSORS, GPTQ, BITNET)}
 
 
 def chosen_format(config: ExportConfig) -> Format:
@@ -39,7 +61,7 @@ def chosen_format(config: ExportConfig) -> Format:
 
 def describe(
     form: Format,
-    scheme: Scheme,
+    scheme: Scheme | TernaryScheme,
     linears: frozenset[str],
     quantized: frozenset[str],
     block_prefix: str,
@@ -48,7 +70,7 @@ def describe(
 
     Args:
         form: The format.
-        scheme: Width and grid of every quantized linear.
+        scheme: What the quantized linears share.
         linears: Full names of all linears of the model.
         quantized: Those of them that are quantized.
         block_prefix: What the names of the blocks' linears begin with, such as ``model.layers.``.
@@ -56,5 +78,7 @@ def describe(
     """
     if form is COMPRESSED_TENSORS:
         return compressed_tensors.quantization_config(scheme, sorted(linears - quantized))
+    if form is BITNET:
+        return bitnet_format.quantization_config(scheme, sorted(linears - quantized))
     in_blocks = {name for name in linears if name.startswith(block_prefix)}
     return gptq_format.quantization_config(scheme, sorted(quantized), in_blocks <= quantized)

@@ -1,27 +1,31 @@
 """An export as a dense model in memory, to be evaluated."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from normtweak_core.errors import VerificationError
+from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.float_type import DTYPES
 from normtweak_core.export.formats import FORMATS
 from normtweak_core.export.manifest import tensor_sha256
-from normtweak_core.export.probe import ExportedWeights
-from normtweak_core.export.scheme import Scheme
+from normtweak_core.export.scheme import recorded_scheme
 from normtweak_core.export.verify import read_manifest
 from normtweak_core.model.loading import load_causal_lm
+from normtweak_core.ternary.inference import TernaryInference
 
 
 def load_export(folder: Path, source: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """Return the dense model that the files of an export stand for, in eval mode.
+    """Return the model that the files of an export stand for, dense in memory, in eval mode.
 
     Unpacked by our own code: the packages that read gptq do not fit into this environment, and
     compressed-tensors, asked for float32, multiplies codes and scales in float32, which is not the
     weight that readers of the export dtype compute with. Every weight must have the hash that
-    ``normtweak.json`` records, which verification compares with what stock readers find.
+    ``normtweak.json`` records, which verification compares with what stock readers find. The
+    linears of a bitnet export become `TernaryInference` modules, which compute in float32.
 
     Args:
         folder: The export.
@@ -35,18 +39,26 @@ def load_export(folder: Path, source: Path, dtype: torch.dtype, device: str) -> 
     """
     manifest = read_manifest(folder)
     export = manifest["export"]
-    scheme = Scheme(export["bits"], export["group_size"], export["symmetric"])
-    weights = ExportedWeights(folder, FORMATS[export["format"]], scheme, DTYPES[export["dtype"]])
+    form, scheme = FORMATS[export["format"]], recorded_scheme(export)
+    weights = ExportedWeights(folder, form, scheme, DTYPES[export["dtype"]])
     model = load_causal_lm(source, dtype, device)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name not in weights:  # computed, or tied to one that is there
+            if name not in weights:  # computed, ternary, or tied to one that is there
                 continue
             stored = weights.read(name)
-            if tensor_sha256(stored) != manifest["tensors"][name]["sha256"]:
-                raise VerificationError(
-                    f"{name} of {folder} must be what was written; it has another hash. "
-                    "Export again."
-                )
+            _check_hash(folder, manifest, name, stored)
             tensor.copy_(stored)
+    for name in weights.linears if weights.ternary else ():
+        for suffix, stored in weights.tensors(name).items():
+            _check_hash(folder, manifest, f"{name}.{suffix}", stored)
+        layer = TernaryInference(weights.linear(name), scheme.rms_norm_eps)
+        model.set_submodule(name, layer.to(device).eval())
     return model
+
+
+def _check_hash(folder: Path, manifest: dict[str, Any], name: str, stored: Tensor) -> None:
+    if tensor_sha256(stored) != manifest["tensors"][name]["sha256"]:
+        raise VerificationError(
+            f"{name} of {folder} must be what was written; it has another hash. Export again."
+        )

@@ -1,8 +1,9 @@
 """What a faithful reader must reproduce: logits of a few tokens, and ids of a short text.
 
 The reference logits come from our own unpacking of the written folder, multiplied as dense linears
-in the export dtype: what any reader computes once it has the same weights. Parameters are read
-when their module runs and dropped right after, so one linear is in memory at a time.
+in the export dtype: what any reader computes once it has the same weights. Ternary linears round
+what they read and compute in float32 (see `TernaryInference`). Parameters are read when their
+module runs and dropped right after, so one linear is in memory at a time.
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from normtweak_core.export.formats import Format
+from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.payload import tokenizer_files
-from normtweak_core.export.scheme import Scheme
-from normtweak_core.export.stored import read_tensor
-from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.skeleton import allocate_computed_buffers, assign, build_skeleton
+from normtweak_core.ternary.inference import TernaryInference
 
 PROBE_TOKENS = 16
 KEPT_COLUMNS = 4096  # logits kept per token, so that a large vocabulary stays a small file
@@ -38,41 +37,6 @@ class LogitProbe:
     def tensors(self) -> dict[str, Tensor]:
         """Return the probe as tensors to be stored."""
         return dict(vars(self))
-
-
-class ExportedWeights:
-    """The dense parameters that an export stands for, unpacked one by one from its files."""
-
-    def __init__(self, folder: Path, form: Format, scheme: Scheme, dtype: torch.dtype):
-        """Read the headers of the weight files.
-
-        Args:
-            folder: The written payload.
-            form: Its format.
-            scheme: Width and grid of its quantized linears.
-            dtype: The export dtype, to which a dequantized weight is rounded.
-
-        """
-        self._stored = stored_tensors(folder)
-        self._form, self._scheme, self._dtype = form, scheme, dtype
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._stored or self._packed_name(name) in self._stored
-
-    def read(self, name: str) -> Tensor:
-        """Return a parameter, dequantized where it is quantized."""
-        if name in self._stored:
-            return read_tensor(self._stored[name], name)
-        module = name.removesuffix(".weight")
-        tensors = {
-            suffix: read_tensor(self._stored[f"{module}.{suffix}"], f"{module}.{suffix}")
-            for suffix in self._form.suffixes
-            if f"{module}.{suffix}" in self._stored
-        }
-        return self._form.unpack(tensors, self._scheme).dequantize().to(self._dtype)
-
-    def _packed_name(self, name: str) -> str:
-        return f"{name.removesuffix('.weight')}.{self._form.suffixes[0]}"
 
 
 def reference_logits(weights: ExportedWeights, source: Path, dtype: torch.dtype) -> LogitProbe:
@@ -123,6 +87,8 @@ def _streaming_model(weights: ExportedWeights, source: Path, dtype: torch.dtype)
         parameter._is_hf_initialized = True  # only the buffers are to be computed
     allocate_computed_buffers(model.modules(), "cpu")
     model.initialize_weights()
+    for name in weights.linears if weights.ternary else ():
+        model.set_submodule(name, _StreamedTernary(name, weights))
     buffers = [name for name, _ in model.named_buffers() if name in weights]
     assign(model, "", {name: weights.read(name) for name in buffers})
     for prefix, module in model.named_modules():
@@ -133,6 +99,18 @@ def _streaming_model(weights: ExportedWeights, source: Path, dtype: torch.dtype)
         if names:
             _stream(module, names, weights)
     return model
+
+
+class _StreamedTernary(nn.Module):
+    """A ternary linear that is read from the export whenever it runs."""
+
+    def __init__(self, name: str, weights: ExportedWeights):
+        super().__init__()
+        self._name, self._weights = name, weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self._weights.linear(self._name)
+        return TernaryInference(layer, self._weights.scheme.rms_norm_eps)(x)
 
 
 def _stream(module: nn.Module, names: dict[str, str], weights: ExportedWeights) -> None:

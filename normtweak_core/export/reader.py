@@ -17,7 +17,7 @@ from pathlib import Path
 OUR_PACKAGES = ("normtweak_core", "tasks", "flows")
 PACKED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 PACKED += ("qweight", "qzeros", "scales", "g_idx")
-ORDER = ("loading", "weight", "file", "tokenizer", "logits", "argmax")
+ORDER = ("loading", "weight", "layer", "file", "tokenizer", "logits", "argmax")
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
@@ -103,6 +103,53 @@ def check_tensors(model, expected, problems):
     return len(expected) - len(left)
 
 
+def check_layers(model, folder, probe, expected, problems):
+    """Run each ternary linear on its own input; return how many and the largest difference.
+
+    The difference is a fraction of the linear's largest output.
+    """
+    from safetensors.torch import load_file
+
+    terms = probe.get("layers")
+    if terms is None:
+        return None
+    reference = load_file(folder / probe["file"])
+    left = {name.removeprefix("output/") for name in reference if name.startswith("output/")}
+    largest = 0.0
+    for name, module in model.named_modules():
+        if type(module).__name__ != "BitLinear":
+            continue
+        # Loading fills what a file lacks with defaults, a gain of ones for example.
+        for key in module.state_dict():
+            if f"{name}.{key}" not in expected:
+                problems.append({"what": "weight", "name": f"{name}.{key}", "found": "not ours"})
+        if name not in left:
+            problems.append({"what": "layer", "name": name, "found": "no reference output"})
+            continue
+        left.remove(name)
+        found = layer_difference(module, name, reference, terms["kept_outputs"])
+        if not found <= terms["tolerance"]:  # also true for NaN
+            wanted = terms["tolerance"]
+            problems.append({"what": "layer", "name": name, "expected": wanted, "found": found})
+        largest = max(largest, found)
+    problems.extend(
+        {"what": "layer", "name": name, "found": "no BitLinear of that name"}
+        for name in sorted(left)
+    )
+    return {"difference": largest, "tolerance": terms["tolerance"]}
+
+
+def layer_difference(module, name, reference, kept_outputs):
+    """Return how far a stock linear is from the reference, as a fraction of its largest output."""
+    import torch
+
+    x, wanted = reference[f"input/{name}"], reference[f"output/{name}"]
+    with torch.inference_mode():
+        y = module(x.to(module.weight_scale.dtype)).float()
+    found = y[:, :: -(-y.shape[1] // kept_outputs)]
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+
+
 def check_files(folder, expected, problems):
     """Compare every payload file with its hash."""
     for name, wanted in expected.items():
@@ -116,7 +163,10 @@ def check_files(folder, expected, problems):
 
 
 def check_logits(model, folder, probe, problems):
-    """Compare the logits of the probe tokens; return the largest relative difference."""
+    """Compare the logits of the probe tokens; return the relative difference.
+
+    It is the largest one, or the mean where the manifest says so.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -125,7 +175,9 @@ def check_logits(model, folder, probe, problems):
         logits = model(input_ids=reference["input_ids"], use_cache=False).logits[0].float().cpu()
     magnitude = reference["logits"].abs().max()
     found = logits[:, reference["columns"]]
-    difference = float((found - reference["logits"]).abs().max() / magnitude)
+    distances = (found - reference["logits"]).abs()
+    mean = probe.get("logit_statistic") == "mean"
+    difference = float((distances.mean() if mean else distances.max()) / magnitude)
     tolerance = probe["logit_tolerance"]
     if not difference <= tolerance:  # also true for NaN
         problems.append(
@@ -167,8 +219,9 @@ def examine(folder):
     problems = []
     model, info = load(folder, manifest)
     check_loading(info, problems)
-    # First the logits: compressed-tensors unpacks its weights in the first forward pass.
-    logits = check_logits(model.eval(), folder, manifest["probe"], problems)
+    layers = check_layers(model.eval(), folder, manifest["probe"], manifest["tensors"], problems)
+    # Logits before weights: compressed-tensors unpacks its weights in the first forward pass.
+    logits = check_logits(model, folder, manifest["probe"], problems)
     tensors = check_tensors(model, manifest["tensors"], problems)
     check_files(folder, manifest["files"], problems)
     tokenizer = check_tokenizer(folder, manifest["probe"]["tokenizer"], problems)
@@ -177,6 +230,7 @@ def examine(folder):
         "problems": problems,
         "tensors": tensors,
         "logits": logits,
+        "layers": layers,
         "tokenizer": tokenizer,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

@@ -31,9 +31,13 @@ class VerificationReport:
     payload_sha256: str
     num_tensors: int  # compared bit for bit
     num_quantized: int  # of them dequantized weights
-    logit_difference: float  # largest, as a fraction of the largest reference logit
+    logit_difference: float  # as a fraction of the largest reference logit
+    logit_statistic: str  # max, or mean: what the difference is
     logit_tolerance: float
     argmax_agreement: float
+    # Largest of all ternary linears, each run by itself, as a fraction of its largest output.
+    layer_difference: float | None  # None where weights are dense
+    layer_tolerance: float | None
     tokenizer: bool  # whether there was one to compare
     reader_versions: dict[str, str]
     seconds: float
@@ -83,8 +87,11 @@ def verify_export(
         num_tensors=report["tensors"],
         num_quantized=sum(entry["quantized"] for entry in manifest["tensors"].values()),
         logit_difference=report["logits"]["difference"],
+        logit_statistic=manifest["probe"].get("logit_statistic", "max"),
         logit_tolerance=manifest["probe"]["logit_tolerance"],
         argmax_agreement=report["logits"]["argmax_agreement"],
+        layer_difference=report["layers"] and report["layers"]["difference"],
+        layer_tolerance=report["layers"] and report["layers"]["tolerance"],
         tokenizer=report["tokenizer"],
         reader_versions=report["versions"],
         seconds=time.monotonic() - start,

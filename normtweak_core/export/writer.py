@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from normtweak_core.evaluate.size import quantized_storage
 from normtweak_core.export.card import model_card
+from normtweak_core.export.checks import check_ternary_format
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.contents import Contents
+from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.float_type import resolve_export_dtype
 from normtweak_core.export.folder import MANIFEST, complete_folder, sync, write_bytes, write_json
-from normtweak_core.export.formats import chosen_format, describe
+from normtweak_core.export.formats import BITNET, chosen_format, describe
+from normtweak_core.export.layer_probe import layer_probe
 from normtweak_core.export.manifest import PROBE_FILE, build_manifest, dtype_name
 from normtweak_core.export.payload import (
     GENERATION_CONFIG,
@@ -24,10 +28,11 @@ from normtweak_core.export.payload import (
     payload_bytes,
     tokenizer_files,
 )
-from normtweak_core.export.probe import ExportedWeights, reference_logits, tokenizer_probe
-from normtweak_core.export.scheme import Scheme
+from normtweak_core.export.probe import reference_logits, tokenizer_probe
+from normtweak_core.export.scheme import Scheme, TernaryScheme
 from normtweak_core.export.shards import METADATA, ShardWriter
 from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.ternary.weight import TernaryLinear
 
 MAX_SHARD_BYTES = 5_000_000_000
 # Keys that name a place instead of describing the model, or that the export writes itself.
@@ -42,7 +47,7 @@ class ExportRecord:
     folder: Path
     format: str
     dtype: str
-    scheme: Scheme
+    scheme: Scheme | TernaryScheme
     payload_sha256: str
     size_bytes: int  # of the payload
     bits_per_weight: float  # all that is stored for the quantized linears but their biases
@@ -82,8 +87,71 @@ def write_export(
             scheme, or carry scales that the float type does not hold.
 
     """
-    form, dtype = chosen_format(config), dtype or resolve_export_dtype(config, source)
-    contents = Contents(source, layers, replaced, form, dtype)
+    form = chosen_format(config)
+    if form is BITNET:
+        raise ValueError(
+            "export.format: bitnet holds ternary linears; these are quantized on a grid. "
+            "Write ternary ones with write_ternary_export, or use another format."
+        )
+    dtype = dtype or resolve_export_dtype(config, source)
+    contents = Contents(source, layers, replaced, form, dtype, Scheme.of)
+    return _write(out, source, contents, details or {}, max_shard_bytes, progress)
+
+
+def write_ternary_export(
+    out: Path,
+    source: Path,
+    layers: Mapping[str, TernaryLinear],
+    replaced: Mapping[str, Tensor],
+    config: ExportConfig,
+    *,
+    rms_norm_eps: float,
+    dtype: torch.dtype | None = None,
+    details: Mapping[str, object] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> ExportRecord:
+    """Write the ternary model to the folder ``out``, which appears only when it is complete.
+
+    Args:
+        out: Export folder: new, empty or an earlier export, which is replaced.
+        source: Folder of the float model: every tensor not given here is copied from it.
+        layers: Ternary linears by full module name, each with its own bias, and all or none with
+            the gain of an RMSNorm before it. Each is asked for once, block by block.
+        replaced: Float tensors that take the source's place, by full parameter name: block norms,
+            embeddings, whatever training changed.
+        config: Format, which must be auto or bitnet, and float type.
+        rms_norm_eps: Of the RMSNorm before every linear.
+        dtype: The float type that the scales were rounded to; None resolves it from the source.
+        details: Further entries of normtweak.json: recipe, lineage, training report.
+        max_shard_bytes: Largest weight file, and what is in memory at a time.
+        progress: Called with tensors done and tensors in all.
+
+    Raises:
+        InputError: The format is another, ``out`` is in the way, rows do not fill whole bytes, a
+            tensor of the source is missing, or one does not fit the float type.
+        NonFiniteError: A tensor is NaN or infinite.
+        ValueError: Layers or replaced tensors do not belong to this model, only some layers have a
+            gain, or a scale is not a number of the float type.
+
+    """
+    check_ternary_format(config)
+    dtype = dtype or resolve_export_dtype(config, source)
+    scheme_of = partial(TernaryScheme.of, rms_norm_eps=rms_norm_eps)
+    contents = Contents(source, layers, replaced, BITNET, dtype, scheme_of)
+    return _write(out, source, contents, details or {}, max_shard_bytes, progress)
+
+
+def _write(
+    out: Path,
+    source: Path,
+    contents: Contents,
+    details: Mapping[str, object],
+    max_shard_bytes: int,
+    progress: Callable[[int, int], None] | None,
+) -> ExportRecord:
+    """Write payload, probe, model card and manifest, in this order."""
+    form, dtype = contents.form, contents.dtype
     with complete_folder(out) as folder:
         shards = ShardWriter(folder, max_shard_bytes)
         names = contents.names()
@@ -95,15 +163,11 @@ def write_export(
         scheme = contents.scheme
         assert scheme is not None  # there is at least one layer
         described = describe(
-            form, scheme, contents.linears, frozenset(layers), contents.block_prefix
+            form, scheme, contents.linears, contents.quantized, contents.block_prefix
         )
         write_json(folder / "config.json", _model_config(source, dtype, described))
         _copy_texts(source, folder)
-        probe = reference_logits(ExportedWeights(folder, form, scheme, dtype), source, dtype)
-        (folder / PROBE_FILE).parent.mkdir()
-        save_file(probe.tensors(), folder / PROBE_FILE, metadata=METADATA)
-        (folder / PROBE_FILE).chmod(0o644)
-        sync(folder / PROBE_FILE)
+        _write_probe(folder, source, ExportedWeights(folder, form, scheme, dtype), dtype)
         files = file_hashes(folder)
         record = ExportRecord(
             folder=out,
@@ -114,8 +178,20 @@ def write_export(
             size_bytes=payload_bytes(folder),
             bits_per_weight=_bits_per_weight(folder),
         )
-        _write_manifest(folder, record, contents.entries, files, details or {})
+        _write_manifest(folder, record, contents.entries, files, details)
     return record
+
+
+def _write_probe(folder: Path, source: Path, weights: ExportedWeights, dtype: torch.dtype) -> None:
+    """Write what a faithful reader must reproduce."""
+    tensors = reference_logits(weights, source, dtype).tensors()
+    if weights.ternary:
+        tensors |= layer_probe(weights, dtype)
+    path = folder / PROBE_FILE
+    path.parent.mkdir()
+    save_file(tensors, path, metadata=METADATA)
+    path.chmod(0o644)
+    sync(path)
 
 
 def _model_config(

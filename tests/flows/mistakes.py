@@ -105,7 +105,8 @@ OPTIONS = {
     ),
     "bitnet": (
         "--set export.format=bitnet",
-        "export.format bitnet is not built yet: use auto, compressed-tensors or gptq.",
+        "export.format bitnet is the format of ternary models: run normtweak ternary, or use auto, "
+        "compressed-tensors or gptq.",
     ),
     "gguf": (
         "--set export.format=gguf",

@@ -60,6 +60,23 @@ def test_int_quantized_bits_are_counted(tmp_path):
     assert quantized_storage(tmp_path).bits_per_weight == 9
 
 
+def test_bitnet_bits_are_counted_with_scale_and_gain_but_not_bias(tmp_path):
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "bitnet"}}')
+    save_file(
+        {
+            "a.weight": torch.zeros(8, 64, dtype=torch.uint8),
+            "a.weight_scale": torch.ones(1, dtype=torch.float16),
+            "a.rms_norm.weight": torch.ones(64, dtype=torch.float16),
+            "a.bias": torch.ones(32, dtype=torch.float16),
+            "lm_head.weight": torch.zeros(7, 64),
+        },
+        tmp_path / "model.safetensors",
+    )
+    storage = quantized_storage(tmp_path)
+    assert (storage.num_linears, storage.num_weights) == (1, 32 * 64)
+    assert storage.stored_bits == 2 * 32 * 64 + 16 + 16 * 64
+
+
 def test_a_float_checkpoint_has_no_bits_per_quantized_weight(tmp_path):
     save_file({"a.weight": torch.zeros(8, 16)}, tmp_path / "model.safetensors")
     assert quantized_storage(tmp_path).bits_per_weight is None

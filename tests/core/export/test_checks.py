@@ -8,7 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.checks import LinearShape, check_exportable, linear_shapes
+from normtweak_core.export.checks import (
+    LinearShape,
+    check_exportable,
+    check_ternary_exportable,
+    linear_shapes,
+)
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.quantize.config import QuantizationConfig
 
@@ -83,6 +88,21 @@ def test_gptq_in_another_float_type_is_refused(dtype):
 def test_gptq_without_its_reader_is_refused_with_what_to_do():
     with pytest.raises(InputError, match=r"absent or not complete\. Run `make reader-gptq`"):
         check("gptq", EVEN, group_size=64, reader=False)
+
+
+@pytest.mark.parametrize("form", ["auto", "bitnet"])
+def test_ternary_models_need_output_widths_that_fill_bytes(form):
+    check_ternary_exportable(ExportConfig(format=form), EVEN | {"down": LinearShape(64, 171)})
+    with pytest.raises(InputError, match=r"multiple of 4; up has 171 outputs \(and 64 inputs\)"):
+        check_ternary_exportable(ExportConfig(format=form), EVEN | {"up": LinearShape(171, 64)})
+
+
+def test_ternary_models_of_conv1d_or_in_another_format_are_refused():
+    linears = {"transformer.h.0.attn.c_attn": LinearShape(192, 64, transposed=True)}
+    with pytest.raises(InputError, match="c_attn is a Conv1D"):
+        check_ternary_exportable(ExportConfig(), linears)
+    with pytest.raises(InputError, match=r"must be bitnet; it is compressed-tensors.*auto or bit"):
+        check_ternary_exportable(ExportConfig(format="compressed-tensors"), EVEN)
 
 
 def test_shapes_come_from_the_headers_of_the_blocks(tmp_path):

@@ -5,7 +5,13 @@ import torch
 
 from normtweak_core.export import compressed_tensors, gptq_format
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.formats import COMPRESSED_TENSORS, FORMATS, GPTQ, chosen_format, describe
+from normtweak_core.export.formats import (
+    BITNET,
+    COMPRESSED_TENSORS,
+    GPTQ,
+    chosen_format,
+    describe,
+)
 from normtweak_core.export.packing import unpack_rows
 from normtweak_core.export.scheme import Scheme
 from tests.tiny_exports import round_to_nearest
@@ -22,7 +28,7 @@ def layer(generator, bits, group_size, symmetric, rows=64, columns=96):
     return round_to_nearest(weight, bits, group_size, symmetric, torch.float16)
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("form", [COMPRESSED_TENSORS, GPTQ], ids=lambda form: form.name)
 @pytest.mark.parametrize(("bits", "group_size", "symmetric"), CASES)
 def test_a_linear_comes_back_exactly(form, bits, group_size, symmetric, seeded):
     weight = layer(seeded(bits), bits, group_size, symmetric)
@@ -67,6 +73,7 @@ def test_gptq_lays_codes_along_the_input_and_names_each_columns_group(seeded):
 def test_auto_is_compressed_tensors():
     assert chosen_format(ExportConfig()) is COMPRESSED_TENSORS
     assert chosen_format(ExportConfig(format="gptq")) is GPTQ
+    assert chosen_format(ExportConfig(format="bitnet")) is BITNET
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

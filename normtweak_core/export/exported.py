@@ -1,0 +1,69 @@
+"""The parameters that an export stands for, read one by one from its files."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normtweak_core.export.formats import Format
+from normtweak_core.export.scheme import Scheme, TernaryScheme
+from normtweak_core.export.stored import read_tensor
+from normtweak_core.model.checkpoint import stored_tensors
+
+
+class ExportedWeights:
+    """What the files of an export hold: whole quantized linears, and every other parameter."""
+
+    def __init__(
+        self, folder: Path, form: Format, scheme: Scheme | TernaryScheme, dtype: torch.dtype
+    ):
+        """Read the headers of the weight files.
+
+        Args:
+            folder: The written payload.
+            form: Its format.
+            scheme: What its quantized linears share.
+            dtype: The export dtype, to which a dequantized weight is rounded.
+
+        """
+        self._stored = stored_tensors(folder)
+        self._form, self._dtype = form, dtype
+        self.scheme = scheme
+        marker = f".{form.suffixes[0]}"
+        self.linears = sorted(
+            name.removesuffix(marker) for name in self._stored if name.endswith(marker)
+        )
+        self._quantized = frozenset(self.linears)
+
+    @property
+    def ternary(self) -> bool:
+        """Whether the linears are no dense weights, but modules that round what they read."""
+        return not self._form.dense
+
+    def __contains__(self, name: str) -> bool:
+        """Say whether ``read`` returns this parameter of the float model."""
+        module, _, last = name.rpartition(".")
+        if module in self._quantized:
+            return self._form.dense and (last == "weight" or name in self._stored)
+        return name in self._stored
+
+    def read(self, name: str) -> Tensor:
+        """Return a parameter, dequantized where it is quantized."""
+        module, _, last = name.rpartition(".")
+        if module in self._quantized and last == "weight":
+            return self.linear(module).dequantize().to(self._dtype)
+        return read_tensor(self._stored[name], name)
+
+    def linear(self, module: str) -> Any:
+        """Return a quantized linear: a `TernaryLinear` of bitnet, else a `QuantizedWeight`."""
+        return self._form.unpack(self.tensors(module), self.scheme)
+
+    def tensors(self, module: str) -> dict[str, Tensor]:
+        """Return the stored tensors of a quantized linear by the last part of their names."""
+        names = {suffix: f"{module}.{suffix}" for suffix in self._form.suffixes}
+        return {
+            suffix: read_tensor(self._stored[name], name)
+            for suffix, name in names.items()
+            if name in self._stored
+        }

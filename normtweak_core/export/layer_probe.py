@@ -1,0 +1,59 @@
+"""What every ternary linear must make of a fixed input, compared one linear at a time.
+
+A model that rounds its activations amplifies the smallest difference: one number that falls on the
+other side of a rounding boundary changes everything after it. So each linear is given an input of
+its own. The input is chosen such that what is rounded, ``127 v / max|v|`` of the normalized ``v``,
+comes out as whole numbers up to `MODERATE` and one 127 in each token: far from every boundary, so
+that any faithful reader, on any machine, rounds to the same numbers.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from normtweak_core.export.exported import ExportedWeights
+from normtweak_core.ternary.inference import TernaryInference
+from normtweak_core.ternary.quantizers import INT8_MAX
+from normtweak_core.ternary.weight import TernaryLinear
+
+TOKENS = 2
+MODERATE = 40  # as large a share of the 127 as in a real token
+KEPT_OUTPUTS = 64  # evenly spaced, so that a wide linear stays a small file
+# A gain below this share of the largest would need an input that dwarfs the others: its column
+# is fed zero.
+SMALLEST_GAIN = 1e-2
+
+
+def layer_probe(weights: ExportedWeights, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return ``input/NAME`` and ``output/NAME`` of every ternary linear of a written export.
+
+    Inputs are in the export dtype, [tokens, in]; outputs in float32, [tokens, kept].
+    """
+    tensors = {}
+    for name in weights.linears:
+        layer = weights.linear(name)
+        x = probe_input(layer).to(dtype)
+        with torch.inference_mode():
+            y = TernaryInference(layer, weights.scheme.rms_norm_eps)(x.to(torch.float32))
+        tensors[f"input/{name}"] = x
+        tensors[f"output/{name}"] = y[:, :: output_step(y.shape[1])].contiguous()
+    return tensors
+
+
+def output_step(out_features: int) -> int:
+    """Return how far the kept output columns lie apart."""
+    return -(-out_features // KEPT_OUTPUTS)
+
+
+def probe_input(layer: TernaryLinear) -> Float[Tensor, "tokens in"]:
+    """Return an input with a mean square of one whose rounding meets no boundary."""
+    width = layer.codes.shape[1]
+    gain = torch.ones(width) if layer.gain is None else layer.gain
+    column, token = torch.arange(width), torch.arange(TOKENS)[:, None]
+    # 37 and 53 are prime to the 81 values, so that all occur, in another order for each token.
+    wanted = ((column * 37 + token * 53 + 11) % (2 * MODERATE + 1) - MODERATE).to(torch.float32)
+    used = gain.abs() >= SMALLEST_GAIN * gain.abs().max()
+    peaks = column[used][[int(used.sum()) * t // TOKENS for t in range(TOKENS)]]
+    wanted[torch.arange(TOKENS), peaks] = INT8_MAX
+    x = torch.where(used & (gain != 0), wanted / gain, 0.0)
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True).clamp(min=1e-30))

@@ -34,6 +34,7 @@ LOADER = Path(__file__).with_name("text_generation.py")
 READERS = {
     None: ("mlflow", "torch"),
     "compressed-tensors": ("mlflow", "torch", "compressed-tensors"),
+    "bitnet": ("mlflow", "torch"),
     # gptqmodel brings the torch it wants, and a pyarrow that the whole of mlflow does not allow.
     "gptq": ("mlflow-skinny", "pandas"),
 }

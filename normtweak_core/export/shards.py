@@ -23,6 +23,7 @@ class ShardWriter:
         self._max_bytes = max_bytes
         self._pending: dict[str, Tensor] = {}
         self._pending_bytes = 0
+        self._memory: set[int] = set()  # where the pending tensors lie
         self._names: list[list[str]] = []  # tensor names of each written shard
         self._total_bytes = 0
 
@@ -30,7 +31,11 @@ class ShardWriter:
         """Take one tensor; it is on disk once ``finish`` returns."""
         if self._pending and self._pending_bytes + tensor.nbytes > self._max_bytes:
             self._flush()
-        self._pending[name] = tensor.contiguous()
+        tensor = tensor.contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        # The library refuses two names for one piece of memory, such as gains that are shared.
+        self._pending[name] = tensor.clone() if memory in self._memory else tensor
+        self._memory.add(memory)
         self._pending_bytes += tensor.nbytes
         self._total_bytes += tensor.nbytes
 
@@ -55,7 +60,7 @@ class ShardWriter:
         path.chmod(0o644)  # the library makes it readable for its owner only
         sync(path)
         self._names.append(list(self._pending))
-        self._pending, self._pending_bytes = {}, 0
+        self._pending, self._pending_bytes, self._memory = {}, 0, set()
 
     def _temporary(self, shard: int) -> Path:
         return self._folder / f"shard-{shard}.partial"

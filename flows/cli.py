@@ -14,7 +14,7 @@ from flows.failures import exit_code, sigterm_raises
 from normtweak_core.errors import InputError
 from normtweak_core.reference.architectures import REFERENCE_NAMES
 
-NOT_BUILT = ("ternary", "evaluate", "finetune", "ablate", "sweep", "polynomial", "rebuild")
+NOT_BUILT = ("ternary", "evaluate", "finetune", "ablate", "sweep", "rebuild")
 
 STATE = "All state is kept under NORMTWEAK_HOME, by default ./.normtweak."
 
@@ -76,6 +76,7 @@ def build_parser() -> tuple[Parser, list[str]]:
     _add_quantize(group)
     _add_plan(group)
     _add_verify(group)
+    _add_polynomial(group)
     _add_clean(group)
     _add_reference(group)
     _add_pages(group)
@@ -107,6 +108,12 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_result(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--result", type=Path, metavar="FILE.json", help="write metrics, paths and hashes here"
+    )
+
+
 def _add_quantize(group: argparse._SubParsersAction) -> None:
     command = _command(
         group,
@@ -121,9 +128,7 @@ def _add_quantize(group: argparse._SubParsersAction) -> None:
         ],
     )
     _add_recipe(command)
-    command.add_argument(
-        "--result", type=Path, metavar="FILE.json", help="write metrics, paths and hashes here"
-    )
+    _add_result(command)
     command.set_defaults(run=commands.run_quantize)
 
 
@@ -151,6 +156,24 @@ def _add_verify(group: argparse._SubParsersAction) -> None:
     )
     command.add_argument("export_dir", type=Path, metavar="EXPORT_DIR", help="folder of an export")
     command.set_defaults(run=commands.run_verify)
+
+
+def _add_polynomial(group: argparse._SubParsersAction) -> None:
+    command = _command(
+        group,
+        "polynomial",
+        "study quantization-aware training on a small network",
+        "Train a small network to fit polynomials, then again with weights of 8 to 1 bits, from\n"
+        "its own weights and from random ones; write a table and two figures. Finished trainings\n"
+        f"are kept, and one that was stopped goes on.\n{STATE}",
+        [
+            "polynomial conf/polynomial-small.yaml",
+            "polynomial conf/polynomial.yaml --set grid.bits=[1.58] --result result.json",
+        ],
+    )
+    _add_recipe(command)
+    _add_result(command)
+    command.set_defaults(run=commands.run_polynomial)
 
 
 def _add_clean(group: argparse._SubParsersAction) -> None:

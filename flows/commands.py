@@ -1,6 +1,7 @@
 """What each command does once its arguments are known; imports what it needs and no more."""
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -43,7 +44,7 @@ def run_quantize(options: argparse.Namespace) -> int:
         from flows.summary import print_summary
         from tasks.artifacts import write_atomically
 
-        result = _flow_result(recipe, root)
+        result = _flow_result("quantize", recipe, root)
         if options.result:
             text = json.dumps(result, indent=1) + "\n"
             write_atomically(options.result.resolve(), text.encode())
@@ -56,18 +57,50 @@ def run_quantize(options: argparse.Namespace) -> int:
         return _logged("quantize", work)
 
 
-def _flow_result(recipe: Any, root: Path) -> dict[str, Any]:
+def run_polynomial(options: argparse.Namespace) -> int:
+    """Carry out a polynomial study and print what it says."""
+    from flows.polynomial_recipe import load_polynomial_recipe, study_device
+    from flows.preflight import check_result_file, check_state_root
+
+    recipe = load_polynomial_recipe(options.recipe, options.overrides)
+    os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
+    _set_variables(state_root())  # before the device: torch may have to look for GPUs
+    if options.result is not None:
+        check_result_file(options.result)
+    check_state_root(state_root())
+    study_device(recipe)
+    root = prepare_environment()
+
+    def work() -> int:
+        from flows.polynomial_report import print_study
+        from tasks.artifacts import write_atomically
+
+        result = _flow_result("polynomial", recipe, root)
+        if options.result:
+            text = json.dumps(result, indent=1) + "\n"
+            write_atomically(options.result.resolve(), text.encode())
+        print_study(recipe.name, result)
+        return EXIT_OK
+
+    from flows.cleaning import in_use
+
+    with in_use(root):
+        return _logged("polynomial", work)
+
+
+def _flow_result(name: str, recipe: Any, root: Path) -> dict[str, Any]:
+    """Carry out the flow of a name, which its module has too."""
     from tasks.artifacts import sweep_temporaries
     from tasks.server import api_for_this_run
 
     sweep_temporaries(root)
     with api_for_this_run(root):
-        from flows.quantize import quantize
         from tasks.runs import mark_dead_runs, own_flow_runs
 
+        flow = getattr(importlib.import_module(f"flows.{name}"), name)
         mark_dead_runs(root)
         with own_flow_runs(root):
-            return quantize(recipe)
+            return flow(recipe)
 
 
 def run_plan(options: argparse.Namespace) -> int:

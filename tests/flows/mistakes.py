@@ -295,6 +295,20 @@ COMMANDS = {
         "argument --mlflow-port: must be a port from 1 to 65535; found '70000'; see `normtweak ui "
         "--help`.",
     ),
+    "a study of a language model": (
+        "polynomial {0}/recipe.yaml",
+        "calibration is not a recipe key; did you mean evaluations? evaluation is not a recipe "
+        "key; did you mean evaluations? (1 more.)",
+    ),
+    "a study with a misspelt key": (
+        "polynomial conf/polynomial-small.yaml --set grid.bit=[8]",
+        "grid.bit is not a recipe key; did you mean grid.bits?",
+    ),
+    "a study whose result has no folder": (
+        "polynomial conf/polynomial-small.yaml --result {0}/absent/result.json",
+        "--result needs an existing folder; {0}/absent does not exist: create it or choose "
+        "another.",
+    ),
     "no steps": (
         "reference train llama --steps 0", "--steps must be at least 1; found 0: raise it.",
     ),
@@ -309,11 +323,11 @@ COMMANDS = {
         "the hub cache: run `hf download nobody/nothing-of-this-name` first.",
     ),
 }  # fmt: skip
-for command in ("ternary", "evaluate", "finetune", "ablate", "sweep", "polynomial", "rebuild"):
+for command in ("ternary", "evaluate", "finetune", "ablate", "sweep", "rebuild"):
     COMMANDS[f"the command {command}"] = (
         f"{command} x --task y",
-        f"normtweak {command} is not built yet; built are quantize, plan, verify, clean, "
-        "reference, ui, serve.",
+        f"normtweak {command} is not built yet; built are quantize, plan, verify, polynomial, "
+        "clean, reference, ui, serve.",
     )
 
 PLACES = {

@@ -39,6 +39,7 @@ def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
 def test_every_cached_stage_is_looked_at():
     names = {"calibrate", "float_type_stage", "quantize_block_stage", "final_tune_stage"}
     names |= {"export_stage", "verify_stage", "evaluate_float_stage", "evaluate_stage"}
+    names |= {"float_stage", "cell_stage"}
     assert {stage.function for stage in declared_stages()} == names
 
 

@@ -1,0 +1,108 @@
+"""The stages of the polynomial study: what they publish, and where a stopped one goes on."""
+
+import pytest
+from safetensors.torch import load_file
+
+from normtweak_core.polynomial.config import (
+    Cell,
+    FloatTrainingConfig,
+    GridConfig,
+    NetworkConfig,
+    SamplesConfig,
+)
+from tasks.progress import Progress
+
+FLOAT = FloatTrainingConfig(epochs=3, batch=16, lr=1e-2)
+GRID = GridConfig(epochs=1, batch=16)
+
+
+@pytest.fixture
+def job(root, engine_environment):
+    from tasks.polynomial import PolynomialJob
+
+    network = NetworkConfig(hidden_layers=1, hidden_width=8)
+    return PolynomialJob(SamplesConfig(train=64, test=16), network, 0, 2, "cpu")
+
+
+def run_float(job):
+    from tasks.polynomial import float_key, float_stage
+
+    key = float_key(job, FLOAT)
+    return key, float_stage.fn(key, FLOAT, job, Progress(terminal=False))
+
+
+def test_a_float_stage_publishes_network_and_report(job, root):
+    import json
+
+    _, result = run_float(job)
+    state = load_file(root / result.network.path)
+    assert sorted(state) == [f"layers.{i}.{part}" for i in range(2) for part in ("bias", "weight")]
+    report = json.loads((root / result.report.path).read_text())
+    assert [step for step, _ in report["curve"]] == [0, 6, 12]
+    assert report["test_loss"] == report["curve"][-1][1] < report["curve"][0][1]
+    assert len(report["examples_before"]) == len(report["examples_after"]) == 6
+
+
+def test_the_weights_of_a_cell_lie_on_its_levels(job, root):
+    from tasks.polynomial import cell_key, cell_stage
+
+    _, pretrained = run_float(job)
+    cell = Cell(bits=1.58, start="pretrained", lr=1e-3)
+    key = cell_key(job, cell, GRID, pretrained)
+    result = cell_stage.fn(key, cell, GRID, job, pretrained, Progress(terminal=False))
+    state = load_file(root / result.network.path)
+    for index in range(2):
+        levels = state[f"layers.{index}.weight"].unique()
+        assert len(levels) == 3
+        assert levels[1] == 0
+        assert levels[0] == -levels[2]
+
+
+def test_a_stopped_stage_goes_on_from_its_checkpoint_to_the_same_bytes(job, monkeypatch):
+    from normtweak_core.polynomial import training
+    from tasks.polynomial import checkpoint_folder
+
+    key, whole = run_float(job)
+    assert not checkpoint_folder(key).exists()  # it took less than the seconds between two
+
+    real = training._take_step
+    taken: list[int] = []
+
+    def stopping(network, optimizer, order, step, steps):
+        if step == 7 and len(taken) == 7:
+            raise KeyboardInterrupt
+        taken.append(step)
+        real(network, optimizer, order, step, steps)
+
+    monkeypatch.setattr(training, "_take_step", stopping)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        run_float(job)
+    assert [path.name for path in sorted(checkpoint_folder(key).iterdir())] == [
+        "step-00000006.safetensors",
+        "step-00000007.safetensors",
+    ]
+    taken.append(-1)
+    _, resumed = run_float(job)
+    assert taken == [*range(7), -1, *range(7, 12)]
+    assert resumed.network.sha256 == whole.network.sha256
+    assert resumed.report.sha256 == whole.report.sha256
+
+
+def test_samples_are_made_once_and_only_when_needed(job, monkeypatch):
+    from normtweak_core.polynomial import study
+
+    asked = []
+    real = study.make_setting
+    monkeypatch.setattr(study, "make_setting", lambda *a: asked.append(a) or real(*a))
+    run_float(job)
+    run_float(job)
+    assert len(asked) == 1
+
+
+def test_the_name_of_a_cell_tells_its_width_start_and_rate():
+    from tasks.polynomial import cell_name
+
+    assert cell_name(Cell(bits=1.0, start="random", lr=1e-4)) == "1 bit, random, lr 0.0001"
+    lora = Cell(bits=1.58, start="pretrained", lr=0.2, rank=32)
+    assert cell_name(lora) == "1.58 bits, pretrained, LoRA of rank 32"

@@ -77,8 +77,7 @@ NOT_BUILT: dict[str, Any] = {
     "evaluation.tasks": [],
     "evaluation.data": None,
 }
-FORMATS_TO_COME = ("gguf",)
-TERNARY_FORMATS = ("bitnet",)
+TERNARY_FORMATS = ("bitnet", "gguf")
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -119,11 +118,6 @@ def refuse_unbuilt(data: dict[str, Any]) -> None:
                 f"{key} is not built yet; found {value!r}: remove it or leave it at "
                 f"{'null' if default is None else default}."
             )
-    chosen = _lookup(data, "export.format", None)
-    if chosen in FORMATS_TO_COME:
-        raise InputError(
-            f"export.format {chosen} is not built yet: use auto, compressed-tensors or gptq."
-        )
 
 
 def _refuse_ternary(data: dict[str, Any]) -> None:
@@ -135,7 +129,7 @@ def _refuse_ternary(data: dict[str, Any]) -> None:
     chosen = _lookup(data, "export.format", None)
     if chosen in TERNARY_FORMATS:
         raise InputError(
-            f"export.format {chosen} is the format of ternary models: run normtweak ternary, or "
+            f"export.format {chosen} is a format of ternary models: run normtweak ternary, or "
             "use auto, compressed-tensors or gptq."
         )
 

@@ -1,6 +1,7 @@
 """The model card of an export: what it is, and how to load it."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from normtweak_core.export.compressed_tensors import MINIMUM_VERSION
 from normtweak_core.export.scheme import Scheme, TernaryScheme
@@ -30,7 +31,7 @@ model = AutoModelForCausalLM.from_pretrained("PATH")
 ```
 
 Needs {needs}.
-"""
+{more}"""
 
 
 def model_card(record: "ExportRecord") -> str:
@@ -46,6 +47,7 @@ def model_card(record: "ExportRecord") -> str:
         bits_per_weight=record.bits_per_weight,
         size=record.size_bytes / 1e6,
         needs=_ternary_needs() if ternary else _needs(record.format, scheme),
+        more=_llama_cpp(record.consumers) if record.consumers else "",
     )
 
 
@@ -65,6 +67,14 @@ def _ternary_needs() -> str:
         "transformers and accelerate. The first pass compiles for a while; with\n"
         "`TORCH_COMPILE_DISABLE=1` it does not"
     )
+
+
+def _llama_cpp(consumers: Mapping[str, Any]) -> str:
+    entry = consumers["llama.cpp"]
+    if entry["file"] is None:
+        return f"\nThere is no GGUF file for llama.cpp: {entry['reason']}.\n"
+    text = "" if entry["tokenizer"] else " It holds no tokenizer: give it token ids."
+    return f"\nllama.cpp opens `{entry['file']}` ({entry['type']}).{text}\n"
 
 
 def _needs(form: str, scheme: Scheme) -> str:

@@ -114,13 +114,13 @@ def check_ternary_exportable(export: ExportConfig, linears: Mapping[str, LinearS
 
 
 def check_ternary_format(export: ExportConfig) -> None:
-    """Accept a format of ternary models.
+    """Accept a format of ternary models: bitnet, by any of its names.
 
     Raises:
         InputError: It is another.
 
     """
-    if export.format not in ("auto", "bitnet"):
+    if export.format not in ("auto", "bitnet", "gguf"):
         raise InputError(
             f"export.format of a ternary model must be bitnet; it is {export.format}, which holds "
             "no rounded activations. Use auto or bitnet."

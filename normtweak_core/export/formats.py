@@ -55,8 +55,9 @@ FORMATS = {form.name: form for form in (COMPRESSED_TENSORS, GPTQ, BITNET)}
 
 
 def chosen_format(config: ExportConfig) -> Format:
-    """Return the format a recipe asks for; ``auto`` is compressed-tensors."""
-    return COMPRESSED_TENSORS if config.format == "auto" else FORMATS[config.format]
+    """Return the format a recipe asks for; ``auto`` is compressed-tensors, ``gguf`` bitnet."""
+    aliases = {"auto": COMPRESSED_TENSORS, "gguf": BITNET}
+    return aliases.get(config.format) or FORMATS[config.format]
 
 
 def describe(

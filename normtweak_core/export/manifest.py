@@ -77,9 +77,13 @@ def build_manifest(
     tokenizer: Mapping[str, object] | None,
     bits_per_weight: float,
     size_bytes: int,
+    consumers: Mapping[str, object] | None,
     details: Mapping[str, object],
 ) -> dict[str, object]:
-    """Return the manifest; ``details`` are the caller's entries: recipe, lineage, block report."""
+    """Return the manifest; ``details`` are the caller's entries: recipe, lineage, block report.
+
+    ``consumers`` says, where there is more than one, which program opens which file, or why not.
+    """
     own: dict[str, object] = {
         "format_version": FORMAT_VERSION,
         "export": {"format": form, "dtype": dtype, **scheme},
@@ -95,6 +99,8 @@ def build_manifest(
         },
         "versions": versions(),
     }
+    if consumers is not None:
+        own["consumers"] = dict(consumers)
     taken = own.keys() & details.keys()
     if taken:
         raise ValueError(f"details must not hold {', '.join(sorted(taken))}: the export writes it")

@@ -150,8 +150,14 @@ def layer_difference(module, name, reference, kept_outputs):
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 
 
+def other_files(manifest):
+    """Return the hashes of files outside the payload that other programs open."""
+    entries = manifest.get("consumers", {}).values()
+    return {entry["file"]: entry["sha256"] for entry in entries if "sha256" in entry}
+
+
 def check_files(folder, expected, problems):
-    """Compare every payload file with its hash."""
+    """Compare every file with its hash."""
     for name, wanted in expected.items():
         path = folder / name
         found = "no such file"
@@ -223,7 +229,7 @@ def examine(folder):
     # Logits before weights: compressed-tensors unpacks its weights in the first forward pass.
     logits = check_logits(model, folder, manifest["probe"], problems)
     tensors = check_tensors(model, manifest["tensors"], problems)
-    check_files(folder, manifest["files"], problems)
+    check_files(folder, manifest["files"] | other_files(manifest), problems)
     tokenizer = check_tokenizer(folder, manifest["probe"]["tokenizer"], problems)
     problems.sort(key=lambda problem: ORDER.index(problem["what"]))
     return {

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.float_type import resolve_export_dtype
 from normtweak_core.export.folder import MANIFEST, complete_folder, sync, write_bytes, write_json
 from normtweak_core.export.formats import BITNET, chosen_format, describe
+from normtweak_core.export.gguf_file import write_for_llama_cpp
 from normtweak_core.export.layer_probe import layer_probe
 from normtweak_core.export.manifest import PROBE_FILE, build_manifest, dtype_name
 from normtweak_core.export.payload import (
@@ -51,6 +52,7 @@ class ExportRecord:
     payload_sha256: str
     size_bytes: int  # of the payload
     bits_per_weight: float  # all that is stored for the quantized linears but their biases
+    consumers: Mapping[str, object] | None = None  # of bitnet: as in the manifest
 
 
 def write_export(
@@ -90,7 +92,7 @@ def write_export(
     form = chosen_format(config)
     if form is BITNET:
         raise ValueError(
-            "export.format: bitnet holds ternary linears; these are quantized on a grid. "
+            f"export.format: {config.format} holds ternary linears; these are quantized on a grid. "
             "Write ternary ones with write_ternary_export, or use another format."
         )
     dtype = dtype or resolve_export_dtype(config, source)
@@ -120,7 +122,8 @@ def write_ternary_export(
             the gain of an RMSNorm before it. Each is asked for once, block by block.
         replaced: Float tensors that take the source's place, by full parameter name: block norms,
             embeddings, whatever training changed.
-        config: Format, which must be auto or bitnet, and float type.
+        config: Format, which must be auto, bitnet or gguf, and float type. All write bitnet, and a
+            GGUF file beside it where llama.cpp can hold the model; gguf insists on that.
         rms_norm_eps: Of the RMSNorm before every linear.
         dtype: The float type that the scales were rounded to; None resolves it from the source.
         details: Further entries of normtweak.json: recipe, lineage, training report.
@@ -129,7 +132,8 @@ def write_ternary_export(
 
     Raises:
         InputError: The format is another, ``out`` is in the way, rows do not fill whole bytes, a
-            tensor of the source is missing, or one does not fit the float type.
+            tensor of the source is missing, one does not fit the float type, or GGUF was asked for
+            and cannot hold the model.
         NonFiniteError: A tensor is NaN or infinite.
         ValueError: Layers or replaced tensors do not belong to this model, only some layers have a
             gain, or a scale is not a number of the float type.
@@ -139,7 +143,8 @@ def write_ternary_export(
     dtype = dtype or resolve_export_dtype(config, source)
     scheme_of = partial(TernaryScheme.of, rms_norm_eps=rms_norm_eps)
     contents = Contents(source, layers, replaced, BITNET, dtype, scheme_of)
-    return _write(out, source, contents, details or {}, max_shard_bytes, progress)
+    required = config.format == "gguf"
+    return _write(out, source, contents, details or {}, max_shard_bytes, progress, required)
 
 
 def _write(
@@ -149,8 +154,9 @@ def _write(
     details: Mapping[str, object],
     max_shard_bytes: int,
     progress: Callable[[int, int], None] | None,
+    gguf_required: bool = False,
 ) -> ExportRecord:
-    """Write payload, probe, model card and manifest, in this order."""
+    """Write payload, probe, GGUF, model card and manifest, in this order."""
     form, dtype = contents.form, contents.dtype
     with complete_folder(out) as folder:
         shards = ShardWriter(folder, max_shard_bytes)
@@ -167,7 +173,8 @@ def _write(
         )
         write_json(folder / "config.json", _model_config(source, dtype, described))
         _copy_texts(source, folder)
-        _write_probe(folder, source, ExportedWeights(folder, form, scheme, dtype), dtype)
+        weights = ExportedWeights(folder, form, scheme, dtype)
+        _write_probe(folder, source, weights, dtype)
         files = file_hashes(folder)
         record = ExportRecord(
             folder=out,
@@ -178,6 +185,9 @@ def _write(
             size_bytes=payload_bytes(folder),
             bits_per_weight=_bits_per_weight(folder),
         )
+        if form is BITNET:
+            consumers = write_for_llama_cpp(folder, weights, source, required=gguf_required)
+            record = replace(record, consumers=consumers)
         _write_manifest(folder, record, contents.entries, files, details)
     return record
 
@@ -240,6 +250,7 @@ def _write_manifest(
         tokenizer=tokenizer_probe(folder),
         bits_per_weight=record.bits_per_weight,
         size_bytes=record.size_bytes,
+        consumers=record.consumers,
         details=details,
     )
     write_json(folder / MANIFEST, manifest)

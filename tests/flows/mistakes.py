@@ -105,12 +105,13 @@ OPTIONS = {
     ),
     "bitnet": (
         "--set export.format=bitnet",
-        "export.format bitnet is the format of ternary models: run normtweak ternary, or use auto, "
+        "export.format bitnet is a format of ternary models: run normtweak ternary, or use auto, "
         "compressed-tensors or gptq.",
     ),
     "gguf": (
         "--set export.format=gguf",
-        "export.format gguf is not built yet: use auto, compressed-tensors or gptq.",
+        "export.format gguf is a format of ternary models: run normtweak ternary, or use auto, "
+        "compressed-tensors or gptq.",
     ),
     "a missing text": (
         "--set calibration.path={0}/absent.txt",

@@ -90,7 +90,7 @@ def test_gptq_without_its_reader_is_refused_with_what_to_do():
         check("gptq", EVEN, group_size=64, reader=False)
 
 
-@pytest.mark.parametrize("form", ["auto", "bitnet"])
+@pytest.mark.parametrize("form", ["auto", "bitnet", "gguf"])
 def test_ternary_models_need_output_widths_that_fill_bytes(form):
     check_ternary_exportable(ExportConfig(format=form), EVEN | {"down": LinearShape(64, 171)})
     with pytest.raises(InputError, match=r"multiple of 4; up has 171 outputs \(and 64 inputs\)"):
@@ -101,7 +101,9 @@ def test_ternary_models_of_conv1d_or_in_another_format_are_refused():
     linears = {"transformer.h.0.attn.c_attn": LinearShape(192, 64, transposed=True)}
     with pytest.raises(InputError, match="c_attn is a Conv1D"):
         check_ternary_exportable(ExportConfig(), linears)
-    with pytest.raises(InputError, match=r"must be bitnet; it is compressed-tensors.*auto or bit"):
+    with pytest.raises(
+        InputError, match=r"must be bitnet; it is compressed-tensors.*auto or bit"
+    ):
         check_ternary_exportable(ExportConfig(format="compressed-tensors"), EVEN)
 
 

@@ -125,6 +125,17 @@ def test_shards_and_repeats_give_the_same_tensors_and_bytes(tmp_path, sources, l
     assert all(torch.equal(stored[name], single[name]) for name in single)
 
 
+def test_gains_and_norms_that_are_one_tensor_are_stored_under_each_name(tmp_path, sources, layers):
+    shared, one = dict(layers), torch.full((64,), 1.5)
+    names = [name for name in layers if name.endswith(("q_proj", "k_proj", "v_proj"))]
+    for name in names:
+        shared[name] = dataclasses.replace(layers[name], gain=one)
+    folder = write(tmp_path / "out", sources["llama"], shared, {NORM: one}).folder
+    stored = load_file(folder / "model.safetensors")
+    for name in [NORM, *(f"{name}.rms_norm.weight" for name in names)]:
+        assert torch.equal(stored[name], one), name
+
+
 def test_replaced_tensors_take_the_place_of_the_sources(tmp_path, sources, layers, seeded):
     gain = torch.rand(64, generator=seeded())
     folder = write(tmp_path / "out", sources["llama"], layers, {NORM: gain}).folder

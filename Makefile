@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check kill-test bench study ui reader-gptq
+.PHONY: setup run test check kill-test kill-test-ternary bench study study-polynomial ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -28,6 +28,9 @@ check: setup
 kill-test: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/flows/test_kill.py
 
+kill-test-ternary: setup
+	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_TERNARY_KILLS=10 $(BIN)/python -m pytest tests/flows/test_ternary.py
+
 bench: setup
 	$(BIN)/python -m tests.benchmarks.blocks
 	$(BIN)/python -m tests.benchmarks.generation
@@ -35,6 +38,9 @@ bench: setup
 
 study: setup
 	$(BIN)/python -m tests.benchmarks.stages
+
+study-polynomial: setup
+	$(BIN)/python -m tests.benchmarks.polynomial
 
 ui: setup
 	$(BIN)/normtweak ui

@@ -16,6 +16,7 @@ from tasks.locks import held, try_lock
 USE_LOCK = "in-use.lock"  # shared by running commands, taken alone by clean
 RECORDS, ARTEFACTS, EXPORTS, LOGS = "results", "artifacts", "exports", "logs"
 STREAMS = f"{ARTEFACTS}/streams"
+CHECKPOINTS = f"{ARTEFACTS}/training"  # of unfinished trainings, which go on from them
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _unreferenced(root: Path, kept: set[Path]) -> list[Path]:
         for path in sorted((root / ARTEFACTS).rglob("*"))
         if path.is_file()
         and path not in kept
-        and root / STREAMS not in path.parents
+        and not {root / STREAMS, root / CHECKPOINTS} & set(path.parents)
         and not path.name.startswith(".tmp-")
     ]
 

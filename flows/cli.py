@@ -14,7 +14,7 @@ from flows.failures import exit_code, sigterm_raises
 from normtweak_core.errors import InputError
 from normtweak_core.reference.architectures import REFERENCE_NAMES
 
-NOT_BUILT = ("ternary", "evaluate", "finetune", "ablate", "sweep", "rebuild")
+NOT_BUILT = ("evaluate", "finetune", "ablate", "sweep", "rebuild")
 
 STATE = "All state is kept under NORMTWEAK_HOME, by default ./.normtweak."
 
@@ -74,6 +74,7 @@ def build_parser() -> tuple[Parser, list[str]]:
     parser.add_argument("--version", action="version", version=f"normtweak {version}")
     group = parser.add_subparsers(required=True, metavar="COMMAND", dest="command_name")
     _add_quantize(group)
+    _add_ternary(group)
     _add_plan(group)
     _add_verify(group)
     _add_polynomial(group)
@@ -130,6 +131,24 @@ def _add_quantize(group: argparse._SubParsersAction) -> None:
     _add_recipe(command)
     _add_result(command)
     command.set_defaults(run=commands.run_quantize)
+
+
+def _add_ternary(group: argparse._SubParsersAction) -> None:
+    command = _command(
+        group,
+        "ternary",
+        "train a model until its weights are ternary; verify and register it",
+        "Fine-tune a float model with quantized forward passes until its linears hold the values\n"
+        "-1, 0 and 1, an RMSNorm before each. Ctrl-C saves; the same command goes on from there.\n"
+        f"{STATE}",
+        [
+            "ternary conf/ternary-quickstart.yaml",
+            "ternary conf/ternary-quickstart.yaml --set ternary.steps=1000",
+        ],
+    )
+    _add_recipe(command)
+    _add_result(command)
+    command.set_defaults(run=commands.run_ternary)
 
 
 def _add_plan(group: argparse._SubParsersAction) -> None:

@@ -1,7 +1,6 @@
 """What each command does once its arguments are known; imports what it needs and no more."""
 
 import argparse
-import importlib
 import json
 import logging
 import os
@@ -27,34 +26,34 @@ ENGINE_LEVEL_VARIABLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
 
 def run_quantize(options: argparse.Namespace) -> int:
-    """Carry out a recipe and print what came of it."""
+    """Quantize by a recipe and print what came of it."""
     from flows.params import load_recipe
-    from flows.preflight import only_local, preflight
+    from flows.preflight import preflight
 
     recipe = load_recipe(options.recipe, options.overrides)
-    os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of its tables
-    _set_variables(state_root())  # before preflight: it may have to ask torch for GPUs
-    ready = preflight(recipe, state_root(), options.result)
-    if only_local(recipe, ready.source):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    root = prepare_environment()
 
-    def work() -> int:
-        from flows.summary import print_summary
-        from tasks.artifacts import write_atomically
+    def flow() -> dict[str, Any]:
+        from flows.quantize import quantize
 
-        result = _flow_result("quantize", recipe, root)
-        if options.result:
-            text = json.dumps(result, indent=1) + "\n"
-            write_atomically(options.result.resolve(), text.encode())
-        print_summary(recipe.name, result)
-        return EXIT_OK
+        return quantize(recipe)
 
-    from flows.cleaning import in_use
+    return _carry_out("quantize", recipe, recipe.calibration, preflight, flow, options.result)
 
-    with in_use(root):
-        return _logged("quantize", work)
+
+def run_ternary(options: argparse.Namespace) -> int:
+    """Train by a recipe until the model is ternary, and print what came of it."""
+    from flows.ternary_preflight import ternary_preflight
+    from flows.ternary_recipe import load_ternary_recipe
+
+    recipe = load_ternary_recipe(options.recipe, options.overrides)
+
+    def flow() -> dict[str, Any]:
+        from flows.ternary import ternary
+
+        return ternary(recipe)
+
+    data = recipe.ternary.data
+    return _carry_out("ternary", recipe, data, ternary_preflight, flow, options.result)
 
 
 def run_polynomial(options: argparse.Namespace) -> int:
@@ -64,32 +63,77 @@ def run_polynomial(options: argparse.Namespace) -> int:
 
     recipe = load_polynomial_recipe(options.recipe, options.overrides)
     os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
-    _set_variables(state_root())  # before the device: torch may have to look for GPUs
+    _set_variables(state_root())
     if options.result is not None:
         check_result_file(options.result)
     check_state_root(state_root())
     study_device(recipe)
+
+    def flow() -> dict[str, Any]:
+        from flows.polynomial import polynomial
+
+        return polynomial(recipe)
+
+    def show(result: dict[str, Any]) -> None:
+        from flows.polynomial_report import print_study
+
+        print_study(recipe.name, result)
+
+    return _run_flow("polynomial", flow, options.result, show)
+
+
+def _carry_out(
+    command: str,
+    recipe: Any,
+    data: Any,
+    check: Callable[..., Any],
+    flow: Callable[[], dict[str, Any]],
+    result_file: Path | None,
+) -> int:
+    """Check a recipe of a language model, run its flow and print the summary."""
+    from flows.preflight import only_local
+
+    os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of its tables
+    _set_variables(state_root())  # before preflight: it may have to ask torch for GPUs
+    ready = check(recipe, state_root(), result_file)
+    if only_local(data, ready.source):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    def show(result: dict[str, Any]) -> None:
+        from flows.summary import print_summary
+
+        print_summary(recipe.name, result)
+
+    return _run_flow(command, flow, result_file, show)
+
+
+def _run_flow(
+    command: str,
+    flow: Callable[[], dict[str, Any]],
+    result_file: Path | None,
+    show: Callable[[dict[str, Any]], None],
+) -> int:
+    """Run a flow on a server of its own or the one that runs; write and show the result."""
     root = prepare_environment()
 
     def work() -> int:
-        from flows.polynomial_report import print_study
         from tasks.artifacts import write_atomically
 
-        result = _flow_result("polynomial", recipe, root)
-        if options.result:
+        result = _flow_result(flow, root)
+        if result_file:
             text = json.dumps(result, indent=1) + "\n"
-            write_atomically(options.result.resolve(), text.encode())
-        print_study(recipe.name, result)
+            write_atomically(result_file.resolve(), text.encode())
+        show(result)
         return EXIT_OK
 
     from flows.cleaning import in_use
 
     with in_use(root):
-        return _logged("polynomial", work)
+        return _logged(command, work)
 
 
-def _flow_result(name: str, recipe: Any, root: Path) -> dict[str, Any]:
-    """Carry out the flow of a name, which its module has too."""
+def _flow_result(flow: Callable[[], dict[str, Any]], root: Path) -> dict[str, Any]:
     from tasks.artifacts import sweep_temporaries
     from tasks.server import api_for_this_run
 
@@ -97,10 +141,9 @@ def _flow_result(name: str, recipe: Any, root: Path) -> dict[str, Any]:
     with api_for_this_run(root):
         from tasks.runs import mark_dead_runs, own_flow_runs
 
-        flow = getattr(importlib.import_module(f"flows.{name}"), name)
         mark_dead_runs(root)
         with own_flow_runs(root):
-            return flow(recipe)
+            return flow()
 
 
 def run_plan(options: argparse.Namespace) -> int:

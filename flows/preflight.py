@@ -18,9 +18,11 @@ from flows.budget import (
     readable_bytes,
 )
 from flows.params import Recipe
+from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.documents import read_documents
 from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import InputError
+from normtweak_core.evaluate.config import PerplexityConfig
 from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.source import (
@@ -64,15 +66,16 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
     if result is not None:
         check_result_file(result)
     check_state_root(root)
-    warnings = check_texts(recipe)
+    warnings = check_texts(recipe.calibration, recipe.evaluation.perplexity)
     uri = os.environ.get(REGISTRY_VARIABLE)
     if uri not in (None, default_variables(root)[REGISTRY_VARIABLE]):
         check_registry(uri)
     source = resolve_source(recipe.model)
     check_model_folder(source.path)
-    _require_evaluation_text(recipe, source)
-    length = _lengths(recipe, model_context(source.path))
-    _require_reader_files(source.path)
+    require_evaluation_text(recipe.evaluation.perplexity, source)
+    context = model_context(source.path)
+    length = checked_lengths(recipe.calibration, recipe.evaluation.perplexity, context)
+    require_reader_files(source.path)
     shape = model_shape(source.path)
     check_exportable(
         recipe.export,
@@ -124,13 +127,12 @@ def check_state_root(root: Path) -> None:
         )
 
 
-def check_texts(recipe: Recipe) -> list[str]:
+def check_texts(calibration: CalibrationConfig, evaluation: PerplexityConfig) -> list[str]:
     """Read the texts a recipe names, and return what is doubtful about them.
 
     Raises:
         InputError: A text is missing, unreadable, empty, not UTF-8 or malformed.
     """
-    calibration, evaluation = recipe.calibration, recipe.evaluation.perplexity
     texts = {}
     if calibration.source == "text":
         texts["calibration.path"] = Path(calibration.path).expanduser()
@@ -170,9 +172,8 @@ def check_disk(needed: int, root: Path) -> None:
         )
 
 
-def only_local(recipe: Recipe, source: ModelFolder) -> bool:
+def only_local(data: CalibrationConfig, source: ModelFolder) -> bool:
     """Tell whether nothing of a run has to come from the hub."""
-    data = recipe.calibration
     return source.revision is None and (
         data.source != "dataset" or Path(data.path).expanduser().exists()
     )
@@ -189,8 +190,12 @@ def _check_data_set(name: str) -> None:
         )
 
 
-def _require_reader_files(folder: Path) -> None:
-    """Accept a model with all that loading it by name, and later its export, takes."""
+def require_reader_files(folder: Path) -> None:
+    """Accept a model with all that loading it by name, and later its export, takes.
+
+    Raises:
+        InputError: A file of the tokenizer or the name of its architecture is missing or damaged.
+    """
     # Other kinds of vocabularies take sentencepiece or tiktoken, which no reader of an export has.
     vocabularies = (("tokenizer.json",), ("vocab.json", "merges.txt"))
     needed = {
@@ -226,17 +231,29 @@ def _require_json_object(path: Path, required: str | None) -> None:
     )
 
 
-def _require_evaluation_text(recipe: Recipe, source: ModelFolder) -> None:
-    if recipe.evaluation.perplexity.path is None and not source.name.startswith(REFERENCE_PREFIX):
+def require_evaluation_text(config: PerplexityConfig, source: ModelFolder) -> None:
+    """Accept a text to measure on: one that is named, or the one a reference model ships.
+
+    Raises:
+        InputError: There is none.
+    """
+    if config.path is None and not source.name.startswith(REFERENCE_PREFIX):
         raise InputError(
             "evaluation.perplexity.path is required for a model that ships no held-out text; "
             f"found none for {source.name}: give a .txt or .jsonl file."
         )
 
 
-def _lengths(recipe: Recipe, context: int | None) -> int:
-    length = effective_length(recipe.calibration.length, context)
-    evaluated = recipe.evaluation.perplexity.length or length
+def checked_lengths(
+    calibration: CalibrationConfig, evaluation: PerplexityConfig, context: int | None
+) -> int:
+    """Return the tokens per calibration window.
+
+    Raises:
+        InputError: A window, here or of the evaluation, is longer than the model's context.
+    """
+    length = effective_length(calibration.length, context)
+    evaluated = evaluation.length or length
     if context is not None and evaluated > context:
         raise InputError(
             f"evaluation.perplexity.length must be at most the model's context of {context} "

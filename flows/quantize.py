@@ -1,10 +1,7 @@
 """The main flow: a float model goes in; a verified, registered low-bit version comes out."""
 
-import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import flow
@@ -15,29 +12,19 @@ from flows.budget import peak_rss_bytes
 from flows.params import Recipe
 from flows.preflight import preflight
 from flows.report import Reports, publish_reports
+from flows.running import Run, evaluate_export, read_json
 from normtweak_core.errors import ProblemError
 from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
 from normtweak_core.quantize.report import BlockReport
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.report import FinalTuneReport
-from tasks.artifacts import ArtifactRef
 from tasks.blocks import block_key, quantize_block_stage
-from tasks.caching import cached_result
 from tasks.calibrate import calibrate, calibration_key, calibration_length
 from tasks.chain import BlockChain, ChainSettings
 from tasks.environment import state_root
-from tasks.evaluating import (
-    evaluate_float_stage,
-    evaluate_stage,
-    evaluation_inputs,
-    evaluation_key,
-    evaluation_length,
-    float_evaluation_key,
-)
 from tasks.exporting import export_key, export_stage, verify_key, verify_stage
 from tasks.float_type import float_type_key, float_type_stage
-from tasks.job import Job, open_job
-from tasks.progress import Progress
+from tasks.job import open_job
 from tasks.registering import register_stage
 from tasks.results import BlockResult, CalibrationResult, ExportResult, FinalTuneResult
 from tasks.runs import own_run
@@ -55,26 +42,6 @@ ABOUT_THE_MANIFEST = (
 )
 
 
-@dataclass
-class Run:
-    """One execution of a recipe."""
-
-    recipe: Recipe
-    job: Job
-    progress: Progress = field(default_factory=Progress)
-    cached: dict[str, bool] = field(default_factory=dict)
-
-    def stage(self, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:
-        """Run a stage, or take its cached result; arguments in memory are not walked through."""
-        self.cached[name] = cached_result(key) is not None
-        log.info("%s%s", name, ": cached" if self.cached[name] else "")
-        quoted = {
-            key: value if isinstance(value, str | int | float) else quote(value)
-            for key, value in arguments.items()
-        }
-        return task(key=key, **quoted)
-
-
 @flow(name="quantize", flow_run_name="{recipe.name}", validate_parameters=True)
 def quantize(recipe: Recipe) -> dict[str, Any]:
     """Quantize, verify, evaluate and register a model.
@@ -87,23 +54,24 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     # The command has done so before it started a server; a scheduled run has not.
     for warning in preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
-    run = Run(recipe, open_job(recipe.model, recipe.seed))
-    calibration = _calibrate(run)
-    settings = _settings(run)
-    blocks = _quantize_blocks(run, calibration, settings, "block")
-    baseline = _quantize_blocks(run, calibration, baseline_settings(settings), "rtn")
-    tuned = _final_tune(run, calibration, blocks, settings)
-    export = _export(run, calibration, blocks, tuned, settings)
+    run = Run(open_job(recipe.model, recipe.seed))
+    calibration = _calibrate(run, recipe)
+    settings = _settings(run, recipe)
+    blocks = _quantize_blocks(run, recipe, calibration, settings, "block")
+    baseline = _quantize_blocks(run, recipe, calibration, baseline_settings(settings), "rtn")
+    tuned = _final_tune(run, recipe, calibration, blocks, settings)
+    export = _export(run, recipe, calibration, blocks, tuned, settings)
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
-    metrics = _evaluate(run, export)
+    length = calibration_length(run.job, recipe.calibration)
+    metrics = evaluate_export(run, recipe.evaluation.perplexity, length, export)
     reports = Reports(
         recipe=recipe,
         blocks=[_block_report(block) for block in blocks],
         baseline=[_block_report(block) for block in baseline],
         final_tune=_final_report(tuned),
-        quality=_read_json(calibration.quality),
+        quality=read_json(calibration.quality),
         metrics=metrics,
-        origin=_source_facts(run, calibration) | {"export_sha256": export.export_sha256},
+        origin=run.source_facts(calibration) | {"export_sha256": export.export_sha256},
         export=state_root() / export.folder,
     )
     files = publish_reports(reports)
@@ -130,8 +98,8 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _calibrate(run: Run) -> CalibrationResult:
-    config = run.recipe.calibration
+def _calibrate(run: Run, recipe: Recipe) -> CalibrationResult:
+    config = recipe.calibration
     return run.stage(
         "calibrate",
         calibration_key(run.job, config),
@@ -142,15 +110,15 @@ def _calibrate(run: Run) -> CalibrationResult:
     )
 
 
-def _settings(run: Run) -> ChainSettings:
+def _settings(run: Run, recipe: Recipe) -> ChainSettings:
     chosen = run.stage(
         "float type",
-        float_type_key(run.job, run.recipe.export),
+        float_type_key(run.job, recipe.export),
         float_type_stage,
-        config=run.recipe.export,
+        config=recipe.export,
         job=run.job,
     )
-    return ChainSettings(run.recipe.quantization, run.recipe.norm_tweak, chosen.dtype)
+    return ChainSettings(recipe.quantization, recipe.norm_tweak, chosen.dtype)
 
 
 def baseline_settings(settings: ChainSettings) -> ChainSettings:
@@ -161,7 +129,11 @@ def baseline_settings(settings: ChainSettings) -> ChainSettings:
 
 
 def _quantize_blocks(
-    run: Run, calibration: CalibrationResult, settings: ChainSettings, label: str
+    run: Run,
+    recipe: Recipe,
+    calibration: CalibrationResult,
+    settings: ChainSettings,
+    label: str,
 ) -> list[BlockResult]:
     """Return all blocks of one chain, each read from the cache or made."""
     first = block_key(run.job, calibration, settings, 0, None)
@@ -188,14 +160,14 @@ def _quantize_blocks(
             finished.append(block)
             advance(index + 1, run.job.blocks[1])
             if label == "block":  # the baseline is there to be looked at, not to be heeded
-                _heed(run, _block_report(block).problems())
+                _heed(recipe, _block_report(block).problems())
     return finished
 
 
-def _heed(run: Run, problems: list[str]) -> None:
+def _heed(recipe: Recipe, problems: list[str]) -> None:
     for problem in problems:
         log.warning("%s", problem)
-    if problems and run.recipe.on_problem == "fail":
+    if problems and recipe.on_problem == "fail":
         raise ProblemError(
             f"on_problem: fail allows no problem; found: {problems[0]}. "
             "Change the recipe, or set on_problem: warn"
@@ -203,9 +175,13 @@ def _heed(run: Run, problems: list[str]) -> None:
 
 
 def _final_tune(
-    run: Run, calibration: CalibrationResult, blocks: list[BlockResult], settings: ChainSettings
+    run: Run,
+    recipe: Recipe,
+    calibration: CalibrationResult,
+    blocks: list[BlockResult],
+    settings: ChainSettings,
 ) -> FinalTuneResult | None:
-    config = run.recipe.final_tune
+    config = recipe.final_tune
     if not config.enabled:
         return None
     key = final_tune_key(run.job, calibration, blocks, settings, config)
@@ -223,7 +199,7 @@ def _final_tune(
     report = _final_report(tuned)
     if not report.accepted:
         _heed(
-            run,
+            recipe,
             [
                 "final tune rolled back (held-out divergence "
                 f"{report.held_out_before:.4g} -> {report.held_out_after:.4g})"
@@ -234,6 +210,7 @@ def _final_tune(
 
 def _export(
     run: Run,
+    recipe: Recipe,
     calibration: CalibrationResult,
     blocks: list[BlockResult],
     tuned: FinalTuneResult | None,
@@ -241,58 +218,23 @@ def _export(
 ) -> ExportResult:
     details = {
         "about": ABOUT_THE_MANIFEST,
-        "recipe": run.recipe.model_dump(mode="json"),
-        "lineage": _source_facts(run, calibration),
-        "blocks": [_read_json(block.report) for block in blocks],
-        "final_tune": _read_json(tuned.report) if tuned else None,
+        "recipe": recipe.model_dump(mode="json"),
+        "lineage": run.source_facts(calibration),
+        "blocks": [read_json(block.report) for block in blocks],
+        "final_tune": read_json(tuned.report) if tuned else None,
     }
-    key = export_key(run.job, blocks, tuned, settings, run.recipe.export)
+    key = export_key(run.job, blocks, tuned, settings, recipe.export)
     return run.stage(
         "export",
         key,
         export_stage,
-        config=run.recipe.export,
+        config=recipe.export,
         job=run.job,
         blocks=blocks,
         tuned=tuned,
         settings=settings,
         details=details,
     )
-
-
-def _evaluate(run: Run, export: ExportResult) -> dict[str, float]:
-    config = run.recipe.evaluation.perplexity
-    length = evaluation_length(run.job, config, calibration_length(run.job, run.recipe.calibration))
-    inputs = evaluation_inputs(run.job, config, length)
-    alone = run.stage(
-        "evaluate float",
-        float_evaluation_key(run.job, inputs),
-        evaluate_float_stage,
-        config=config,
-        length=length,
-        job=run.job,
-        progress=run.progress,
-    )
-    beside = run.stage(
-        "evaluate",
-        evaluation_key(run.job, export, inputs),
-        evaluate_stage,
-        config=config,
-        length=length,
-        job=run.job,
-        export=export,
-        progress=run.progress,
-    )
-    return beside.metrics | alone.metrics
-
-
-def _source_facts(run: Run, calibration: CalibrationResult) -> dict[str, str]:
-    return {
-        "source_model": run.job.source.name,
-        "source_revision": run.job.source.revision or "",
-        "source_sha256": run.job.fingerprint.sha256,
-        "calibration_sha256": calibration.windows.sha256,
-    }
 
 
 def _block_row(run: Run, block: BlockResult) -> dict[str, Any]:
@@ -308,12 +250,8 @@ def _block_row(run: Run, block: BlockResult) -> dict[str, Any]:
 
 
 def _block_report(block: BlockResult) -> BlockReport:
-    return BlockReport.model_validate(_read_json(block.report))
+    return BlockReport.model_validate(read_json(block.report))
 
 
 def _final_report(tuned: FinalTuneResult | None) -> FinalTuneReport | None:
-    return FinalTuneReport.model_validate(_read_json(tuned.report)) if tuned else None
-
-
-def _read_json(reference: ArtifactRef) -> Any:
-    return json.loads((state_root() / reference.path).read_text(encoding="utf-8"))
+    return FinalTuneReport.model_validate(read_json(tuned.report)) if tuned else None

@@ -57,6 +57,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_with_overrides(path: Path, overrides: list[str] | None) -> dict[str, Any]:
+    """Return the keys and values of a recipe file after ``KEY=VALUE`` overrides.
+
+    Raises:
+        InputError: As `read_recipe` and `apply_override`.
+    """
+    data = read_recipe(path)
+    for override in overrides or []:
+        apply_override(data, override)
+    return data
+
+
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one key of the recipe, such as ``quantization.bits=3``, in place.
 

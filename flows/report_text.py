@@ -66,7 +66,7 @@ def blocks_markdown(recipe: Recipe, table: "pd.DataFrame") -> str:
             "Drift is |x_q - x_f| / |x_f| behind the block: how far the quantized stream is from "
             "the float stream on the calibration set.",
             "",
-            *_table(
+            *markdown_table(
                 ("block", "round to nearest", "quantized", "tweaked", "norm tweak"),
                 blocks,
                 "rrrrl",
@@ -77,7 +77,7 @@ def blocks_markdown(recipe: Recipe, table: "pd.DataFrame") -> str:
             "Weight error is |W - Q| / |W|. Output error is the same of the layer's output over "
             "the calibration tokens, where W carries the correction for its input's error.",
             "",
-            *_table(LINEAR_COLUMNS, linears, "rlrrrrrr"),
+            *markdown_table(LINEAR_COLUMNS, linears, "rlrrrrrr"),
             "",
         ]
     )
@@ -117,7 +117,7 @@ def calibration_markdown(recipe: Recipe, quality: dict[str, Any]) -> str:
             f"**Verdict: {VERDICTS[quality['verdict']]}.**",
             *(f"\n* {reason}" for reason in quality["reasons"]),
             "",
-            *_table(("what", "value"), rows, "ll"),
+            *markdown_table(("what", "value"), rows, "ll"),
             "",
         ]
     )
@@ -156,15 +156,15 @@ def summary_markdown(
             "",
             f"{_scheme(recipe)}. Export: `{export}`.",
             "",
-            *_table(("", "float", "quantized", "difference"), _results(metrics), "lrrr"),
+            *markdown_table(("", "float", "quantized", "difference"), result_rows(metrics), "lrrr"),
             "",
-            f"On {metrics['tokens']:,.0f} predicted tokens{_precision(metrics)}. Size counts "
+            f"On {metrics['tokens']:,.0f} predicted tokens{precision(metrics)}. Size counts "
             "weights, configuration and tokenizer; bits per weight count codes, scales and zeros "
             "of the quantized linears.",
             "",
             "## Stages",
             "",
-            *_table(("stage", "outcome"), stages, "ll"),
+            *markdown_table(("stage", "outcome"), stages, "ll"),
             "",
             "## Problems",
             "",
@@ -183,7 +183,9 @@ def percent(value: float, signed: bool = False) -> str:
     return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
 
 
-def _results(metrics: dict[str, float]) -> list[tuple[str, ...]]:
+def result_rows(metrics: dict[str, float]) -> list[tuple[str, ...]]:
+    """Return the metrics of an evaluation as rows: what, float, quantized, difference."""
+
     def measured(name: str, digits: int = 3, sign: str = "") -> str:
         stderr = metrics.get(_stderr(name))
         value = f"{metrics[name]:{sign}.{digits}f}"
@@ -215,7 +217,7 @@ def _share(metrics: dict[str, float], name: str) -> str:
     return value if stderr is None else f"{value} ± {percent(stderr)}"
 
 
-def _precision(metrics: dict[str, float]) -> str:
+def precision(metrics: dict[str, float]) -> str:
     """Return what the ± means; a single window leaves every standard error out."""
     if _stderr("perplexity/quantized") in metrics:
         return "; ± is one standard error"
@@ -257,6 +259,9 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[object, ...]], alignment: str) -> list[str]:
+def markdown_table(
+    header: tuple[str, ...], rows: list[tuple[object, ...]], alignment: str
+) -> list[str]:
+    """Return the lines of a table; alignment has a letter a column, l or r."""
     rule = ["---:" if side == "r" else "---" for side in alignment]
     return ["| " + " | ".join(map(str, row)) + " |" for row in (header, rule, *rows)]

@@ -18,7 +18,8 @@ def summary_lines(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
     """
     metrics, registered = result["metrics"], result["registered"]
     aliases = "".join(f" @{alias}" for alias in registered["aliases"])
-    cached = [block["cached"] for block in result["blocks"]]
+    blocks = [block["cached"] for block in result["blocks"]]
+    cached, what = (blocks, "blocks") if blocks else (list(result["cached"].values()), "stages")
     lines = [
         (
             "perplexity",
@@ -34,7 +35,7 @@ def summary_lines(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "time",
-            f"{readable_seconds(result['seconds'])}, {sum(cached)} of {len(cached)} blocks cached, "
+            f"{readable_seconds(result['seconds'])}, {sum(cached)} of {len(cached)} {what} cached, "
             f"peak memory {readable_bytes(result['peak_rss_bytes'])}",
         ),
         ("export", result["export_dir"]),

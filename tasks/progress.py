@@ -4,11 +4,18 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
-Advance = Callable[[int, int], None]  # done, total
+
+class Advance(Protocol):
+    """Takes how many units of how many are done, and what else is worth showing."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show it."""
+
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -55,10 +62,15 @@ class Progress:
             Speed(),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
         )
         with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
-            bar = bars.add_task(name, total=None)
-            yield lambda done, total: bars.update(bar, completed=done, total=total)
+            bar = bars.add_task(name, total=None, note="")
+
+            def advance(done: int, total: int, note: str = "") -> None:
+                bars.update(bar, completed=done, total=total, note=note)
+
+            yield advance
 
 
 class _Lines:
@@ -68,11 +80,21 @@ class _Lines:
         self.name, self.unit = name, unit
         self.began = self.last = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         if done < total and now - self.last < SECONDS_BETWEEN_LINES:
             return
         self.last = now
         rate = done / max(now - self.began, 1e-9)
         left = "" if done >= total else f", {(total - done) / rate:.0f} s left"
-        log.info("%s: %s/%s %s, %.3g per second%s", self.name, done, total, self.unit, rate, left)
+        shown = f", {note}" if note else ""
+        log.info(
+            "%s: %s/%s %s, %.3g per second%s%s",
+            self.name,
+            done,
+            total,
+            self.unit,
+            rate,
+            left,
+            shown,
+        )

@@ -44,6 +44,11 @@ def drift_plot(series: dict[str, list[float]], title: str, y_label: str = RELATI
     axes.grid(visible=True, alpha=0.3)
     axes.legend(frameon=False)
 
+    return as_png(figure)
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a picture as a file; equal pictures give equal bytes."""
     buffer = io.BytesIO()
     # Without its own version in the metadata, an upgrade alone does not change the file.
     figure.savefig(buffer, format="png", metadata={"Software": None})

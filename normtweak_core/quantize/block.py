@@ -192,7 +192,9 @@ def _statistics(
 
 def _solve(W: Tensor, H: Tensor | None, plan: BlockPlan) -> SolvedWeight:
     settings = plan.quantization
-    spec = GridSpec(settings.bits, settings.symmetric, settings.mse_grid, plan.export_dtype)
+    spec = GridSpec(
+        settings.bits, settings.symmetric, settings.mse_grid, plan.export_dtype, settings.levels
+    )
     if settings.method == "rtn":
         return round_to_nearest(W, settings.group_size, spec)
     return gptq(

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 
 class PropagationConfig(BaseModel, frozen=True, extra="forbid"):
@@ -23,6 +23,11 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
         64, ge=1, description="Consecutive input columns that share a scale; null: whole row."
     )
     symmetric: bool = Field(False, description="Grid symmetric around zero, without zero points.")
+    levels: Literal["full", "ternary", "binary"] = Field(
+        "full",
+        description="Use all levels, or of a symmetric 2-bit grid only -1, 0, 1 or -1, 1 times the "
+        "scale, which then starts from the mean magnitude.",
+    )
     act_order: bool = Field(True, description="Take columns by decreasing diag(H); groups static.")
     mse_grid: bool = Field(True, description="Search each grid's clipping for least error.")
     percdamp: float = Field(
@@ -30,3 +35,12 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
     )
     propagation: PropagationConfig = PropagationConfig()
     activation_bits: None = Field(None, description="Not built yet: must stay null.")
+
+    @model_validator(mode="after")
+    def _levels_fit_the_grid(self) -> "QuantizationConfig":
+        if self.levels != "full" and not (self.bits == 2 and self.symmetric):
+            raise ValueError(
+                f"quantization.levels {self.levels} needs bits: 2 and symmetric: true, which hold "
+                f"its levels; found bits: {self.bits} and symmetric: {str(self.symmetric).lower()}"
+            )
+        return self

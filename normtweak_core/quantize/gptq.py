@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from normtweak_core.errors import InputError
-from normtweak_core.quantize.grid import GridSpec, fit_grid, quantize_to_codes
+from normtweak_core.quantize.grid import GridSpec, fit_grid
 from normtweak_core.quantize.hessian import inverse_cholesky, without_dead_columns
 from normtweak_core.quantize.weight import QuantizedWeight
 
@@ -43,9 +43,7 @@ def round_to_nearest(
     """Return every weight on the nearest level of its group's grid: the baseline (RTN)."""
     width = checked_group_size(W.shape[1], group_size)
     scales, zeros = fit_all_groups(W, width, spec)
-    codes = quantize_to_codes(
-        W, scales.repeat_interleave(width, 1), zeros.repeat_interleave(width, 1), spec.max_code
-    )
+    codes = spec.codes(W, scales.repeat_interleave(width, 1), zeros.repeat_interleave(width, 1))
     return SolvedWeight(_packaged(codes, scales, zeros, group_size, spec), 0.0, 0)
 
 
@@ -122,7 +120,7 @@ def _column_loop(
                     current = torch.cat([current, W[:, late] - update], dim=1)
                 scales[:, group], zeros[:, group] = fit_grid(current.contiguous(), spec)
             scale, zero = scales[:, group], zeros[:, group]
-            taken[i] = quantize_to_codes(block[i], scale, zero, spec.max_code)
+            taken[i] = spec.codes(block[i], scale, zero)
             E[i] = (block[i] - scale * (taken[i] - zero)) / diagonal[j]
             block[i + 1 :].addr_(U[j, j + 1 : end], E[i], alpha=-1)
         codes[:, plan.order[start:end]] = taken.T

@@ -3,9 +3,14 @@
 A grid has 2**bits levels ``scale * (code - zero)``. Min-max puts the outermost levels on the
 extreme weights; the error search shrinks that range step by step and keeps, for each row and
 group, the range with the least error.
+
+Ternary and binary grids are symmetric 2-bit grids of which only the levels -1, 0, 1 or -1, 1 (times
+the scale) are used: every format that holds 2 bits holds them. Their scale starts from the mean
+magnitude (absmean), as in BitNet b1.58.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,6 +20,8 @@ from torch import Tensor
 SEARCH_STEPS = 80
 SEARCH_STEP = 0.01
 ERROR_NORM = 2.4
+# Scales that are tried for ternary and binary grids, as multiples of the mean magnitude.
+MEAN_FACTORS = [0.5 + 0.02 * i for i in range(76)]
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,25 @@ class GridSpec:
     symmetric: bool
     mse_grid: bool
     scale_dtype: torch.dtype  # the export dtype: scales are rounded to it before any use
+    levels: Literal["full", "ternary", "binary"] = "full"
 
     @property
     def max_code(self) -> int:
         """Largest code."""
         return 2**self.bits - 1
+
+    def codes(
+        self,
+        weight: Float[Tensor, "*shape"],
+        scale: Float[Tensor, "*#shape"],
+        zero: Float[Tensor, "*#shape"],
+    ) -> Float[Tensor, "*shape"]:
+        """Return the code of the level nearest to each weight, among the levels that are used."""
+        if self.levels == "full":
+            return quantize_to_codes(weight, scale, zero, self.max_code)
+        if self.levels == "ternary":
+            return torch.round(weight / scale).clamp_(-1, 1).add_(zero)
+        return torch.where(weight >= 0, 1.0, -1.0).add_(zero)
 
 
 def quantize_to_codes(
@@ -54,6 +75,8 @@ def fit_grid(
     Source: IST-DASLab/gptq ``quant.py``. Zero stays inside the range in asymmetric grids
         (min <= 0 <= max), so that a weight of zero is representable.
     """
+    if spec.levels != "full":
+        return _fit_around_mean(weight, spec)
     low = weight.amin(dim=1).clamp(max=0)
     high = weight.amax(dim=1).clamp(min=0)
     if spec.symmetric:
@@ -73,6 +96,25 @@ def fit_grid(
         best = torch.where(better, error, best)
         scale = torch.where(better, trial_scale, scale)
         zero = torch.where(better, trial_zero, zero)
+    return scale, zero
+
+
+def _fit_around_mean(
+    weight: Float[Tensor, "out group"], spec: GridSpec
+) -> tuple[Float[Tensor, " out"], Float[Tensor, " out"]]:
+    """Return the scale of a ternary or binary grid: the mean magnitude, or the best near it."""
+    mean = weight.abs().mean(dim=1)
+    scale = round_scale(mean, spec.scale_dtype)
+    zero = torch.full_like(scale, 2 ** (spec.bits - 1))
+    best = torch.full_like(scale, torch.inf)
+    for factor in MEAN_FACTORS if spec.mse_grid else ():
+        trial = round_scale(mean * factor, spec.scale_dtype)
+        levels = (spec.codes(weight, trial[:, None], zero[:, None]) - zero[:, None]) * trial[
+            :, None
+        ]
+        error = (levels - weight).abs_().pow_(ERROR_NORM).sum(dim=1)
+        scale = torch.where(error < best, trial, scale)
+        best = torch.minimum(best, error)
     return scale, zero
 
 

@@ -91,9 +91,15 @@ OPTIONS = {
         "--set registry.promote_to=null",
         "registry.promote_to is not built yet; found None: remove it or leave it at champion.",
     ),
+    "levels that the grid does not hold": (
+        "--set quantization.levels=ternary",
+        "quantization.levels ternary needs bits: 2 and symmetric: true, which hold its levels; "
+        "found bits: 2 and symmetric: false.",
+    ),
     "ternary keys": (
         "--set ternary.steps=8",
-        "ternary is not built yet; found {'steps': 8}: remove it or leave it at null.",
+        "a recipe with a ternary section is carried out by `normtweak ternary RECIPE`, not by "
+        "quantize: run that, or remove the section.",
     ),
     "evaluation tasks": (
         "--set evaluation.tasks=[piqa]",
@@ -301,6 +307,57 @@ COMMANDS = {
         "calibration is not a recipe key; did you mean evaluations? evaluation is not a recipe "
         "key; did you mean evaluations? (1 more.)",
     ),
+    "a schedule longer than the training": (
+        "ternary {0}/ternary.yaml --set ternary.warmup=1.5",
+        "ternary.warmup must be a share of training, from 0 to 1; found 1.5: a schedule longer "
+        "than the training never reaches lambda 1.",
+    ),
+    "a lambda above one": (
+        "ternary {0}/ternary.yaml --set ternary.lambda_start=1.5",
+        "ternary.lambda_start must be from 0 to 1; found 1.5.",
+    ),
+    "an unknown schedule": (
+        "ternary {0}/ternary.yaml --set ternary.schedule=steps",
+        "ternary.schedule must be linear, cosine, sigmoid or exponential; found 'steps'.",
+    ),
+    "ternary rows that fill no byte": (
+        "ternary {0}/ternary.yaml --set model.source={0}/odd-rows",
+        "export.format: bitnet packs 4 rows into a byte, so that every output width must be a "
+        "multiple of 4; model.layers.0.mlp.up_proj has 130 outputs (and 64 inputs). Leave it "
+        "float, or choose another model.",
+    ),
+    "ternary without rounded activations": (
+        "ternary {0}/ternary.yaml --set ternary.activation_bits=null",
+        "ternary.activation_bits must be 8, since readers of bitnet always round activations to 8 "
+        "bits; found null: remove it.",
+    ),
+    "a ternary recipe with a section of quantize": (
+        "ternary {0}/recipe.yaml",
+        "calibration is not read by normtweak ternary, whose training has its own section "
+        "(ternary, with ternary.data for the text): remove it.",
+    ),
+    "a ternary model in another format": (
+        "ternary {0}/ternary.yaml --set export.format=gptq",
+        "export.format of a ternary model must be bitnet; it is gptq, which holds no rounded "
+        "activations. Use auto or bitnet.",
+    ),
+    "ternary data without its path": (
+        "ternary {0}/ternary.yaml --set ternary.data.path=null",
+        "ternary.data.path is required with ternary.data.source=text; found none.",
+    ),
+    "ternary data that is not there": (
+        "ternary {0}/ternary.yaml --set ternary.data.path={0}/absent.txt",
+        "ternary.data.path: the text must be a .txt or .jsonl file; {0}/absent.txt does not exist: "
+        "check the path.",
+    ),
+    "a key that another key switches off": (
+        "ternary {0}/ternary.yaml --set ternary.overlap=0.3",
+        "ternary.overlap is only read with scope layerwise; found 0.3: remove it.",
+    ),
+    "a misspelt ternary key": (
+        "ternary {0}/ternary.yaml --set ternary.step=8",
+        "ternary.step is not a recipe key; did you mean ternary.steps?",
+    ),
     "a study with a misspelt key": (
         "polynomial conf/polynomial-small.yaml --set grid.bit=[8]",
         "grid.bit is not a recipe key; did you mean grid.bits?",
@@ -324,7 +381,7 @@ COMMANDS = {
         "the hub cache: run `hf download nobody/nothing-of-this-name` first.",
     ),
 }  # fmt: skip
-for command in ("ternary", "evaluate", "finetune", "ablate", "sweep", "rebuild"):
+for command in ("evaluate", "finetune", "ablate", "sweep", "rebuild"):
     COMMANDS[f"the command {command}"] = (
         f"{command} x --task y",
         f"normtweak {command} is not built yet; built are quantize, plan, verify, polynomial, "

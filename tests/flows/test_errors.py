@@ -8,11 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.params import load_recipe
 from flows.preflight import preflight
 from tests.flows.mistakes import COMMANDS, OPTIONS, PLACES
-from tests.flows.tiny_model import recipe_values, variables_of, write_model, write_project
+from tests.flows.tiny_model import (
+    recipe_values,
+    ternary_values,
+    variables_of,
+    write_model,
+    write_project,
+)
 
 # Runs each case in one process that must never import anything heavy.
 DRIVER = """
@@ -56,6 +63,8 @@ def folder(tmp_path_factory):
     (place / "torn.yaml").write_text("name: [a,\n")
     (place / "twice.yaml").write_text("name: a\nseed: 1\nseed: 2\n")
     (place / "nameless.yaml").write_text("seed: 1\n")
+    (place / "ternary.yaml").write_text(yaml.safe_dump(ternary_values(place)))
+    write_model(place / "odd-rows", inner=130)
     write_model(place / "no-blocks", blocks=0)
     write_model(place / "experts", num_local_experts=8)
     for name, absent in TOKENIZERS.items():

@@ -136,7 +136,7 @@ def test_each_kind_of_vocabulary_that_readers_open_is_accepted(project, tmp_path
 def test_the_hub_is_left_out_where_nothing_comes_from_it(project, source, revision, local):
     data = {} if source == "text" else {"source": "dataset", "path": source}
     wanted = recipe(project, calibration=recipe_values(project)["calibration"] | data)
-    assert only_local(wanted, ModelFolder(project, "x", revision)) is local
+    assert only_local(wanted.calibration, ModelFolder(project, "x", revision)) is local
 
 
 @pytest.mark.parametrize(

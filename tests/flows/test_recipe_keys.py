@@ -45,9 +45,11 @@ OTHER = {
 }
 # Read only with calibration.source generated.
 GENERATED = {"calibration.languages": ["latin"]}
+# Read only with a symmetric grid of 2 bits.
+SYMMETRIC = {"quantization.levels": "ternary"}
 # What decides the registry or how a run ends; tests of the registry and of problems see to them.
 NO_STAGE = {"name", "registry.alias", "on_problem"}
-ELSEWHERE = {"model.revision", "model.device"}
+ELSEWHERE = {"model.revision", "model.device", "ternary"}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,14 @@ def base(project):
 
 
 def test_every_key_of_the_recipe_is_accounted_for():
-    listed = {*OTHER, *GENERATED, *NO_STAGE, *ELSEWHERE, *(k for k in NOT_BUILT if k != "finetune")}
+    listed = {
+        *OTHER,
+        *GENERATED,
+        *SYMMETRIC,
+        *NO_STAGE,
+        *ELSEWHERE,
+        *(k for k in NOT_BUILT if k != "finetune"),
+    }
     assert set(known_keys(Recipe)) == listed
 
 
@@ -85,6 +94,16 @@ def test_changing_a_key_changes_a_stage(key, project, base):
     value = value.format(project) if isinstance(value, str) else value
     recipe = parse_recipe(changed(recipe_values(project), key, value))
     assert stage_keys(recipe) != base
+
+
+def test_the_levels_of_a_symmetric_grid_change_a_stage(project):
+    symmetric = {"quantization.symmetric": True}
+    plain = stage_keys(parse_recipe(with_values(project, symmetric)))
+    for levels in ("ternary", "binary"):
+        changes = symmetric | {"quantization.levels": levels}
+        other = stage_keys(parse_recipe(with_values(project, changes)))
+        assert other["block 0"] != plain["block 0"]
+        assert other["rtn 0"] != plain["rtn 0"]
 
 
 # What rounding to nearest does not read, and what no method reads of a correction switched off.

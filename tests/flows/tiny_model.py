@@ -38,7 +38,7 @@ CONFIG = {
 }
 
 
-def write_model(folder: Path, seed: int = 0, blocks: int = 2, **config) -> Path:
+def write_model(folder: Path, seed: int = 0, blocks: int = 2, inner: int = INNER, **config) -> Path:
     """Write config, weights and a tokenizer; `config` adds or changes keys."""
     random = numpy.random.default_rng(seed)
 
@@ -49,11 +49,12 @@ def write_model(folder: Path, seed: int = 0, blocks: int = 2, **config) -> Path:
     for index in range(blocks):
         prefix = f"model.layers.{index}"
         for name, shape in SHAPES.items():
-            tensors[f"{prefix}.{name}.weight"] = draw(*shape)
+            sides = [inner if side == INNER else side for side in shape]
+            tensors[f"{prefix}.{name}.weight"] = draw(*sides)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{prefix}.{norm}.weight"] = 1 + draw(HIDDEN)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = CONFIG | {"num_hidden_layers": blocks} | config
+    settings = CONFIG | {"num_hidden_layers": blocks, "intermediate_size": inner} | config
     (folder / "config.json").write_text(json.dumps(settings))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     vocabulary = {f"w{number}": number for number in range(VOCABULARY)}
@@ -78,6 +79,18 @@ def recipe_values(folder: Path) -> dict:
         },
         "evaluation": {"perplexity": {"path": str(folder / "evaluation.txt")}},
     }  # fmt: skip
+
+
+def ternary_values(folder: Path, **ternary) -> dict:
+    """Return a valid ternary recipe for what `write_project` wrote; `ternary` adds keys."""
+    values = recipe_values(folder)
+    settings = {"steps": 24, "batch": 2, "lr": 3e-3, "save_every": 6}
+    return {
+        "name": "tiny-ternary",
+        "model": values["model"],
+        "ternary": settings | {"data": values["calibration"]} | ternary,
+        "evaluation": values["evaluation"],
+    }
 
 
 def write_project(folder: Path) -> Path:

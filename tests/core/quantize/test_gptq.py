@@ -260,3 +260,16 @@ def test_an_indefinite_hessian_is_an_error_of_the_correction_too(seeded):
     message = r"must be positive definite; it is not, even with ridge=1\.0: use more or more varied"
     with pytest.raises(HessianError, match=message):
         corrected_weight(W, H, torch.eye(48), alpha=1.0, ridge=0.01)
+
+
+@pytest.mark.parametrize(("levels", "used"), [("ternary", {1, 2, 3}), ("binary", {1, 3})])
+def test_the_column_loop_takes_ternary_and_binary_grids(seeded, levels, used):
+    W = torch.randn(24, 48, generator=seeded(1))
+    X = torch.randn(400, 48, generator=seeded(2)) @ torch.randn(48, 48, generator=seeded(3))
+    H = 2 * X.T @ X / len(X)
+    spec = GridSpec(2, True, True, torch.float32, levels)
+    solved = gptq(W, H, 16, spec, act_order=True, percdamp=0.01).weight
+    assert set(solved.codes.unique().tolist()) == used
+    nearest = round_to_nearest(W, 16, spec).weight
+    errors = [((w.dequantize() - W) @ X.T).norm() for w in (solved, nearest)]
+    assert errors[0] < 0.9 * errors[1]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from normtweak_core.quantize.grid import GridSpec, fit_grid, quantize_to_codes, round_scale
+from normtweak_core.ternary.quantizers import absmean, binary
 from tests.reference import grid_oracle
 
 
@@ -72,3 +73,30 @@ def test_rounded_scales_are_positive_numbers_of_the_dtype_and_the_nearest_ones(d
     normal = scales > torch.finfo(dtype).smallest_normal
     error = (rounded - scales).abs() / scales
     assert (error[normal] <= torch.finfo(dtype).eps / 2).all()
+
+
+@pytest.mark.parametrize(("levels", "used"), [("ternary", {1, 2, 3}), ("binary", {1, 3})])
+@pytest.mark.parametrize("mse", [False, True])
+def test_ternary_and_binary_grids_use_only_their_levels(seeded, levels, used, mse):
+    weight = torch.randn(16, 64, generator=seeded(4))
+    spec = GridSpec(2, True, mse, torch.float32, levels)
+    scale, zero = (part[:, None] for part in fit_grid(weight, spec))
+    codes = spec.codes(weight, scale, zero)
+    assert set(codes.unique().tolist()) == used
+    if not mse:
+        torch.testing.assert_close(scale[:, 0], weight.abs().mean(dim=1))
+        expected = absmean(weight, per_row=True) if levels == "ternary" else binary(weight)
+        torch.testing.assert_close(scale * (codes - zero), expected)
+
+
+def test_the_search_around_the_mean_never_hurts(seeded):
+    weight = torch.randn(32, 64, generator=seeded(5))
+    for levels in ("ternary", "binary"):
+        errors = []
+        for mse in (False, True):
+            spec = GridSpec(2, True, mse, torch.float32, levels)
+            scale, zero = (part[:, None] for part in fit_grid(weight, spec))
+            rounded = scale * (spec.codes(weight, scale, zero) - zero)
+            errors.append((rounded - weight).abs().pow(2.4).sum(dim=1))
+        assert (errors[1] <= errors[0] * (1 + 1e-6)).all()
+        assert errors[1].sum() < errors[0].sum()

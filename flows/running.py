@@ -1,0 +1,95 @@
+"""What every flow does with its stages: run them or take their results, and evaluate an export."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect.utilities.annotations import quote
+
+from normtweak_core.evaluate.config import PerplexityConfig
+from tasks.artifacts import ArtifactRef
+from tasks.caching import cached_result
+from tasks.environment import state_root
+from tasks.evaluating import (
+    evaluate_float_stage,
+    evaluate_stage,
+    evaluation_inputs,
+    evaluation_key,
+    evaluation_length,
+    float_evaluation_key,
+)
+from tasks.job import Job
+from tasks.progress import Progress
+from tasks.results import CalibrationResult, ExportResult
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """One execution of a recipe."""
+
+    job: Job
+    progress: Progress = field(default_factory=Progress)
+    cached: dict[str, bool] = field(default_factory=dict)
+
+    def stage(self, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:
+        """Run a stage, or take its cached result; arguments in memory are not walked through."""
+        self.cached[name] = cached_result(key) is not None
+        log.info("%s%s", name, ": cached" if self.cached[name] else "")
+        quoted = {
+            key: value if isinstance(value, str | int | float) else quote(value)
+            for key, value in arguments.items()
+        }
+        return task(key=key, **quoted)
+
+    def source_facts(self, calibration: CalibrationResult) -> dict[str, str]:
+        """Return names and hashes of what the result is made from."""
+        return {
+            "source_model": self.job.source.name,
+            "source_revision": self.job.source.revision or "",
+            "source_sha256": self.job.fingerprint.sha256,
+            "calibration_sha256": calibration.windows.sha256,
+        }
+
+
+def evaluate_export(
+    run: Run, config: PerplexityConfig, calibration_length: int, export: ExportResult
+) -> dict[str, float]:
+    """Return the metrics of the export beside those of the float model.
+
+    Args:
+        run: The run.
+        config: What to measure on.
+        calibration_length: Tokens per window where the recipe names no other length.
+        export: The export.
+    """
+    length = evaluation_length(run.job, config, calibration_length)
+    inputs = evaluation_inputs(run.job, config, length)
+    alone = run.stage(
+        "evaluate float",
+        float_evaluation_key(run.job, inputs),
+        evaluate_float_stage,
+        config=config,
+        length=length,
+        job=run.job,
+        progress=run.progress,
+    )
+    beside = run.stage(
+        "evaluate",
+        evaluation_key(run.job, export, inputs),
+        evaluate_stage,
+        config=config,
+        length=length,
+        job=run.job,
+        export=export,
+        progress=run.progress,
+    )
+    return beside.metrics | alone.metrics
+
+
+def read_json(reference: ArtifactRef) -> Any:
+    """Return what a published JSON file holds."""
+    return json.loads((state_root() / reference.path).read_text(encoding="utf-8"))

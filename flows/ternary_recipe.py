@@ -1,0 +1,75 @@
+"""The recipe of a ternary training, as one pydantic model."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from flows.params import GateConfig, RegistryConfig, refuse_infinite, refuse_unbuilt
+from flows.recipe_errors import sentences
+from flows.recipe_file import read_with_overrides
+from normtweak_core.errors import InputError
+from normtweak_core.evaluate.config import EvaluationConfig
+from normtweak_core.export.checks import check_ternary_format
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.model.config import ModelConfig
+from normtweak_core.ternary.config import TernaryConfig
+from tasks.registry_names import NAME_PATTERN
+
+# Sections of the quantization recipe that a ternary training does not read.
+NOT_READ = ("calibration", "quantization", "norm_tweak", "final_tune", "on_problem")
+
+
+class TernaryRecipe(BaseModel, frozen=True, extra="forbid"):
+    """One run of the ternary flow."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the registered model.")
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    model: ModelConfig = ModelConfig()
+    ternary: TernaryConfig = TernaryConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+    export: ExportConfig = ExportConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+
+def load_ternary_recipe(path: Path, overrides: list[str] | None = None) -> TernaryRecipe:
+    """Return the recipe of a YAML file with ``KEY=VALUE`` overrides applied.
+
+    Raises:
+        InputError: The file is missing or is not YAML, a key is unknown, not built yet or not read
+            here, a value is of the wrong type or out of range, or no format can hold the result.
+    """
+    return parse_ternary_recipe(read_with_overrides(path, overrides))
+
+
+def parse_ternary_recipe(data: dict[str, Any]) -> TernaryRecipe:
+    """Return the validated recipe of plain data.
+
+    Raises:
+        InputError: As `load_ternary_recipe`.
+    """
+    for section in NOT_READ:
+        if section in data:
+            raise InputError(
+                f"{section} is not read by normtweak ternary, whose training has its own section "
+                "(ternary, with ternary.data for the text): remove it."
+            )
+    refuse_unbuilt(data)
+    refuse_infinite(data)
+    try:
+        recipe = TernaryRecipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError(about_data(sentences(error, TernaryRecipe))) from error
+    check_ternary_format(recipe.export)
+    if recipe.ternary.activation_bits is None:
+        raise InputError(
+            "ternary.activation_bits must be 8, since readers of bitnet always round activations "
+            "to 8 bits; found null: remove it."
+        )
+    return recipe
+
+
+def about_data(message: str) -> str:
+    """Return a message about a calibration set with the keys that it has in this recipe."""
+    return message.replace("calibration.", "ternary.data.")

@@ -1,0 +1,164 @@
+"""What people look at after a ternary training: curves, summary, and the text it was trained on."""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.report import FOLDER, artifact_key, recipe_sha256
+from flows.report_text import (
+    calibration_markdown,
+    markdown_table,
+    percent,
+    precision,
+    result_rows,
+)
+from flows.ternary_recipe import TernaryRecipe
+from normtweak_core.ternary.schedule import lambdas
+from normtweak_core.training.rates import Rates
+from tasks.artifacts import write_atomically
+
+CURVES, PLOT = "training.csv", "training.png"
+CUTS = {
+    "float": "float model",
+    "norms_without_care": "a norm of gain one before every linear",
+    "norms": "norms that take over the block norms' gains, at once",
+    "step_0": "start of training (lambda as the recipe starts it)",
+    "ternary": "ternary before any training",
+}
+
+
+@dataclass(frozen=True)
+class TernaryReports:
+    """Everything the reports of one training are made of."""
+
+    recipe: TernaryRecipe
+    num_blocks: int
+    cuts: dict[str, float]  # loss around the surgery, see `surgery_losses`
+    losses: list[float]
+    tokens: int  # trained on
+    quality: dict[str, Any]
+    metrics: dict[str, float]
+    origin: dict[str, str]
+    export: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the reports go: no other recipe that leads to this export writes there."""
+        return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
+
+    def lineage(self) -> dict[str, str]:
+        """Return where the result comes from and what became of it; the same for equal runs."""
+        return self.origin | {
+            "recipe_sha256": recipe_sha256(self.recipe),
+            "bits": "1.58",
+            "method": "ternary",
+            "training_tokens": str(self.tokens),
+            "problems": "none",
+        }
+
+
+def publish_ternary_reports(reports: TernaryReports) -> list[Path]:
+    """Write the reports under the export folder, publish them in Prefect, return the files."""
+    from prefect.artifacts import create_markdown_artifact
+
+    files = _write(reports)
+    name, folder = reports.recipe.name, reports.folder
+    create_markdown_artifact(
+        key=artifact_key(name, "data"),
+        markdown=(folder / "data.md").read_text(encoding="utf-8"),
+        description=f"Training text: {reports.quality['verdict']}",
+    )
+    picture = base64.b64encode((folder / PLOT).read_bytes()).decode()
+    create_markdown_artifact(
+        key=artifact_key(name, "summary"),
+        markdown=_summary(reports, f"data:image/png;base64,{picture}"),
+        description=(
+            f"Perplexity {percent(reports.metrics['perplexity/ratio'] - 1, signed=True)} against "
+            "the float model"
+        ),
+    )
+    return files
+
+
+def step_metrics(recipe: TernaryRecipe, num_blocks: int, step: int) -> dict[str, float]:
+    """Return what the schedules say about a step: learning rate and lambda of every block.
+
+    Args:
+        recipe: Of the training.
+        num_blocks: Blocks of the model.
+        step: Optimizer steps done before it.
+    """
+    config = recipe.ternary
+    rates = Rates(config.steps, config.lr, config.lr_second, config.weight_decay)
+    values = {f"lambda/block_{i}": lam for i, lam in enumerate(lambdas(config, step, num_blocks))}
+    return {"learning_rate": rates.lr_at(step), **values}
+
+
+def _write(reports: TernaryReports) -> list[Path]:
+    from normtweak_core.ternary.plot import training_plot
+
+    folder = reports.folder
+    rows = [
+        {"step": step + 1, "loss": loss, **step_metrics(reports.recipe, reports.num_blocks, step)}
+        for step, loss in enumerate(reports.losses)
+    ]
+    lines = [",".join(rows[0])] + [
+        ",".join(f"{value:.8g}" for value in row.values()) for row in rows
+    ]
+    texts = {
+        CURVES: "\n".join(lines) + "\n",
+        "data.md": calibration_markdown(reports.recipe, reports.quality),
+        "summary.md": _summary(reports, PLOT),
+        "recipe.yaml": yaml.safe_dump(reports.recipe.model_dump(mode="json"), sort_keys=False),
+        "lineage.json": json.dumps(reports.lineage(), indent=1, sort_keys=True) + "\n",
+    }
+    for name, text in texts.items():
+        write_atomically(folder / name, text.encode())
+    lams = [[row[f"lambda/block_{i}"] for i in range(reports.num_blocks)] for row in rows]
+    picture = training_plot(
+        reports.losses,
+        lams,
+        [row["learning_rate"] for row in rows],
+        f"{reports.recipe.name}: ternary training",
+    )
+    write_atomically(folder / PLOT, picture)
+    return [folder / name for name in (*texts, PLOT)]
+
+
+def _summary(reports: TernaryReports, plot: str) -> str:
+    recipe, config = reports.recipe, reports.recipe.ternary
+    norm = {"rms": "an RMSNorm before every linear", "none": "no extra norm"}[config.norm]
+    cuts = [
+        (CUTS[name], f"{loss:.4f}", f"{loss - reports.cuts['float']:+.4f}")
+        for name, loss in reports.cuts.items()
+    ]
+    results = result_rows(reports.metrics)
+    schedule = f"{config.schedule}, {config.scope}, over {percent(config.warmup)} of training"
+    return "\n".join(
+        [
+            f"# {recipe.name}",
+            "",
+            f"`{recipe.model.source}` in ternary weights (1.58 bits), 8-bit activations, {norm}. "
+            f"Export: `{reports.export.name}`.",
+            "",
+            *markdown_table(("", "float", "ternary", "difference"), results, "lrrr"),
+            "",
+            f"On {reports.metrics['tokens']:,.0f} predicted tokens{precision(reports.metrics)}.",
+            "",
+            "## Surgery",
+            "",
+            *markdown_table(("loss on training text, nats per token", "", "change"), cuts, "lrr"),
+            "",
+            "## Training",
+            "",
+            f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens; objective "
+            f"`{config.objective}`; lambda {schedule if config.warmup else '1 from the start'}.",
+            "",
+            f"![Loss, lambda and learning rate over the steps]({plot})",
+            "",
+        ]
+    )

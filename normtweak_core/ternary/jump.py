@@ -1,0 +1,71 @@
+"""How far surgery alone moves a model, before any training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from normtweak_core.model.structure import find_blocks, find_linears
+from normtweak_core.ternary.config import TernaryConfig
+from normtweak_core.ternary.linear import normalize
+from normtweak_core.ternary.surgery import SurgeryPlan, apply_surgery, set_lambdas
+
+
+def surgery_losses(
+    model: nn.Module,
+    plan: SurgeryPlan,
+    config: TernaryConfig,
+    windows: Int64[Tensor, "samples seq"],
+) -> dict[str, float]:
+    """Return the loss of a model before, between and after the cuts, in nats per token.
+
+    ``float``: as it was. ``norms_without_care``: norms of gain one before every linear, as the
+    paper's artefacts insert them. ``norms``: ours, all at once. ``step_0``: where training starts,
+    lambda 0 as the recipe has it. ``ternary``: lambda 1 before any training.
+
+    Args:
+        model: Float causal LM; operated on by this call.
+        plan: Of this model.
+        config: The recipe's ternary section.
+        windows: Text to measure on.
+    """
+    losses = {"float": _loss(model, windows)}
+    if config.norm == "rms":
+        with _plain_norms(model, plan.eps):
+            losses["norms_without_care"] = _loss(model, windows)
+    apply_surgery(model, plan, config)
+    blocks = len(plan.blocks)
+    if config.norm == "rms":
+        set_lambdas(model, [0.0] * blocks, ramp_norm=False)
+        losses["norms"] = _loss(model, windows)
+    set_lambdas(model, [0.0] * blocks, config.ramp_norm)
+    losses["step_0"] = _loss(model, windows)
+    set_lambdas(model, [1.0] * blocks, config.ramp_norm)
+    losses["ternary"] = _loss(model, windows)
+    return losses
+
+
+@contextmanager
+def _plain_norms(model: nn.Module, eps: float) -> Iterator[None]:
+    handles = [
+        linear.register_forward_pre_hook(lambda _, args: (normalize(args[0], eps, 1.0, 1.0),))
+        for block in find_blocks(model).modules
+        for linear in find_linears(block).values()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, windows: Int64[Tensor, "samples seq"]) -> float:
+    total = 0.0
+    for ids in windows.split(1):
+        logits = model(ids, use_cache=False).logits[0, :-1].float()
+        total += cross_entropy(logits, ids[0, 1:]).item()
+    return total / len(windows)

@@ -1,0 +1,49 @@
+"""The curves of a ternary training as a picture: loss, lambda of the blocks, learning rate."""
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from normtweak_core.evaluate.plot import as_png
+
+SMOOTHING = 0.95  # of the running mean of the loss
+
+
+def training_plot(
+    losses: list[float], lambdas: list[list[float]], rates: list[float], title: str
+) -> bytes:
+    """Return a PNG with three curves over the optimizer steps; equal input gives equal bytes.
+
+    Args:
+        losses: Of every step, nats per token.
+        lambdas: Of every step, one a block.
+        rates: Learning rate of every step.
+        title: Shown above.
+    """
+    figure = Figure(figsize=(7, 7), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # a canvas of its own: pyplot would hold global state
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1.5, 1))
+    steps = range(1, len(losses) + 1)
+    top.plot(steps, losses, linewidth=0.7, alpha=0.4, label="loss of a batch")
+    top.plot(steps, running_mean(losses), linewidth=2, label="running mean")
+    top.set(title=title, ylabel="nats per token")
+    top.legend(frameon=False)
+    for index, values in enumerate(zip(*lambdas, strict=True)):
+        middle.plot(steps, values, linewidth=1.5, label=f"block {index}")
+    middle.set(ylabel="lambda", ylim=(-0.05, 1.05))
+    if len(lambdas[0]) <= 12:  # more names would cover the curves
+        middle.legend(frameon=False, fontsize="small", ncols=3)
+    bottom.plot(steps, rates, linewidth=1.5)
+    bottom.set(ylabel="learning rate", xlabel="optimizer step")
+    for axes in (top, middle, bottom):
+        axes.grid(visible=True, alpha=0.3)
+    return as_png(figure)
+
+
+def running_mean(values: list[float], smoothing: float = SMOOTHING) -> list[float]:
+    """Return the exponential running mean, each value corrected for its short history."""
+    means, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = smoothing * total + (1 - smoothing) * value
+        weight = smoothing * weight + (1 - smoothing)
+        means.append(total / weight)
+    return means

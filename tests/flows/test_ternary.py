@@ -1,0 +1,153 @@
+"""A ternary training from the command line: what it leaves, and that no kill changes a byte."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.events import read_events
+
+REPOSITORY = Path(__file__).parents[2]
+# The suite kills once; `make kill-test-ternary` kills ten times.
+KILLS = int(os.environ.get("NORMTWEAK_TERNARY_KILLS", "1"))
+
+STEPS = 40
+RECIPE = f"""
+name: ternary-test
+model: {{source: "reference:llama"}}
+ternary:
+  steps: {STEPS}
+  batch: 2
+  save_every: 3  # not a divisor of a segment's 4 steps
+  data: {{source: generated, samples: 16, length: 64}}
+evaluation: {{perplexity: {{max_tokens: 960}}}}
+"""
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class Runs:
+    """Starts the command on one state root."""
+
+    def __init__(self, root: Path, recipe: Path):
+        self.root, self.recipe = root, recipe
+        self.result = root.with_suffix(".json")
+
+    def start(self) -> subprocess.Popen:
+        ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "flows.cli", "ternary", str(self.recipe)),
+                *("--result", str(self.result)),
+            ],
+            cwd=REPOSITORY,
+            env=clean | {"NORMTWEAK_HOME": str(self.root), "OMP_WAIT_POLICY": "PASSIVE"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def finish(self) -> dict:
+        run = self.start()
+        output, _ = run.communicate(timeout=400)
+        assert run.returncode == 0, output.decode()[-3000:]
+        return json.loads(self.result.read_text())
+
+    def steps(self) -> list[int]:
+        return [entry["step"] for entry in read_events(self.root) if entry["event"] == "step"]
+
+    def signal_at(self, step: int, number: int) -> int:
+        """Run until a step is done anew, send the signal, and return the exit code."""
+        seen = len(self.steps())
+        run = self.start()
+        deadline = time.monotonic() + 300
+        while not any(done >= step for done in self.steps()[seen:]):
+            assert run.poll() is None, run.stdout.read().decode()[-3000:]
+            assert time.monotonic() < deadline, f"step {step} never came"
+            time.sleep(0.005)
+        run.send_signal(number)
+        run.communicate(timeout=120)
+        return run.returncode
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ternary")
+    recipe = folder / "ternary.yaml"
+    recipe.write_text(RECIPE)
+    return folder, recipe
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project):
+    folder, recipe = project
+    runs = Runs(folder / "undisturbed", recipe)
+    return runs, runs.finish()
+
+
+def test_a_run_leaves_a_verified_registered_model_and_its_curves(undisturbed):
+    runs, result = undisturbed
+    assert result["registered"]["version"] == 1
+    assert result["training"]["steps"] == STEPS
+    assert result["surgery"]["step_0"] == pytest.approx(result["surgery"]["float"], abs=1e-4)
+    export, reports = Path(result["export_dir"]), Path(result["reports_dir"])
+    config = json.loads((export / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "bitnet"
+    assert config["use_rms_norm"] is True
+    lines = (reports / "training.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,learning_rate," + ",".join(f"lambda/block_{i}" for i in range(5))
+    assert len(lines) == STEPS + 1
+    assert [float(value) for value in lines[-1].split(",")[3:]] == [1.0] * 5
+    assert (reports / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "## Surgery" in (reports / "summary.md").read_text()
+    assert not any((runs.root / "artifacts" / "training").iterdir()), "checkpoints were left"
+
+
+def test_the_curves_are_in_mlflow(undisturbed):
+    from mlflow import MlflowClient
+
+    runs, _ = undisturbed
+    client = MlflowClient(f"sqlite:///{runs.root}/mlflow.db")
+    place = client.get_experiment_by_name("ternary-test").experiment_id
+    (run,) = client.search_runs([place], "tags.training_origin LIKE '%'")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["objective"] == "kd"
+    for name in ("train/loss", "lambda/block_0", "learning_rate"):
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [entry.step for entry in history] == list(range(1, STEPS + 1))
+
+
+def test_a_second_run_finds_everything_and_registers_nothing_new(undisturbed):
+    runs, before = undisturbed
+    steps = len(runs.steps())
+    result = runs.finish()
+    assert all(result["cached"].values())
+    assert result["export_sha256"] == before["export_sha256"]
+    assert result["registered"]["version"] == 1
+    assert len(runs.steps()) == steps
+
+
+def test_kills_and_ctrl_c_cost_steps_and_no_byte(project, undisturbed):
+    folder, recipe = project
+    _, expected = undisturbed
+    runs, jitter = Runs(folder / "killed", recipe), random.Random(0)
+    for number in range(KILLS):
+        # A killed run goes on from its last checkpoint, so each kill comes later than the last.
+        at = 2 + (STEPS - 8) * number // KILLS + jitter.randint(0, 2)
+        assert runs.signal_at(at, signal.SIGKILL) == -signal.SIGKILL
+        assert runs.steps()[-1] < STEPS, "the kill came after the training"
+    begun = len(runs.steps())
+    assert runs.signal_at(STEPS - 4, signal.SIGINT) == 130
+    saved = runs.steps()[-1]
+    assert saved < STEPS, "Ctrl-C came after the training"
+    result = runs.finish()
+    after = runs.steps()[begun:]
+    assert after.count(saved) == 1, "the step that ran at Ctrl-C was not saved"
+    assert result["export_sha256"] == expected["export_sha256"]
+    assert result["registered"]["version"] == 1

@@ -1,0 +1,139 @@
+"""No accepted value of a ternary recipe is without effect on a stage."""
+
+import pytest
+
+from flows.params import NOT_BUILT
+from flows.recipe_errors import known_keys
+from flows.ternary_recipe import TernaryRecipe, parse_ternary_recipe
+from tests.flows.stage_keys import changed, made
+from tests.flows.tiny_model import ternary_values, variables_of, write_model, write_project
+
+OTHER = {
+    "seed": 1,
+    "model.source": "{0}/other-model",
+    "model.dtype": "bfloat16",
+    "ternary.norm": "none",
+    "ternary.affine": False,
+    "ternary.share_gains": False,
+    "ternary.ramp_norm": False,
+    "ternary.schedule": "cosine",
+    "ternary.scope": "layerwise",
+    "ternary.warmup": 0.4,
+    "ternary.lambda_start": 0.1,
+    "ternary.steps": 25,
+    "ternary.batch": 4,
+    "ternary.accumulate": 2,
+    "ternary.lr": 2e-3,
+    "ternary.lr_second": 1e-3,
+    "ternary.weight_decay": 0.1,
+    "ternary.objective": "ce",
+    "ternary.hidden_weight": 0.5,
+    "ternary.temperature": 2.0,
+    "ternary.clip": 0.5,
+    "ternary.gradient_checkpointing": True,
+    "ternary.data.source": "dataset",
+    "ternary.data.samples": 9,
+    "ternary.data.length": 17,
+    "ternary.data.path": "{0}/evaluation.txt",
+    "evaluation.perplexity.path": "{0}/calibration.txt",
+    "evaluation.perplexity.length": 17,
+    "evaluation.perplexity.max_tokens": 64,
+    "export.dtype": "bfloat16",
+}
+# Read only beside another key.
+BESIDE = {
+    "ternary.order": ("backward", {"ternary.scope": "layerwise"}),
+    "ternary.overlap": (0.2, {"ternary.scope": "layerwise"}),
+    "ternary.kd_weight": (0.3, {"ternary.objective": "mix"}),
+    "ternary.data.languages": (
+        ["latin"], {"ternary.data.source": "generated", "ternary.data.path": None},
+    ),
+}  # fmt: skip
+# How often a checkpoint is written changes no byte of the result; 8 is all that bitnet holds.
+NO_STAGE = {"name", "registry.alias", "ternary.save_every", "ternary.activation_bits"}
+ELSEWHERE = {"model.revision", "model.device", "export.format"}
+
+
+def keys_of(values: dict) -> dict[str, str]:
+    from tasks.calibrate import calibration_key, calibration_length
+    from tasks.evaluating import evaluation_inputs, evaluation_length, float_evaluation_key
+    from tasks.job import open_job
+    from tasks.results import CalibrationResult
+    from tasks.ternary import (
+        SegmentResult,
+        SurgeryResult,
+        segment_key,
+        surgery_key,
+        ternary_export_key,
+        training_origin,
+    )
+
+    recipe = parse_ternary_recipe(values)
+    job, config = open_job(recipe.model, recipe.seed), recipe.ternary
+    keys = {"data": calibration_key(job, config.data)}
+    data = made(CalibrationResult, keys["data"])
+    keys["surgery"] = surgery_key(job, data, config)
+    origin = training_origin(job, data, made(SurgeryResult, keys["surgery"]), config)
+    keys["train"] = segment_key(origin, config.steps)
+    trained = made(SegmentResult, keys["train"])
+    dtype = "float16" if recipe.export.dtype == "auto" else recipe.export.dtype
+    keys["export"] = ternary_export_key(job, trained, recipe.export, dtype)
+    measured = recipe.evaluation.perplexity
+    length = evaluation_length(job, measured, calibration_length(job, config.data))
+    inputs = evaluation_inputs(job, measured, length)
+    return keys | {"evaluate float": float_evaluation_key(job, inputs)}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("leaves")
+    write_project(folder)
+    write_model(folder / "other-model", seed=1)
+    with variables_of(folder / "state") as root:
+        import os
+
+        from tasks.environment import default_variables
+
+        (root / "prefect").mkdir(parents=True)  # Prefect is imported below
+        os.environ |= default_variables(root) | {"OMP_NUM_THREADS": "2"}
+        yield folder
+
+
+def with_values(project, changes: dict) -> dict:
+    values = ternary_values(project)
+    for key, value in changes.items():
+        value = value.format(project) if isinstance(value, str) else value
+        values = changed(values, key, value)
+    return values
+
+
+def test_every_key_of_the_recipe_is_accounted_for():
+    unbuilt = {key for key in NOT_BUILT if key.startswith(("gate.", "evaluation.", "registry."))}
+    assert set(known_keys(TernaryRecipe)) == {*OTHER, *BESIDE, *NO_STAGE, *ELSEWHERE, *unbuilt}
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_changing_a_key_changes_a_stage(key, project):
+    changes = {key: OTHER[key]}
+    if key == "ternary.accumulate":
+        changes["ternary.batch"] = 2
+    assert keys_of(with_values(project, changes)) != keys_of(with_values(project, {}))
+
+
+@pytest.mark.parametrize("key", BESIDE)
+def test_changing_a_key_that_another_switches_on_changes_a_stage(key, project):
+    value, needed = BESIDE[key]
+    plain = keys_of(with_values(project, needed))
+    assert keys_of(with_values(project, needed | {key: value})) != plain
+
+
+def test_settings_of_the_training_do_not_redo_data_and_surgery(project):
+    plain = keys_of(with_values(project, {}))
+    for key in ("ternary.lr", "ternary.schedule", "ternary.objective"):
+        other = keys_of(with_values(project, {key: OTHER[key]}))
+        assert {name for name in plain if plain[name] != other[name]} == {"train", "export"}
+
+
+def test_how_often_a_checkpoint_is_written_changes_nothing(project):
+    plain = keys_of(with_values(project, {}))
+    assert keys_of(with_values(project, {"ternary.save_every": 3})) == plain

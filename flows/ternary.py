@@ -27,18 +27,9 @@ from tasks.job import open_job
 from tasks.registering import register_stage
 from tasks.results import CalibrationResult, ExportResult
 from tasks.runs import own_run
-from tasks.ternary import (
-    SegmentResult,
-    SurgeryResult,
-    Training,
-    segment_ends,
-    segment_key,
-    surgery_key,
-    surgery_stage,
-    ternary_export_key,
-    ternary_export_stage,
-    train_stage,
-)
+from tasks.surgery import SurgeryResult, surgery_key, surgery_stage
+from tasks.ternary_export import ternary_export_key, ternary_export_stage
+from tasks.training import SegmentResult, Training, segment_ends, segment_key, train_stage
 
 log = logging.getLogger(__name__)
 

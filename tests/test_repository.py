@@ -8,6 +8,7 @@ import pytest
 
 from flows.params import load_recipe
 from flows.polynomial_recipe import load_polynomial_recipe
+from flows.ternary_recipe import load_ternary_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOOLS = Path(sys.executable).parent
@@ -20,14 +21,20 @@ SOURCES = sorted(
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_that_ships_is_valid(path):
-    load = load_polynomial_recipe if path.stem.startswith("polynomial") else load_recipe
-    assert load(path).name
+    loaders = {"polynomial": load_polynomial_recipe, "ternary": load_ternary_recipe}
+    assert loaders.get(path.stem.partition("-")[0], load_recipe)(path).name
 
 
 def test_the_results_in_the_readme_are_those_the_script_wrote():
     readme = (REPOSITORY / "README.md").read_text()
     shown = readme.partition("<!-- stages -->")[2].partition("<!-- /stages -->")[0]
     assert shown.strip() == (REPOSITORY / "docs/results/stages.md").read_text().strip()
+
+
+def test_the_polynomial_study_in_the_readme_is_the_one_the_script_wrote():
+    readme = (REPOSITORY / "README.md").read_text()
+    shown = readme.partition("<!-- polynomial -->")[2].partition("<!-- /polynomial -->")[0]
+    assert shown.strip() == (REPOSITORY / "docs/results/polynomial.md").read_text().strip()
 
 
 @pytest.mark.parametrize("tool", [["lint-imports"], ["ruff", "check", "."]], ids=lambda t: t[0])

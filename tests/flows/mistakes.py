@@ -323,7 +323,7 @@ COMMANDS = {
     "ternary rows that fill no byte": (
         "ternary {0}/ternary.yaml --set model.source={0}/odd-rows",
         "export.format: bitnet packs 4 rows into a byte, so that every output width must be a "
-        "multiple of 4; model.layers.0.mlp.up_proj has 130 outputs (and 64 inputs). Leave it "
+        "multiple of 4; model.layers.0.mlp.gate_proj has 130 outputs (and 64 inputs). Leave it "
         "float, or choose another model.",
     ),
     "ternary without rounded activations": (
@@ -347,8 +347,8 @@ COMMANDS = {
     ),
     "ternary data that is not there": (
         "ternary {0}/ternary.yaml --set ternary.data.path={0}/absent.txt",
-        "ternary.data.path: the text must be a .txt or .jsonl file; {0}/absent.txt does not exist: "
-        "check the path.",
+        "ternary.data.path: text file {0}/absent.txt does not exist: give the path of a .txt or "
+        ".jsonl file.",
     ),
     "a key that another key switches off": (
         "ternary {0}/ternary.yaml --set ternary.overlap=0.3",
@@ -384,8 +384,8 @@ COMMANDS = {
 for command in ("evaluate", "finetune", "ablate", "sweep", "rebuild"):
     COMMANDS[f"the command {command}"] = (
         f"{command} x --task y",
-        f"normtweak {command} is not built yet; built are quantize, plan, verify, polynomial, "
-        "clean, reference, ui, serve.",
+        f"normtweak {command} is not built yet; built are quantize, ternary, plan, verify, "
+        "polynomial, clean, reference, ui, serve.",
     )
 
 PLACES = {

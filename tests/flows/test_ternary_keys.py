@@ -59,14 +59,9 @@ def keys_of(values: dict) -> dict[str, str]:
     from tasks.evaluating import evaluation_inputs, evaluation_length, float_evaluation_key
     from tasks.job import open_job
     from tasks.results import CalibrationResult
-    from tasks.ternary import (
-        SegmentResult,
-        SurgeryResult,
-        segment_key,
-        surgery_key,
-        ternary_export_key,
-        training_origin,
-    )
+    from tasks.surgery import SurgeryResult, surgery_key
+    from tasks.ternary_export import ternary_export_key
+    from tasks.training import SegmentResult, segment_key, training_origin
 
     recipe = parse_ternary_recipe(values)
     job, config = open_job(recipe.model, recipe.seed), recipe.ternary

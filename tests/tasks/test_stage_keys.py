@@ -40,6 +40,7 @@ def test_every_cached_stage_is_looked_at():
     names = {"calibrate", "float_type_stage", "quantize_block_stage", "final_tune_stage"}
     names |= {"export_stage", "verify_stage", "evaluate_float_stage", "evaluate_stage"}
     names |= {"float_stage", "cell_stage"}
+    names |= {"surgery_stage", "train_stage", "ternary_export_stage"}
     assert {stage.function for stage in declared_stages()} == names
 
 

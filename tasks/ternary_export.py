@@ -1,0 +1,92 @@
+"""The export stage of a ternary model."""
+
+from typing import Any
+
+from prefect import task
+
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.payload import payload_files
+from normtweak_core.ternary.config import TernaryConfig
+from tasks import events
+from tasks.artifacts import ArtifactRef, content_hash
+from tasks.environment import state_root
+from tasks.job import STAGE, Job, torch_dtype
+from tasks.results import ExportResult
+from tasks.surgery import read_plan
+from tasks.training import SegmentResult
+
+SOURCES = [
+    "normtweak_core.export.writer",
+    "normtweak_core.model.loading",
+    "normtweak_core.ternary.finished",
+]
+
+
+def ternary_export_key(
+    job: Job, trained: SegmentResult, config: ExportConfig, export_dtype: str
+) -> str:
+    """Return the key of the export of a trained model."""
+    inputs = {
+        "export": config,
+        "export_dtype": export_dtype,
+        "model": job.fingerprint.sha256,
+        "tokenizer": job.tokenizer_sha256,
+        "generation": job.generation_sha256,
+    }
+    return job.key("export", parents=[content_hash(trained)], inputs=inputs, sources=SOURCES)
+
+
+@task(task_run_name="export", **STAGE)
+def ternary_export_stage(
+    key: str,
+    config: ExportConfig,
+    export_dtype: str,
+    ternary: TernaryConfig,
+    job: Any,
+    surgery: Any,
+    trained: Any,
+    details: Any,
+) -> ExportResult:
+    """Return the export folder of a ternary model.
+
+    Raises:
+        InputError: A tensor does not fit the float type.
+        NonFiniteError: A tensor is NaN or infinite.
+    """
+    from safetensors.torch import load_file
+
+    from normtweak_core.export.writer import write_ternary_export
+    from normtweak_core.model.loading import load_causal_lm
+    from normtweak_core.ternary.finished import FinishedLayers, other_tensors
+    from normtweak_core.ternary.surgery import apply_surgery
+
+    events.record("export", part="begin")
+    plan, dtype = read_plan(surgery), torch_dtype(export_dtype)
+    model = load_causal_lm(job.folder, torch_dtype("float32"), "cpu")
+    apply_surgery(model, plan, ternary)
+    weights = load_file(state_root() / trained.weights.path)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(weights[name])
+    name = job.source.name.rstrip("/").rpartition("/")[2].replace(":", "-")
+    out = state_root() / "exports" / f"{name}-ternary-{key.rpartition('-')[2][:12]}"
+    record = write_ternary_export(
+        out,
+        job.folder,
+        FinishedLayers(model, dtype),
+        other_tensors(model),
+        config,
+        rms_norm_eps=plan.eps,
+        dtype=dtype,
+        details=details,
+    )
+    events.record("export", part="written")
+    return ExportResult(
+        folder=out.relative_to(state_root()).as_posix(),
+        export_sha256=record.payload_sha256,
+        files=[ArtifactRef.to(path) for path in payload_files(out)],
+        manifest=ArtifactRef.to(out / "normtweak.json"),
+        probe=ArtifactRef.to(out / "verify" / "probe.safetensors"),
+        bits_per_weight=record.bits_per_weight,
+        size_bytes=record.size_bytes,
+    )

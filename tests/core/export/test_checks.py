@@ -101,9 +101,7 @@ def test_ternary_models_of_conv1d_or_in_another_format_are_refused():
     linears = {"transformer.h.0.attn.c_attn": LinearShape(192, 64, transposed=True)}
     with pytest.raises(InputError, match="c_attn is a Conv1D"):
         check_ternary_exportable(ExportConfig(), linears)
-    with pytest.raises(
-        InputError, match=r"must be bitnet; it is compressed-tensors.*auto or bit"
-    ):
+    with pytest.raises(InputError, match=r"must be bitnet; it is compressed-tensors.*auto or bit"):
         check_ternary_exportable(ExportConfig(format="compressed-tensors"), EVEN)
 
 

@@ -57,7 +57,8 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         job=run.job,
         data=data,
     )
-    trained = _train(run, recipe, data, surgery)
+    segments = _train(run, recipe, data, surgery)
+    trained = segments[-1]
     export = _export(run, recipe, data, surgery, trained)
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.ternary.data)
@@ -67,6 +68,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         num_blocks=run.job.blocks[1],
         cuts=surgery.losses,
         losses=trained.losses,
+        held_out={segment.until: segment.held_out for segment in segments},
         tokens=recipe.ternary.steps * recipe.ternary.batch * length,
         quality=read_json(data.quality),
         metrics=metrics,
@@ -90,7 +92,12 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         "registered": registered,
         "blocks": [],
         "surgery": surgery.losses,
-        "training": {"steps": trained.until, "tokens": reports.tokens, "seconds": trained.seconds},
+        "training": {
+            "steps": trained.until,
+            "tokens": reports.tokens,
+            "seconds": trained.seconds,
+            "held_out": {str(segment.until): segment.held_out for segment in segments},
+        },
         "cached": run.cached,
         "problems": [],
         "seconds": time.monotonic() - began,
@@ -116,8 +123,8 @@ def _data(run: Run, recipe: TernaryRecipe) -> CalibrationResult:
 
 def _train(
     run: Run, recipe: TernaryRecipe, data: CalibrationResult, surgery: SurgeryResult
-) -> SegmentResult:
-    """Return the last segment; each before it is a stage of its own."""
+) -> list[SegmentResult]:
+    """Return the segments, each a stage of its own; the last one holds the weights."""
     training = Training(run.job, data, surgery, recipe.ternary)
     ends = segment_ends(recipe.ternary.steps)
     keys = [segment_key(training.origin, until) for until in ends]
@@ -126,12 +133,14 @@ def _train(
         advance: Callable[..., None] = lambda *_: None  # noqa: E731 - replaced where work is left
         if not everything_cached:
             advance = stack.enter_context(_shown(run, recipe, training))
-        for until, key in zip(ends, keys, strict=True):
-            segment = run.stage(
+        segments = [
+            run.stage(
                 f"train {until}", key, train_stage, until=until, training=training, advance=advance
             )
+            for until, key in zip(ends, keys, strict=True)
+        ]
     shutil.rmtree(training.folder, ignore_errors=True)  # every segment has its record
-    return segment
+    return segments
 
 
 @contextmanager

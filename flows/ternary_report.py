@@ -39,6 +39,7 @@ class TernaryReports:
     num_blocks: int
     cuts: dict[str, float]  # loss around the surgery, see `surgery_losses`
     losses: list[float]
+    held_out: dict[int, float]  # loss of the ternary model on held-out windows, by step
     tokens: int  # trained on
     quality: dict[str, Any]
     metrics: dict[str, float]
@@ -123,6 +124,7 @@ def _write(reports: TernaryReports) -> list[Path]:
         reports.losses,
         lams,
         [row["learning_rate"] for row in rows],
+        reports.held_out,
         f"{reports.recipe.name}: ternary training",
     )
     write_atomically(folder / PLOT, picture)
@@ -157,6 +159,12 @@ def _summary(reports: TernaryReports, plot: str) -> str:
             "",
             f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens; objective "
             f"`{config.objective}`; lambda {schedule if config.warmup else '1 from the start'}.",
+            "",
+            *markdown_table(
+                ("step", "loss of held-out windows, all blocks ternary"),
+                [(step, f"{loss:.4f}") for step, loss in reports.held_out.items()],
+                "rr",
+            ),
             "",
             f"![Loss, lambda and learning rate over the steps]({plot})",
             "",

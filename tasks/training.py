@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 FOLDER = "artifacts/training"  # checkpoints, by what the training starts from
 SEGMENTS = 10  # parts of a training
+HELD_OUT = 64  # windows at most that are measured on after each segment
 SOURCES = [
     "normtweak_core.calibration.storage",
     "normtweak_core.model.loading",
     "normtweak_core.ternary.schedule",
     "normtweak_core.ternary.surgery",
+    "normtweak_core.training.objective",
     "normtweak_core.training.trainer",
 ]
 NOT_READ = {"data", "save_every"}  # the data is known by its hash; the other changes no byte
@@ -39,6 +41,7 @@ class SegmentResult(BaseModel, frozen=True):
     until: int
     state_sha256: str
     losses: list[float]  # of all steps so far
+    held_out: float  # nats per token of held-out windows, all blocks ternary
     weights: ArtifactRef | None
     seconds: Annotated[float, NOT_CONTENT]  # of all steps so far
 
@@ -87,13 +90,27 @@ class Training:
         """Folder of its checkpoints."""
         return state_root() / FOLDER / self.origin[:32]
 
-    def run(self, until: int, advance: "Advance") -> "TrainingState":
-        """Train up to a step, from the newest checkpoint on.
+    def run(self, until: int, advance: "Advance") -> tuple["TrainingState", float]:
+        """Train up to a step, from the newest checkpoint on; return the state and held-out loss.
 
         Raises:
             NonFiniteError: The loss became NaN or infinite.
         """
-        return self._trainer.run(until, advance)
+        from normtweak_core.ternary.surgery import set_lambdas
+        from normtweak_core.training.objective import mean_loss
+
+        state = self._trainer.run(until, advance)
+        model, blocks = self._trainer.model, self.job.blocks[1]
+        set_lambdas(model, [1.0] * blocks, self.config.ramp_norm)
+        _, held_out = self._windows
+        return state, mean_loss(model, held_out)
+
+    @functools.cached_property
+    def _windows(self) -> tuple[Any, Any]:
+        """The windows that are trained on, and those that only measure: the last eighth of all."""
+        windows = data_windows(self.data)
+        kept = max(1, len(windows) // 8)
+        return windows[:-kept], windows[-kept:][:HELD_OUT]
 
     @functools.cached_property
     def _trainer(self) -> "Trainer":
@@ -128,7 +145,7 @@ class Training:
         return Trainer(
             model,
             teacher,
-            data_windows(self.data),
+            self._windows[0],
             setup,
             self.folder,
             self.origin,
@@ -154,7 +171,7 @@ def train_stage(key: str, until: int, training: Any, advance: Any) -> SegmentRes
         advance(done, steps, loss, speed)
 
     trained: Training = training
-    state = trained.run(until, step)
+    state, held_out = trained.run(until, step)
     weights = None
     if until == trained.config.steps:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.weights.items()}
@@ -168,6 +185,7 @@ def train_stage(key: str, until: int, training: Any, advance: Any) -> SegmentRes
         until=until,
         state_sha256=state.sha256(),
         losses=state.losses,
+        held_out=held_out,
         weights=weights,
         seconds=state.seconds,
     )

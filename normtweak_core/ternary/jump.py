@@ -3,15 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from normtweak_core.model.structure import find_blocks, find_linears
 from normtweak_core.ternary.config import TernaryConfig
 from normtweak_core.ternary.linear import normalize
 from normtweak_core.ternary.surgery import SurgeryPlan, apply_surgery, set_lambdas
+from normtweak_core.training.objective import mean_loss
 
 
 def surgery_losses(
@@ -32,19 +31,19 @@ def surgery_losses(
         config: The recipe's ternary section.
         windows: Text to measure on.
     """
-    losses = {"float": _loss(model, windows)}
+    losses = {"float": mean_loss(model, windows)}
     if config.norm == "rms":
         with _plain_norms(model, plan.eps):
-            losses["norms_without_care"] = _loss(model, windows)
+            losses["norms_without_care"] = mean_loss(model, windows)
     apply_surgery(model, plan, config)
     blocks = len(plan.blocks)
     if config.norm == "rms":
         set_lambdas(model, [0.0] * blocks, ramp_norm=False)
-        losses["norms"] = _loss(model, windows)
+        losses["norms"] = mean_loss(model, windows)
     set_lambdas(model, [0.0] * blocks, config.ramp_norm)
-    losses["step_0"] = _loss(model, windows)
+    losses["step_0"] = mean_loss(model, windows)
     set_lambdas(model, [1.0] * blocks, config.ramp_norm)
-    losses["ternary"] = _loss(model, windows)
+    losses["ternary"] = mean_loss(model, windows)
     return losses
 
 
@@ -60,12 +59,3 @@ def _plain_norms(model: nn.Module, eps: float) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@torch.no_grad()
-def _loss(model: nn.Module, windows: Int64[Tensor, "samples seq"]) -> float:
-    total = 0.0
-    for ids in windows.split(1):
-        logits = model(ids, use_cache=False).logits[0, :-1].float()
-        total += cross_entropy(logits, ids[0, 1:]).item()
-    return total / len(windows)

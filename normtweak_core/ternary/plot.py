@@ -9,7 +9,11 @@ SMOOTHING = 0.95  # of the running mean of the loss
 
 
 def training_plot(
-    losses: list[float], lambdas: list[list[float]], rates: list[float], title: str
+    losses: list[float],
+    lambdas: list[list[float]],
+    rates: list[float],
+    held_out: dict[int, float],
+    title: str,
 ) -> bytes:
     """Return a PNG with three curves over the optimizer steps; equal input gives equal bytes.
 
@@ -17,15 +21,22 @@ def training_plot(
         losses: Of every step, nats per token.
         lambdas: Of every step, one a block.
         rates: Learning rate of every step.
+        held_out: Loss of the ternary model on held-out windows, by step.
         title: Shown above.
     """
-    figure = Figure(figsize=(7, 7), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7, 9), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)  # a canvas of its own: pyplot would hold global state
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1.5, 1))
+    axes = figure.subplots(4, 1, sharex=True, height_ratios=(3, 2, 1.5, 1))
+    top, measured, middle, bottom = axes
     steps = range(1, len(losses) + 1)
-    top.plot(steps, losses, linewidth=0.7, alpha=0.4, label="loss of a batch")
+    top.plot(steps, losses, linewidth=0.7, alpha=0.4, label="objective of a batch")
     top.plot(steps, running_mean(losses), linewidth=2, label="running mean")
     top.set(title=title, ylabel="nats per token")
+    measured.plot(
+        list(held_out), list(held_out.values()), marker="o", label="held out, all blocks ternary"
+    )
+    measured.set(ylabel="nats per token")
+    measured.legend(frameon=False)
     top.legend(frameon=False)
     for index, values in enumerate(zip(*lambdas, strict=True)):
         middle.plot(steps, values, linewidth=1.5, label=f"block {index}")
@@ -34,8 +45,8 @@ def training_plot(
         middle.legend(frameon=False, fontsize="small", ncols=3)
     bottom.plot(steps, rates, linewidth=1.5)
     bottom.set(ylabel="learning rate", xlabel="optimizer step")
-    for axes in (top, middle, bottom):
-        axes.grid(visible=True, alpha=0.3)
+    for one in axes:
+        one.grid(visible=True, alpha=0.3)
     return as_png(figure)
 
 

@@ -181,8 +181,12 @@ def _replace_group(
     gain, level = torch.ones(width, device=first.weight.device), group.level
     biases = {name: linear.bias for name, linear in linears.items()}
     if has_norm and group.norm is not None:
-        gain, shift = _take_gain(find_norms(block)[group.norm])
+        norm = find_norms(block)[group.norm]
+        gain, shift = _take_gain(norm)
         level = 1.0
+        # Its gain lives on in the extra norms; a second one would say the same twice, and formats
+        # that fold both norms into one need it constant.
+        norm.module.requires_grad_(not config.affine)
         if shift is not None:
             for name, linear in linears.items():
                 bias = biases[name]

@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+EVALUATED_AT_ONCE = 4  # windows whose logits are in memory together
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,15 @@ def hidden_distance(
         for f, q in zip(float_states[1:], states[1:], strict=True)
     ]
     return torch.stack(parts).mean()
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, windows: Int64[Tensor, "samples seq"]) -> float:
+    """Return the mean negative log-likelihood of windows, in nats per predicted token."""
+    device, total = next(model.parameters()).device, 0.0
+    for ids in windows.split(EVALUATED_AT_ONCE):
+        logits = model(ids.to(device), use_cache=False).logits[:, :-1].float()
+        total += cross_entropy(
+            logits.flatten(0, 1), ids[:, 1:].to(device).flatten(), reduction="sum"
+        ).item()
+    return total / (windows.shape[0] * (windows.shape[1] - 1))

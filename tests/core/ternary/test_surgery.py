@@ -117,10 +117,16 @@ def test_gains_are_shared_by_the_linears_of_one_input_or_their_own():
         assert len({id(p) for p in parameters.values()}) == len(parameters)
 
 
-def test_every_parameter_is_trained_and_embeddings_stay_tied():
+@pytest.mark.parametrize("affine", [True, False])
+def test_all_is_trained_but_norms_whose_gain_has_moved_and_embeddings_stay_tied(affine):
     model = build("llama")
-    apply_surgery(model, plan_surgery(model, tokens()), TernaryConfig())
-    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    apply_surgery(model, plan_surgery(model, tokens()), TernaryConfig(affine=affine))
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    moved = ("input_layernorm.weight", "post_attention_layernorm.weight")
+    blocks = range(len(trained_blocks(model)))
+    expected = {f"model.layers.{i}.{name}" for i in blocks for name in moved}
+    assert frozen == (expected if affine else set())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
     tied = model.config.tie_word_embeddings
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 

@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check kill-test kill-test-ternary bench study study-polynomial ui reader-gptq
+.PHONY: setup run test check kill-test kill-test-ternary bench study study-ternary study-polynomial ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -16,8 +16,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 run: setup
 	$(BIN)/normtweak quantize conf/quickstart.yaml
 
+# Files of tests side by side: much of the time is spent starting processes, on one core.
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
@@ -35,9 +36,13 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.blocks
 	$(BIN)/python -m tests.benchmarks.generation
 	$(BIN)/python -m tests.benchmarks.overhead
+	$(BIN)/python -m tests.benchmarks.step
 
 study: setup
 	$(BIN)/python -m tests.benchmarks.stages
+
+study-ternary: setup
+	$(BIN)/python -m tests.benchmarks.ternary
 
 study-polynomial: setup
 	$(BIN)/python -m tests.benchmarks.polynomial

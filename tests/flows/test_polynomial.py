@@ -156,8 +156,8 @@ def stage_keys(recipe: PolynomialRecipe) -> dict[str, str]:
 class Command:
     """`normtweak polynomial` in a process of its own."""
 
-    def __init__(self, folder: Path, recipe: dict):
-        self.folder, self.root = folder, folder / "state"
+    def __init__(self, folder: Path, recipe: dict, server: str):
+        self.folder, self.root, self.server = folder, folder / "state", server
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         self.process: subprocess.Popen | None = None
 
@@ -172,7 +172,9 @@ class Command:
                 [sys.executable, "-m", "flows.cli", "polynomial", self.folder / "recipe.yaml",
                  "--result", self.folder / "result.json", *options],
                 cwd=REPOSITORY,
-                env=clean | {"NORMTWEAK_HOME": str(self.root), "OMP_WAIT_POLICY": "PASSIVE"},
+                env=clean
+                | {"NORMTWEAK_HOME": str(self.root), "OMP_WAIT_POLICY": "PASSIVE"}
+                | {"PREFECT_API_URL": self.server},
                 stdout=out,
                 stderr=err,
             )  # fmt: skip
@@ -187,8 +189,8 @@ class Command:
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    one = Command(tmp_path_factory.mktemp("study"), TINY)
+def command(tmp_path_factory, session_api):
+    one = Command(tmp_path_factory.mktemp("study"), TINY, session_api)
     yield one
     if one.process and one.process.poll() is None:
         one.process.kill()
@@ -246,7 +248,7 @@ def test_a_run_that_is_killed_repeats_the_running_cell_alone_and_ends_in_the_sam
 ):
     from tasks.events import read_events
 
-    other = Command(tmp_path, TINY)
+    other = Command(tmp_path, TINY, command.server)
     one = other.start()
     end = time.monotonic() + 250
     try:

@@ -23,9 +23,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The state root of the session, with the environment set; torch may be imported already."""
+    """The state root of the session, with the environment set; torch may be imported already.
+
+    Before any test, whichever file a process gets first: Prefect reads it once, when imported.
+    """
     root = tmp_path_factory.mktemp("engine") / "state"
     for folder in FOLDERS:
         (root / folder).mkdir(parents=True)

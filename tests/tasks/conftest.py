@@ -1,5 +1,6 @@
 """One state root and one Prefect server for all tests of the tasks; programs that can be killed."""
 
+import importlib
 import logging
 import os
 import subprocess
@@ -27,7 +28,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The state root of the session, with the environment set; torch may be imported already.
 
-    Before any test, whichever file a process gets first: Prefect reads it once, when imported.
+    Before any test, whichever file a process gets first, and Prefect with it: it reads its
+    environment once, when it is imported, and some tests set another one for a while.
     """
     root = tmp_path_factory.mktemp("engine") / "state"
     for folder in FOLDERS:
@@ -38,6 +40,7 @@ def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
             patch.setenv(name, value)
         for name in OUR_LOGGERS:
             logging.getLogger(name).setLevel(logging.INFO)
+        importlib.import_module("prefect")
         yield root
 
 

@@ -1,27 +1,21 @@
 """The flow of the polynomial study: float training, then every cell, then table and figures."""
 
-import json
-import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from prefect.utilities.annotations import quote
 
 from flows.budget import peak_rss_bytes
 from flows.polynomial_recipe import PolynomialRecipe, study_device
 from flows.polynomial_report import Study, StudyCell, write_study
+from flows.running import Run, read_json
 from normtweak_core.polynomial.config import cells_of
-from tasks.artifacts import ArtifactRef
-from tasks.caching import cached_result
 from tasks.environment import state_root
 from tasks.polynomial import (
     PolynomialJob,
-    PolynomialResult,
     cell_key,
     cell_name,
     cell_stage,
@@ -29,31 +23,7 @@ from tasks.polynomial import (
     float_key,
     float_stage,
 )
-from tasks.progress import Progress
 from tasks.runs import own_run
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """One execution of a study."""
-
-    job: PolynomialJob
-    progress: Progress = field(default_factory=Progress)
-    cached: dict[str, bool] = field(default_factory=dict)
-
-    def stage(
-        self, name: str, key: str, task: Callable[..., PolynomialResult], **arguments: Any
-    ) -> PolynomialResult:
-        """Run a stage, or take its cached result."""
-        self.cached[name] = cached_result(key) is not None
-        log.info("%s%s", name, ": cached" if self.cached[name] else "")
-        quoted = {name: quote(value) for name, value in arguments.items()}
-        result = task(key=key, job=quote(self.job), progress=quote(self.progress), **quoted)
-        # Kept until the record of the stage is stored: a kill before that costs no step.
-        shutil.rmtree(checkpoint_folder(key), ignore_errors=True)
-        return result
 
 
 @flow(name="polynomial", flow_run_name="{recipe.name}", validate_parameters=True)
@@ -69,7 +39,8 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
     run = Run(
         PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, device)
     )
-    pretrained = run.stage(
+    pretrained = _stage(
+        run,
         "float training",
         float_key(run.job, recipe.float_training),
         float_stage,
@@ -79,11 +50,13 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
     for cell in cells_of(recipe.grid, recipe.lora):
         name = cell_name(cell)
         key = cell_key(run.job, cell, recipe.grid, pretrained)
-        result = run.stage(
-            name, key, cell_stage, cell=cell, grid=recipe.grid, pretrained=pretrained
+        result = _stage(
+            run, name, key, cell_stage, cell=cell, grid=recipe.grid, pretrained=pretrained
         )
-        cells.append(StudyCell(cell, _read(result.report), result.network.sha256, result.seconds))
-    study = Study(recipe, _read(pretrained.report), pretrained.network.sha256, cells)
+        cells.append(
+            StudyCell(cell, read_json(result.report), result.network.sha256, result.seconds)
+        )
+    study = Study(recipe, read_json(pretrained.report), pretrained.network.sha256, cells)
     folder = write_study(study)
     return {
         "results_dir": str(folder),
@@ -99,5 +72,8 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
     }
 
 
-def _read(reference: ArtifactRef) -> dict[str, Any]:
-    return json.loads((state_root() / reference.path).read_text(encoding="utf-8"))
+def _stage(run: Run, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:
+    result = run.stage(name, key, task, job=run.job, progress=run.progress, **arguments)
+    # Kept until the record of the stage is stored: a kill before that costs no step.
+    shutil.rmtree(checkpoint_folder(key), ignore_errors=True)
+    return result

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flows.recipe_errors import sentences
-from flows.recipe_file import apply_override, read_recipe
+from flows.recipe_file import read_with_overrides
 from normtweak_core.errors import InputError
 from normtweak_core.model.source import resolve_device
 from normtweak_core.polynomial.config import (
@@ -52,10 +52,7 @@ def load_polynomial_recipe(path: Path, overrides: list[str] | None = None) -> Po
         InputError: The file is missing or is not YAML, a key is unknown, a value is of the wrong
             type or out of range, or the device is not there.
     """
-    data = read_recipe(path)
-    for override in overrides or []:
-        apply_override(data, override)
-    return parse_polynomial_recipe(data)
+    return parse_polynomial_recipe(read_with_overrides(path, overrides))
 
 
 def parse_polynomial_recipe(data: dict[str, Any]) -> PolynomialRecipe:

@@ -67,9 +67,7 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
         check_result_file(result)
     check_state_root(root)
     warnings = check_texts(recipe.calibration, recipe.evaluation.perplexity)
-    uri = os.environ.get(REGISTRY_VARIABLE)
-    if uri not in (None, default_variables(root)[REGISTRY_VARIABLE]):
-        check_registry(uri)
+    check_registry_of_the_user(root)
     source = resolve_source(recipe.model)
     check_model_folder(source.path)
     require_evaluation_text(recipe.evaluation.perplexity, source)
@@ -125,6 +123,17 @@ def check_state_root(root: Path) -> None:
         raise InputError(
             f"All state is kept under {root}, which must be writable, but {there} is not; {advice}"
         )
+
+
+def check_registry_of_the_user(root: Path) -> None:
+    """Accept the registry that the environment names; our own is made when it is needed.
+
+    Raises:
+        InputError: It does not answer.
+    """
+    uri = os.environ.get(REGISTRY_VARIABLE)
+    if uri not in (None, default_variables(root)[REGISTRY_VARIABLE]):
+        check_registry(uri)
 
 
 def check_texts(calibration: CalibrationConfig, evaluation: PerplexityConfig) -> list[str]:

@@ -6,13 +6,12 @@ from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from prefect.utilities.annotations import quote
 
 from flows.budget import peak_rss_bytes
 from flows.params import Recipe
 from flows.preflight import preflight
 from flows.report import Reports, publish_reports
-from flows.running import Run, evaluate_export, read_json
+from flows.running import Run, evaluate_export, read_json, register
 from normtweak_core.errors import ProblemError
 from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
 from normtweak_core.quantize.report import BlockReport
@@ -25,7 +24,6 @@ from tasks.environment import state_root
 from tasks.exporting import export_key, export_stage, verify_key, verify_stage
 from tasks.float_type import float_type_key, float_type_stage
 from tasks.job import open_job
-from tasks.registering import register_stage
 from tasks.results import BlockResult, CalibrationResult, ExportResult, FinalTuneResult
 from tasks.runs import own_run
 from tasks.tune import final_tune_key, final_tune_stage
@@ -75,14 +73,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         export=state_root() / export.folder,
     )
     files = publish_reports(reports)
-    registered = register_stage(
-        recipe.name,
-        recipe.registry.alias,
-        quote(export),
-        quote(metrics),
-        quote(reports.lineage() | {"prefect.flow_run_id": str(flow_run.id)}),
-        quote([str(file) for file in files]),
-    )
+    registered = register(recipe, export, metrics, reports, files)
     return {
         "export_dir": str(state_root() / export.folder),
         "export_sha256": export.export_sha256,

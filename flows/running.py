@@ -4,8 +4,10 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
 from normtweak_core.evaluate.config import PerplexityConfig
@@ -22,6 +24,7 @@ from tasks.evaluating import (
 )
 from tasks.job import Job
 from tasks.progress import Progress
+from tasks.registering import register_stage
 from tasks.results import CalibrationResult, ExportResult
 
 log = logging.getLogger(__name__)
@@ -93,3 +96,25 @@ def evaluate_export(
 def read_json(reference: ArtifactRef) -> Any:
     """Return what a published JSON file holds."""
     return json.loads((state_root() / reference.path).read_text(encoding="utf-8"))
+
+
+def register(
+    recipe: Any, export: ExportResult, metrics: dict[str, float], reports: Any, files: list[Path]
+) -> dict[str, Any]:
+    """Return the registered version of an export, with its metrics, lineage and reports.
+
+    Args:
+        recipe: Names the version and its alias.
+        export: What was verified.
+        metrics: Of its evaluation.
+        reports: Tell its lineage.
+        files: The written reports.
+    """
+    return register_stage(
+        recipe.name,
+        recipe.registry.alias,
+        quote(export),
+        quote(metrics),
+        quote(reports.lineage() | {"prefect.flow_run_id": str(flow_run.id)}),
+        quote([str(file) for file in files]),
+    )

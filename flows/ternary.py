@@ -10,10 +10,9 @@ from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from prefect.utilities.annotations import quote
 
 from flows.budget import peak_rss_bytes
-from flows.running import Run, evaluate_export, read_json
+from flows.running import Run, evaluate_export, read_json, register
 from flows.ternary_preflight import ternary_preflight
 from flows.ternary_recipe import TernaryRecipe, about_data
 from flows.ternary_report import TernaryReports, publish_ternary_reports, step_metrics
@@ -24,7 +23,6 @@ from tasks.environment import state_root
 from tasks.exporting import verify_key, verify_stage
 from tasks.float_type import float_type_key, float_type_stage
 from tasks.job import open_job
-from tasks.registering import register_stage
 from tasks.results import CalibrationResult, ExportResult
 from tasks.runs import own_run
 from tasks.surgery import SurgeryResult, surgery_key, surgery_stage
@@ -76,14 +74,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         export=state_root() / export.folder,
     )
     files = publish_ternary_reports(reports)
-    registered = register_stage(
-        recipe.name,
-        recipe.registry.alias,
-        quote(export),
-        quote(metrics),
-        quote(reports.lineage() | {"prefect.flow_run_id": str(flow_run.id)}),
-        quote([str(file) for file in files]),
-    )
+    registered = register(recipe, export, metrics, reports, files)
     return {
         "export_dir": str(state_root() / export.folder),
         "export_sha256": export.export_sha256,

@@ -1,13 +1,12 @@
 """What can be known to be wrong with a ternary recipe before a server starts."""
 
-import os
 from pathlib import Path
 
 from flows.budget import FIXED_DISK, ModelShape, model_shape
 from flows.preflight import (
-    REGISTRY_VARIABLE,
     Ready,
     check_disk,
+    check_registry_of_the_user,
     check_result_file,
     check_state_root,
     check_texts,
@@ -24,8 +23,6 @@ from normtweak_core.model.source import (
     resolve_device,
     resolve_source,
 )
-from tasks.environment import default_variables
-from tasks.registry_server import check_registry
 
 
 def ternary_preflight(recipe: TernaryRecipe, root: Path, result: Path | None = None) -> Ready:
@@ -47,9 +44,7 @@ def ternary_preflight(recipe: TernaryRecipe, root: Path, result: Path | None = N
         warnings = check_texts(recipe.ternary.data, recipe.evaluation.perplexity)
     except InputError as error:
         raise InputError(about_data(str(error))) from error
-    uri = os.environ.get(REGISTRY_VARIABLE)
-    if uri not in (None, default_variables(root)[REGISTRY_VARIABLE]):
-        check_registry(uri)
+    check_registry_of_the_user(root)
     source = resolve_source(recipe.model)
     check_model_folder(source.path)
     require_evaluation_text(recipe.evaluation.perplexity, source)

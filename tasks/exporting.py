@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
@@ -21,6 +21,9 @@ from tasks.chain import ChainSettings
 from tasks.environment import REPOSITORY, state_root
 from tasks.job import STAGE, Job, torch_dtype
 from tasks.results import BlockResult, ExportResult, FinalTuneResult, VerificationResult
+
+if TYPE_CHECKING:
+    from normtweak_core.export.writer import ExportRecord
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +97,12 @@ def export_stage(
         details=details,
     )
     events.record("export", part="written")
+    return exported(record)
+
+
+def exported(record: "ExportRecord") -> ExportResult:
+    """Return the result of an export stage, with a reference to every file that was written."""
+    out = record.folder
     return ExportResult(
         folder=out.relative_to(state_root()).as_posix(),
         export_sha256=record.payload_sha256,
@@ -107,10 +116,15 @@ def export_stage(
 
 def export_folder_name(job: Job, settings: ChainSettings, key: str) -> str:
     """Return a folder name that tells what is inside: model, width, group, and what made it."""
-    model = job.source.name.rstrip("/").rpartition("/")[2].replace(":", "-")
     config = settings.quantization
     group = f"g{config.group_size}" if config.group_size else "channel"
-    return f"{model}-w{config.bits}{group}-{key.rpartition('-')[2][:12]}"
+    return named_after(job, f"w{config.bits}{group}", key)
+
+
+def named_after(job: Job, kind: str, key: str) -> str:
+    """Return the name of an export folder: the model, what was done to it, and what made it."""
+    model = job.source.name.rstrip("/").rpartition("/")[2].replace(":", "-")
+    return f"{model}-{kind}-{key.rpartition('-')[2][:12]}"
 
 
 def verify_key(job: Job, export: ExportResult) -> str:

@@ -5,11 +5,11 @@ from typing import Any
 from prefect import task
 
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.payload import payload_files
 from normtweak_core.ternary.config import TernaryConfig
 from tasks import events
-from tasks.artifacts import ArtifactRef, content_hash
+from tasks.artifacts import content_hash
 from tasks.environment import state_root
+from tasks.exporting import exported, named_after
 from tasks.job import STAGE, Job, torch_dtype
 from tasks.results import ExportResult
 from tasks.surgery import read_plan
@@ -68,8 +68,7 @@ def ternary_export_stage(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data.copy_(weights[name])
-    name = job.source.name.rstrip("/").rpartition("/")[2].replace(":", "-")
-    out = state_root() / "exports" / f"{name}-ternary-{key.rpartition('-')[2][:12]}"
+    out = state_root() / "exports" / named_after(job, "ternary", key)
     record = write_ternary_export(
         out,
         job.folder,
@@ -81,12 +80,4 @@ def ternary_export_stage(
         details=details,
     )
     events.record("export", part="written")
-    return ExportResult(
-        folder=out.relative_to(state_root()).as_posix(),
-        export_sha256=record.payload_sha256,
-        files=[ArtifactRef.to(path) for path in payload_files(out)],
-        manifest=ArtifactRef.to(out / "normtweak.json"),
-        probe=ArtifactRef.to(out / "verify" / "probe.safetensors"),
-        bits_per_weight=record.bits_per_weight,
-        size_bytes=record.size_bytes,
-    )
+    return exported(record)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.randomness import generator
+from normtweak_core.training.objective import divergence
 from normtweak_core.tweak.config import FinalTuneConfig
 from normtweak_core.tweak.report import FinalTuneReport
 from normtweak_core.tweak.tweak import WithMasters, norm_parameters
@@ -30,16 +31,6 @@ class TuningWindows:
 
     input_ids: Int64[Tensor, "samples seq"]
     num_training: int
-
-
-def logit_divergence(
-    float_logits: Float[Tensor, "windows seq vocab"],
-    logits: Float[Tensor, "windows seq vocab"],
-) -> Float[Tensor, ""]:
-    """Return ``KL(float || quantized)`` of the next-token distributions, averaged over tokens."""
-    log_p = float_logits.float().log_softmax(dim=-1)
-    log_q = logits.float().log_softmax(dim=-1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
 
 
 def final_tune(
@@ -108,7 +99,7 @@ def _train(
         with torch.no_grad():
             target = float_model(ids, use_cache=False).logits
         with torch.enable_grad():
-            loss = logit_divergence(target, tuned(ids, use_cache=False).logits)
+            loss = divergence(target, tuned(ids, use_cache=False).logits)
             if not torch.isfinite(loss):
                 raise NonFiniteError(
                     f"the final tune's loss must be finite; found {loss.item()} at step {step}: "
@@ -132,5 +123,5 @@ def _held_out_divergence(
     for ids in held_out.split(1):
         ids = ids.to(device)
         float_logits = float_model(ids, use_cache=False).logits
-        total += logit_divergence(float_logits, quantized(ids, use_cache=False).logits).item()
+        total += divergence(float_logits, quantized(ids, use_cache=False).logits).item()
     return total / len(held_out)

@@ -95,6 +95,9 @@ def exit_code(error: BaseException, command: str, log: Path | None = None) -> in
         say(str(error))
         return EXIT_BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
+        # One that passed through exec() of a text, which is how dataclasses are made, leaves
+        # CPython set to end by the signal instead of the code; the next exec() clears that.
+        exec("")
         say(f"interrupted; {RESUME}")
         return EXIT_INTERRUPTED
     if isinstance(error, Terminated) or type(error).__name__ == "TerminationSignal":

@@ -1,7 +1,9 @@
 """Commands: their help, what they print, and how each kind of failure is told."""
 
 import errno
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -165,6 +167,21 @@ def test_being_stopped_is_no_failure(error, code, text, home, capsys):
         f"normtweak: {text}; finished stages are kept, and the same command goes on from there.\n"
     )
     assert not home.exists()
+
+
+def test_ctrl_c_inside_code_made_from_text_ends_by_the_code_too(tmp_path):
+    """CPython would end the process by SIGINT itself, where its program is run by `-m`."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from flows.failures import exit_code\n"
+        "try:\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "except KeyboardInterrupt as error:\n"
+        "    sys.exit(exit_code(error, 'quantize'))\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(failures.__file__).parents[1])])
+    command = [sys.executable, "-m", "interrupted"]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode == 130
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from flows.failures import exit_code, sigterm_raises
 from normtweak_core.errors import InputError
 from normtweak_core.reference.architectures import REFERENCE_NAMES
 
-NOT_BUILT = ("evaluate", "finetune", "ablate", "sweep", "rebuild")
+NOT_BUILT = ("evaluate", "ablate", "sweep", "rebuild")
 
 STATE = "All state is kept under NORMTWEAK_HOME, by default ./.normtweak."
 
@@ -75,6 +75,7 @@ def build_parser() -> tuple[Parser, list[str]]:
     group = parser.add_subparsers(required=True, metavar="COMMAND", dest="command_name")
     _add_quantize(group)
     _add_ternary(group)
+    _add_finetune(group)
     _add_plan(group)
     _add_verify(group)
     _add_polynomial(group)
@@ -149,6 +150,24 @@ def _add_ternary(group: argparse._SubParsersAction) -> None:
     _add_recipe(command)
     _add_result(command)
     command.set_defaults(run=commands.run_ternary)
+
+
+def _add_finetune(group: argparse._SubParsersAction) -> None:
+    command = _command(
+        group,
+        "finetune",
+        "train an export of quantize on, on its own grid; verify and register it",
+        "Train weights and scales of a quantized model, block by block and then end to end,\n"
+        "towards the float model it was made from. Width and grid stay as they are. Ctrl-C saves;\n"
+        f"the same command goes on from there.\n{STATE}",
+        [
+            "finetune conf/finetune-quickstart.yaml --set model.source=EXPORT_DIR",
+            "finetune my.yaml --set finetune.steps=2000",
+        ],
+    )
+    _add_recipe(command)
+    _add_result(command)
+    command.set_defaults(run=commands.run_finetune)
 
 
 def _add_plan(group: argparse._SubParsersAction) -> None:

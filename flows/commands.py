@@ -56,6 +56,22 @@ def run_ternary(options: argparse.Namespace) -> int:
     return _carry_out("ternary", recipe, data, ternary_preflight, flow, options.result)
 
 
+def run_finetune(options: argparse.Namespace) -> int:
+    """Train an export on by a recipe, and print what came of it."""
+    from flows.finetune_preflight import finetune_preflight
+    from flows.finetune_recipe import load_finetune_recipe
+
+    recipe = load_finetune_recipe(options.recipe, options.overrides)
+
+    def flow() -> dict[str, Any]:
+        from flows.finetune import finetune
+
+        return finetune(recipe)
+
+    data = recipe.finetune.data
+    return _carry_out("finetune", recipe, data, finetune_preflight, flow, options.result)
+
+
 def run_polynomial(options: argparse.Namespace) -> int:
     """Carry out a polynomial study and print what it says."""
     from flows.polynomial_recipe import load_polynomial_recipe, study_device

@@ -59,7 +59,11 @@ class Run:
 
 
 def evaluate_export(
-    run: Run, config: PerplexityConfig, calibration_length: int, export: ExportResult
+    run: Run,
+    config: PerplexityConfig,
+    calibration_length: int,
+    export: ExportResult,
+    name: str = "evaluate",
 ) -> dict[str, float]:
     """Return the metrics of the export beside those of the float model.
 
@@ -68,6 +72,7 @@ def evaluate_export(
         config: What to measure on.
         calibration_length: Tokens per window where the recipe names no other length.
         export: The export.
+        name: Of the stage.
     """
     length = evaluation_length(run.job, config, calibration_length)
     inputs = evaluation_inputs(run.job, config, length)
@@ -81,7 +86,7 @@ def evaluate_export(
         progress=run.progress,
     )
     beside = run.stage(
-        "evaluate",
+        name,
         evaluation_key(run.job, export, inputs),
         evaluate_stage,
         config=config,

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from prefect import flow
@@ -16,8 +13,8 @@ from flows.running import Run, evaluate_export, read_json, register
 from flows.ternary_preflight import ternary_preflight
 from flows.ternary_recipe import TernaryRecipe, about_data
 from flows.ternary_report import TernaryReports, publish_ternary_reports, step_metrics
+from flows.training import Shown, train
 from normtweak_core.errors import InputError
-from tasks.caching import cached_result
 from tasks.calibrate import calibrate, calibration_key, calibration_length
 from tasks.environment import state_root
 from tasks.exporting import verify_key, verify_stage
@@ -27,11 +24,10 @@ from tasks.results import CalibrationResult, ExportResult
 from tasks.runs import own_run
 from tasks.surgery import SurgeryResult, surgery_key, surgery_stage
 from tasks.ternary_export import ternary_export_key, ternary_export_stage
-from tasks.training import SegmentResult, Training, segment_ends, segment_key, train_stage
+from tasks.ternary_training import TernaryTraining, train_stage
+from tasks.training import SegmentResult
 
 log = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_UPDATES = 3.0  # of the progress on Prefect's page
 
 
 @flow(name="ternary", flow_run_name="{recipe.name}", validate_parameters=True)
@@ -115,53 +111,14 @@ def _data(run: Run, recipe: TernaryRecipe) -> CalibrationResult:
 def _train(
     run: Run, recipe: TernaryRecipe, data: CalibrationResult, surgery: SurgeryResult
 ) -> list[SegmentResult]:
-    """Return the segments, each a stage of its own; the last one holds the weights."""
-    training = Training(run.job, data, surgery, recipe.ternary)
-    ends = segment_ends(recipe.ternary.steps)
-    keys = [segment_key(training.origin, until) for until in ends]
-    everything_cached = all(cached_result(key) is not None for key in keys)
-    with ExitStack() as stack:
-        advance: Callable[..., None] = lambda *_: None  # noqa: E731 - replaced where work is left
-        if not everything_cached:
-            advance = stack.enter_context(_shown(run, recipe, training))
-        segments = [
-            run.stage(
-                f"train {until}", key, train_stage, until=until, training=training, advance=advance
-            )
-            for until, key in zip(ends, keys, strict=True)
-        ]
-    shutil.rmtree(training.folder, ignore_errors=True)  # every segment has its record
-    return segments
-
-
-@contextmanager
-def _shown(run: Run, recipe: TernaryRecipe, training: Training) -> Iterator[Callable[..., None]]:
-    """Show a training while it runs: on the terminal, on Prefect's page, in MLflow."""
-    from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
-    from flows.report import artifact_key
-    from tasks.tracking import TrainingRun
-
     config, blocks = recipe.ternary, run.job.blocks[1]
-    params = config.model_dump(mode="json", exclude={"data"}) | {"seed": recipe.seed}
-    artifact = create_progress_artifact(
-        progress=0.0, key=artifact_key(recipe.name, "training"), description="Ternary training"
+    shown = Shown(
+        recipe.name,
+        "Ternary training",
+        config.model_dump(mode="json", exclude={"data"}) | {"seed": recipe.seed},
+        lambda step: step_metrics(recipe, blocks, step),
     )
-    shown = time.monotonic()
-    with (
-        TrainingRun(recipe.name, training.origin, params) as tracked,
-        run.progress.stage("training", "steps") as bar,
-    ):
-
-        def advance(done: int, steps: int, loss: float, speed: float) -> None:
-            nonlocal shown
-            bar(done, steps, f"loss {loss:.4f}, {speed:,.0f} tokens/s")
-            tracked.log(done, {"train/loss": loss, **step_metrics(recipe, blocks, done - 1)})
-            if done == steps or time.monotonic() - shown > SECONDS_BETWEEN_UPDATES:
-                update_progress_artifact(artifact, progress=100 * done / steps)
-                shown = time.monotonic()
-
-        yield advance
+    return train(run, TernaryTraining(run.job, data, surgery, config), train_stage, shown)
 
 
 def _export(

@@ -1,14 +1,10 @@
 """What people look at after a ternary training: curves, summary, and the text it was trained on."""
 
-import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from flows.report import FOLDER, artifact_key, recipe_sha256
+from flows.report import FOLDER, recipe_sha256
 from flows.report_text import (
     calibration_markdown,
     markdown_table,
@@ -17,11 +13,10 @@ from flows.report_text import (
     result_rows,
 )
 from flows.ternary_recipe import TernaryRecipe
+from flows.training_report import PLOT, publish_training_artifacts, write_training_reports
 from normtweak_core.ternary.schedule import lambdas
 from normtweak_core.training.rates import Rates
-from tasks.artifacts import write_atomically
 
-CURVES, PLOT = "training.csv", "training.png"
 CUTS = {
     "float": "float model",
     "norms_without_care": "a norm of gain one before every linear",
@@ -64,24 +59,8 @@ class TernaryReports:
 
 def publish_ternary_reports(reports: TernaryReports) -> list[Path]:
     """Write the reports under the export folder, publish them in Prefect, return the files."""
-    from prefect.artifacts import create_markdown_artifact
-
     files = _write(reports)
-    name, folder = reports.recipe.name, reports.folder
-    create_markdown_artifact(
-        key=artifact_key(name, "data"),
-        markdown=(folder / "data.md").read_text(encoding="utf-8"),
-        description=f"Training text: {reports.quality['verdict']}",
-    )
-    picture = base64.b64encode((folder / PLOT).read_bytes()).decode()
-    create_markdown_artifact(
-        key=artifact_key(name, "summary"),
-        markdown=_summary(reports, f"data:image/png;base64,{picture}"),
-        description=(
-            f"Perplexity {percent(reports.metrics['perplexity/ratio'] - 1, signed=True)} against "
-            "the float model"
-        ),
-    )
+    publish_training_artifacts(reports, lambda plot: _summary(reports, plot))
     return files
 
 
@@ -100,35 +79,23 @@ def step_metrics(recipe: TernaryRecipe, num_blocks: int, step: int) -> dict[str,
 
 
 def _write(reports: TernaryReports) -> list[Path]:
-    from normtweak_core.ternary.plot import training_plot
-
-    folder = reports.folder
     rows = [
         {"step": step + 1, "loss": loss, **step_metrics(reports.recipe, reports.num_blocks, step)}
         for step, loss in enumerate(reports.losses)
     ]
-    lines = [",".join(rows[0])] + [
-        ",".join(f"{value:.8g}" for value in row.values()) for row in rows
-    ]
-    texts = {
-        CURVES: "\n".join(lines) + "\n",
-        "data.md": calibration_markdown(reports.recipe, reports.quality),
-        "summary.md": _summary(reports, PLOT),
-        "recipe.yaml": yaml.safe_dump(reports.recipe.model_dump(mode="json"), sort_keys=False),
-        "lineage.json": json.dumps(reports.lineage(), indent=1, sort_keys=True) + "\n",
-    }
-    for name, text in texts.items():
-        write_atomically(folder / name, text.encode())
-    lams = [[row[f"lambda/block_{i}"] for i in range(reports.num_blocks)] for row in rows]
-    picture = training_plot(
-        reports.losses,
-        lams,
-        [row["learning_rate"] for row in rows],
-        reports.held_out,
-        f"{reports.recipe.name}: ternary training",
+    return write_training_reports(
+        reports,
+        {"data.md": calibration_markdown(reports.recipe, reports.quality)},
+        _summary(reports, PLOT),
+        rows,
+        {
+            "title": f"{reports.recipe.name}: ternary training",
+            "measured_as": "held out, all blocks ternary",
+            "lambdas": [
+                [row[f"lambda/block_{i}"] for i in range(reports.num_blocks)] for row in rows
+            ],
+        },
     )
-    write_atomically(folder / PLOT, picture)
-    return [folder / name for name in (*texts, PLOT)]
 
 
 def _summary(reports: TernaryReports, plot: str) -> str:

@@ -14,7 +14,7 @@ Results are pydantic models of importable modules. Models and streams that a tas
 memory go inside `prefect.utilities.annotations.quote`: Prefect then does not walk through them.
 """
 
-import ast
+import dis
 import functools
 import hashlib
 import importlib
@@ -23,6 +23,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal
 
 from prefect.cache_policies import CacheKeyFnPolicy
@@ -142,28 +143,31 @@ def source_hashes(modules: tuple[str, ...], packages: tuple[str, ...] = CORE) ->
         is_package = file.name == "__init__.py"
         waiting += [
             found
-            for found in _imported(ast.parse(source), name, is_package)
+            for found in _imported(source, name, is_package)
             if found.split(".")[0] in packages and _source_file(found) is not None
         ]
     return hashes
 
 
-def _imported(tree: ast.Module, name: str, is_package: bool) -> Iterable[str]:
+def _imported(source: bytes, name: str, is_package: bool) -> Iterable[str]:
     """Yield every name an import may mean, packages on the way included."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            full = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+    # Not by `ast`: two threads that build syntax trees at once can end in a SystemError (seen with
+    # CPython 3.11.7 while the embedded server was being imported).
+    waiting = [compile(source, name, "exec", dont_inherit=True)]
+    while waiting:
+        code = waiting.pop()
+        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        steps = [one for one in dis.get_instructions(code) if one.opname != "EXTENDED_ARG"]
+        for i, step in enumerate(steps):
+            if step.opname != "IMPORT_NAME":
+                continue
+            level, names = steps[i - 2].argval, steps[i - 1].argval or ()
             parts = name.split(".")
-            base = parts[: len(parts) - node.level + is_package] if node.level else []
-            base += node.module.split(".") if node.module else []
+            base = parts[: len(parts) - level + is_package] if level else []
+            base += step.argval.split(".") if step.argval else []
             # `from a import b` may mean the module a.b or a name inside a.
-            full = [".".join([*base, alias.name]) for alias in node.names]
-        else:
-            continue
-        for dotted in full:
-            parts = dotted.split(".")
-            yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
+            for full in [[*base, one] for one in names] or [base]:
+                yield from (".".join(full[: i + 1]) for i in range(len(full)))
 
 
 @functools.cache

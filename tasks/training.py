@@ -1,20 +1,15 @@
-"""The training stages: a training in segments, each a stage that shows on the page."""
+"""A training in segments: each ends in a checkpoint, a measurement and a cached result."""
 
 import functools
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import task
 from pydantic import BaseModel
 
-from normtweak_core.ternary.config import TernaryConfig
 from tasks import events
-from tasks.artifacts import NOT_CONTENT, ArtifactRef, content_hash, publish
+from tasks.artifacts import NOT_CONTENT, ArtifactRef, publish
 from tasks.environment import state_root
-from tasks.job import STAGE, Job, torch_dtype
-from tasks.results import CalibrationResult
-from tasks.surgery import SurgeryResult, data_windows, read_plan
 
 if TYPE_CHECKING:
     from normtweak_core.training.checkpoint import TrainingState
@@ -24,15 +19,6 @@ if TYPE_CHECKING:
 FOLDER = "artifacts/training"  # checkpoints, by what the training starts from
 SEGMENTS = 10  # parts of a training
 HELD_OUT = 64  # windows at most that are measured on after each segment
-SOURCES = [
-    "normtweak_core.calibration.storage",
-    "normtweak_core.model.loading",
-    "normtweak_core.ternary.schedule",
-    "normtweak_core.ternary.surgery",
-    "normtweak_core.training.objective",
-    "normtweak_core.training.trainer",
-]
-NOT_READ = {"data", "save_every"}  # the data is known by its hash; the other changes no byte
 
 
 class SegmentResult(BaseModel, frozen=True):
@@ -41,23 +27,9 @@ class SegmentResult(BaseModel, frozen=True):
     until: int
     state_sha256: str
     losses: list[float]  # of all steps so far
-    held_out: float  # nats per token of held-out windows, all blocks ternary
+    held_out: float  # nats per token on windows that are not trained on
     weights: ArtifactRef | None
     seconds: Annotated[float, NOT_CONTENT]  # of all steps so far
-
-
-def training_origin(
-    job: Job, data: CalibrationResult, surgery: SurgeryResult, config: TernaryConfig
-) -> str:
-    """Return the hash of all that decides the steps of a training."""
-    inputs = {
-        "ternary": config.model_dump(exclude=NOT_READ),
-        "model": job.fingerprint.sha256,
-        "seed": job.seed,
-    }
-    parents = [data.windows.sha256, content_hash(surgery)]
-    key = job.key("training", parents=parents, inputs=inputs, sources=SOURCES)
-    return key.rpartition("-")[2]
 
 
 def segment_ends(steps: int) -> list[int]:
@@ -74,16 +46,8 @@ def segment_key(origin: str, until: int) -> str:
 class Training:
     """One training in memory, made when its first missing segment is asked for."""
 
-    def __init__(
-        self,
-        job: Job,
-        data: CalibrationResult,
-        surgery: SurgeryResult,
-        config: TernaryConfig,
-    ):
-        """Note what is to be trained; nothing is loaded yet."""
-        self.job, self.data, self.surgery, self.config = job, data, surgery, config
-        self.origin = training_origin(job, data, surgery, config)
+    origin: str  # hash of all that decides its steps
+    steps: int
 
     @property
     def folder(self) -> Path:
@@ -96,68 +60,45 @@ class Training:
         Raises:
             NonFiniteError: The loss became NaN or infinite.
         """
-        from normtweak_core.ternary.surgery import set_lambdas
-        from normtweak_core.training.objective import mean_loss
+        state = self.trainer.run(until, advance)
+        return state, self.held_out_loss()
 
-        state = self._trainer.run(until, advance)
-        model, blocks = self._trainer.model, self.job.blocks[1]
-        set_lambdas(model, [1.0] * blocks, self.config.ramp_norm)
-        _, held_out = self._windows
-        return state, mean_loss(model, held_out)
+    def held_out_loss(self) -> float:
+        """Return the loss of the model as it stands on the windows that only measure."""
+        raise NotImplementedError
+
+    def windows_of_the_data(self) -> Any:
+        """Return the token ids of all windows."""
+        raise NotImplementedError
+
+    def make_trainer(self) -> "Trainer":
+        """Return what trains."""
+        raise NotImplementedError
 
     @functools.cached_property
-    def _windows(self) -> tuple[Any, Any]:
+    def trainer(self) -> "Trainer":
+        """What trains; made when it is first asked for."""
+        return self.make_trainer()
+
+    @functools.cached_property
+    def windows(self) -> tuple[Any, Any]:
         """The windows that are trained on, and those that only measure: the last eighth of all."""
-        windows = data_windows(self.data)
+        windows = self.windows_of_the_data()
         kept = max(1, len(windows) // 8)
         return windows[:-kept], windows[-kept:][:HELD_OUT]
 
-    @functools.cached_property
-    def _trainer(self) -> "Trainer":
-        from normtweak_core.model.loading import load_causal_lm
-        from normtweak_core.ternary.schedule import lambdas
-        from normtweak_core.ternary.surgery import apply_surgery, set_lambdas
-        from normtweak_core.training.objective import Objective
-        from normtweak_core.training.rates import Rates
-        from normtweak_core.training.trainer import Trainer, TrainingSetup
 
-        config, job, plan = self.config, self.job, read_plan(self.surgery)
-        model = load_causal_lm(job.folder, torch_dtype("float32"), job.device)
-        apply_surgery(model, plan, config)
-        if config.gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        objective = Objective(
-            config.objective, config.kd_weight or 0.5, config.temperature, config.hidden_weight
-        )
-        teacher = None
-        if objective.needs_teacher:
-            teacher = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
-        setup = TrainingSetup(
-            steps=config.steps,
-            batch=config.batch,
-            rates=Rates(config.steps, config.lr, config.lr_second, config.weight_decay),
-            objective=objective,
-            clip=config.clip,
-            accumulate=config.accumulate,
-            save_every=config.save_every,
-            seed=job.seed,
-        )
-        return Trainer(
-            model,
-            teacher,
-            self._windows[0],
-            setup,
-            self.folder,
-            self.origin,
-            lambda model, step: set_lambdas(
-                model, lambdas(config, step, len(plan.blocks)), config.ramp_norm
-            ),
-        )
+def run_segment(
+    training: Training, key: str, until: int, advance: "Advance", kind: str
+) -> SegmentResult:
+    """Return a training after ``until`` steps; the last segment publishes the weights.
 
-
-@task(task_run_name="train-{until}", **STAGE)
-def train_stage(key: str, until: int, training: Any, advance: Any) -> SegmentResult:
-    """Return the training after ``until`` steps; the last segment publishes the weights.
+    Args:
+        training: What is trained.
+        key: Of the stage.
+        until: Optimizer steps.
+        advance: Called after each step.
+        kind: Folder of the weights under artifacts/.
 
     Raises:
         NonFiniteError: Loss or gradient became NaN or infinite.
@@ -170,13 +111,12 @@ def train_stage(key: str, until: int, training: Any, advance: Any) -> SegmentRes
         events.record("step", step=done)
         advance(done, steps, loss, speed)
 
-    trained: Training = training
-    state, held_out = trained.run(until, step)
+    state, held_out = training.run(until, step)
     weights = None
-    if until == trained.config.steps:
+    if until == training.steps:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.weights.items()}
         weights = publish(
-            "ternary",
+            kind,
             key,
             lambda path: save_file(tensors, path, metadata={"format": "pt"}),
             "safetensors",

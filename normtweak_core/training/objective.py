@@ -87,3 +87,16 @@ def mean_loss(model: nn.Module, windows: Int64[Tensor, "samples seq"]) -> float:
             logits.flatten(0, 1), ids[:, 1:].to(device).flatten(), reduction="sum"
         ).item()
     return total / (windows.shape[0] * (windows.shape[1] - 1))
+
+
+@torch.no_grad()
+def mean_divergence(
+    model: nn.Module, float_model: nn.Module, windows: Int64[Tensor, "samples seq"]
+) -> float:
+    """Return ``KL(float || model)`` of windows, in nats per token."""
+    device, total = next(model.parameters()).device, 0.0
+    for ids in windows.split(EVALUATED_AT_ONCE):
+        float_logits = float_model(ids.to(device), use_cache=False).logits
+        logits = model(ids.to(device), use_cache=False).logits
+        total += divergence(float_logits, logits).item() * len(ids)
+    return total / len(windows)

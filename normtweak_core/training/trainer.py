@@ -8,9 +8,9 @@ on the same machine with the same number of threads.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
-from normtweak_core.randomness import generator
 from normtweak_core.training.checkpoint import TrainingState, newest_state
 from normtweak_core.training.interrupt import deferred_interrupts
 from normtweak_core.training.objective import Objective
+from normtweak_core.training.order import window_order
 from normtweak_core.training.rates import Rates
 
 log = logging.getLogger(__name__)
@@ -44,25 +44,7 @@ class TrainingSetup:
     accumulate: int = 1  # parts that a process computes its share of the batch in
     save_every: int = 50
     seed: int = 0
-
-
-def window_order(num_windows: int, batch: int, seed: int, step: int) -> list[int]:
-    """Return which windows a step reads: shuffled anew each epoch, none twice inside one.
-
-    Args:
-        num_windows: Windows there are.
-        batch: Windows of a step. Where there are fewer, each is read several times.
-        seed: Of the recipe.
-        step: Optimizer steps done before.
-    """
-    chosen: list[int] = []
-    position = step * batch
-    while len(chosen) < batch:
-        epoch, start = divmod(position, num_windows)
-        order = torch.randperm(num_windows, generator=generator(seed, "training order", epoch))
-        chosen += order[start : start + batch - len(chosen)].tolist()
-        position = step * batch + len(chosen)
-    return chosen
+    ratios: Mapping[str, float] = field(default_factory=dict)  # of a parameter's rate to the rates'
 
 
 class Trainer:
@@ -182,7 +164,7 @@ class Trainer:
         setup = self.setup
         self.before_step(self.model, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = setup.rates.lr_at(self.step)
+            group["lr"] = setup.rates.lr_at(self.step) * group["ratio"]
             if group["decays"]:
                 group["weight_decay"] = setup.rates.weight_decay_at(self.step)
         self.optimizer.zero_grad()
@@ -229,12 +211,15 @@ def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _optimizer(model: nn.Module, setup: TrainingSetup) -> torch.optim.Optimizer:
-    parameters = [parameter for _, parameter in _trainable(model)]
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [{"params": matrices, "decays": True}, {"params": vectors, "decays": False}]
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in _trainable(model):
+        kind = (parameter.ndim > 1, setup.ratios.get(name, 1.0))
+        groups.setdefault(kind, []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": parameters, "decays": decays, "ratio": ratio}
+            for (decays, ratio), parameters in groups.items()
+        ],
         lr=setup.rates.lr,
         betas=BETAS,
         weight_decay=0.0,

@@ -61,7 +61,8 @@ def keys_of(values: dict) -> dict[str, str]:
     from tasks.results import CalibrationResult
     from tasks.surgery import SurgeryResult, surgery_key
     from tasks.ternary_export import ternary_export_key
-    from tasks.training import SegmentResult, segment_key, training_origin
+    from tasks.ternary_training import training_origin
+    from tasks.training import SegmentResult, segment_key
 
     recipe = parse_ternary_recipe(values)
     job, config = open_job(recipe.model, recipe.seed), recipe.ternary

@@ -13,8 +13,9 @@ from normtweak_core.ternary.schedule import lambdas
 from normtweak_core.ternary.surgery import apply_surgery, plan_surgery, set_lambdas
 from normtweak_core.training.checkpoint import checkpoints
 from normtweak_core.training.objective import Objective
+from normtweak_core.training.order import window_order
 from normtweak_core.training.rates import Rates
-from normtweak_core.training.trainer import Trainer, TrainingSetup, window_order
+from normtweak_core.training.trainer import Trainer, TrainingSetup
 
 STEPS = 12
 CONFIG = TernaryConfig(steps=STEPS, batch=4)

@@ -1,4 +1,4 @@
-"""The curves of a ternary training as a picture: loss, lambda of the blocks, learning rate."""
+"""The curves of a training as a picture: loss, held-out loss, learning rate."""
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -10,39 +10,42 @@ SMOOTHING = 0.95  # of the running mean of the loss
 
 def training_plot(
     losses: list[float],
-    lambdas: list[list[float]],
     rates: list[float],
     held_out: dict[int, float],
     title: str,
+    measured_as: str,
+    lambdas: list[list[float]] | None = None,
 ) -> bytes:
-    """Return a PNG with three curves over the optimizer steps; equal input gives equal bytes.
+    """Return a PNG with curves over the optimizer steps; equal input gives equal bytes.
 
     Args:
         losses: Of every step, nats per token.
-        lambdas: Of every step, one a block.
         rates: Learning rate of every step.
-        held_out: Loss of the ternary model on held-out windows, by step.
+        held_out: Loss on held-out windows, by step.
         title: Shown above.
+        measured_as: What the held-out loss is called.
+        lambdas: Of a ternary training: of every step, one a block.
     """
-    figure = Figure(figsize=(7, 9), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7, 9 if lambdas else 7.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)  # a canvas of its own: pyplot would hold global state
-    axes = figure.subplots(4, 1, sharex=True, height_ratios=(3, 2, 1.5, 1))
-    top, measured, middle, bottom = axes
+    heights = (3, 2, 1.5, 1) if lambdas else (3, 2, 1)
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    top, measured, bottom = axes[0], axes[1], axes[-1]
     steps = range(1, len(losses) + 1)
     top.plot(steps, losses, linewidth=0.7, alpha=0.4, label="objective of a batch")
     top.plot(steps, running_mean(losses), linewidth=2, label="running mean")
     top.set(title=title, ylabel="nats per token")
-    measured.plot(
-        list(held_out), list(held_out.values()), marker="o", label="held out, all blocks ternary"
-    )
+    measured.plot(list(held_out), list(held_out.values()), marker="o", label=measured_as)
     measured.set(ylabel="nats per token")
     measured.legend(frameon=False)
     top.legend(frameon=False)
-    for index, values in enumerate(zip(*lambdas, strict=True)):
-        middle.plot(steps, values, linewidth=1.5, label=f"block {index}")
-    middle.set(ylabel="lambda", ylim=(-0.05, 1.05))
-    if len(lambdas[0]) <= 12:  # more names would cover the curves
-        middle.legend(frameon=False, fontsize="small", ncols=3)
+    if lambdas:
+        middle = axes[2]
+        for index, values in enumerate(zip(*lambdas, strict=True)):
+            middle.plot(steps, values, linewidth=1.5, label=f"block {index}")
+        middle.set(ylabel="lambda", ylim=(-0.05, 1.05))
+        if len(lambdas[0]) <= 12:  # more names would cover the curves
+            middle.legend(frameon=False, fontsize="small", ncols=3)
     bottom.plot(steps, rates, linewidth=1.5)
     bottom.set(ylabel="learning rate", xlabel="optimizer step")
     for one in axes:

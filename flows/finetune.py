@@ -1,0 +1,201 @@
+"""The fine-tuning flow: an export goes in and is trained on, on its own grid."""
+
+import json
+import logging
+import time
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.budget import peak_rss_bytes
+from flows.finetune_preflight import finetune_preflight
+from flows.finetune_recipe import FinetuneRecipe, about_data
+from flows.finetune_report import FinetuneReports, distance_kept, publish_finetune_reports
+from flows.running import Run, evaluate_export, read_json, register
+from flows.training import Shown, train
+from normtweak_core.errors import InputError
+from normtweak_core.training.rates import Rates
+from tasks.calibrate import calibrate, calibration_key, calibration_length
+from tasks.environment import state_root
+from tasks.exporting import verify_key, verify_stage
+from tasks.finetune_blocks import (
+    FinetuneChain,
+    TrainedBlockResult,
+    finetune_block_stage,
+    trained_block_key,
+)
+from tasks.finetune_source import StartingPoint, export_in_root
+from tasks.finetuning import (
+    FinetuneTraining,
+    finetune_export_key,
+    finetune_export_stage,
+    finetune_stage,
+)
+from tasks.job import open_job
+from tasks.results import CalibrationResult, ExportResult
+from tasks.runs import own_run
+from tasks.training import SegmentResult
+
+log = logging.getLogger(__name__)
+
+
+@flow(name="finetune", flow_run_name="{recipe.name}", validate_parameters=True)
+def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
+    """Train an export on, block by block and end to end; verify, evaluate and register it.
+
+    Args:
+        recipe: Everything that decides the result.
+    """
+    own_run(state_root(), flow_run.id)
+    began = time.monotonic()
+    ready = finetune_preflight(recipe, state_root())
+    for warning in ready.warnings:
+        log.warning("%s", warning)
+    run = Run(open_job(ready.float_model, recipe.seed))
+    start = StartingPoint(ready.export, export_in_root(ready.export))
+    data = _data(run, recipe)
+    blocks = _train_blocks(run, recipe, data, start)
+    segments = _train_whole(run, recipe, data, start, blocks)
+    export = _export(run, recipe, data, start, segments[-1])
+    run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
+    length = calibration_length(run.job, recipe.finetune.data)
+    measured = recipe.evaluation.perplexity
+    before = evaluate_export(run, measured, length, start.export, "evaluate start")
+    after = evaluate_export(run, measured, length, export)
+    reports = FinetuneReports(
+        recipe=recipe,
+        source=ready.export,
+        blocks=blocks,
+        losses=segments[-1].losses,
+        held_out={segment.until: segment.held_out for segment in segments},
+        tokens=recipe.finetune.steps * recipe.finetune.batch * length,
+        quality=read_json(data.quality),
+        start=before,
+        metrics=after,
+        origin=run.source_facts(data) | {"export_sha256": export.export_sha256},
+        export=state_root() / export.folder,
+    )
+    files = publish_finetune_reports(reports)
+    metrics = after | {
+        "start/perplexity/quantized": before["perplexity/quantized"],
+        "start/kl/mean": before["kl/mean"],
+        "distance_kept": distance_kept(before, after),
+    }
+    registered = register(recipe, export, metrics, reports, files)
+    for problem in reports.problems():
+        log.warning("%s", problem)
+    return {
+        "export_dir": str(state_root() / export.folder),
+        "export_sha256": export.export_sha256,
+        "reports_dir": str(reports.folder),
+        "metrics": metrics,
+        "registered": registered,
+        "blocks": [_block_row(run, block) for block in blocks],
+        "training": {
+            "steps": segments[-1].until,
+            "tokens": reports.tokens,
+            "seconds": segments[-1].seconds,
+            "held_out": {str(segment.until): segment.held_out for segment in segments},
+        },
+        "cached": run.cached,
+        "problems": reports.problems(),
+        "seconds": time.monotonic() - began,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "flow_run_id": str(flow_run.id),
+    }
+
+
+def _data(run: Run, recipe: FinetuneRecipe) -> CalibrationResult:
+    config = recipe.finetune.data
+    try:
+        return run.stage(
+            "data",
+            calibration_key(run.job, config),
+            calibrate,
+            config=config,
+            job=run.job,
+            progress=run.progress,
+        )
+    except InputError as error:
+        raise InputError(about_data(str(error))) from error
+
+
+def _train_blocks(
+    run: Run, recipe: FinetuneRecipe, data: CalibrationResult, start: StartingPoint
+) -> list[TrainedBlockResult]:
+    """Return all blocks, each read from the cache or trained; none without block steps."""
+    config = recipe.finetune
+    chain = FinetuneChain(run.job, data, start, config)
+    finished: list[TrainedBlockResult] = []
+    for index in range(run.job.blocks[1] if config.block_steps else 0):
+        parent = finished[-1] if finished else None
+        block = run.stage(
+            f"block {index}",
+            trained_block_key(run.job, data, start, config, index, parent),
+            finetune_block_stage,
+            index=index,
+            chain=chain,
+            finished=list(finished),
+            progress=run.progress,
+        )
+        finished.append(block)
+    return finished
+
+
+def _train_whole(
+    run: Run,
+    recipe: FinetuneRecipe,
+    data: CalibrationResult,
+    start: StartingPoint,
+    blocks: list[TrainedBlockResult],
+) -> list[SegmentResult]:
+    config = recipe.finetune
+    rates = Rates(config.steps, config.scale_lr)
+    shown = Shown(
+        recipe.name,
+        "Fine-tuning end to end",
+        config.model_dump(mode="json", exclude={"data"}) | {"seed": recipe.seed},
+        lambda step: {"learning_rate": rates.lr_at(step)},
+    )
+    training = FinetuneTraining(run.job, data, start, blocks, config)
+    return train(run, training, finetune_stage, shown)
+
+
+def _export(
+    run: Run,
+    recipe: FinetuneRecipe,
+    data: CalibrationResult,
+    start: StartingPoint,
+    trained: SegmentResult,
+) -> ExportResult:
+    # Written as the main job's recipe names them, so that this export can be trained on as well.
+    recipe_and_grid = json.loads(recipe.model_dump_json()) | {
+        "quantization": start.source.quantization.model_dump(mode="json")
+    }
+    details = {
+        "recipe": recipe_and_grid,
+        "lineage": run.source_facts(data) | {"parent_export_sha256": start.export.export_sha256},
+    }
+    return run.stage(
+        "export",
+        finetune_export_key(run.job, start, trained, recipe.export),
+        finetune_export_stage,
+        config=recipe.export,
+        finetune=recipe.finetune,
+        job=run.job,
+        start=start,
+        trained=trained,
+        details=details,
+    )
+
+
+def _block_row(run: Run, block: TrainedBlockResult) -> dict[str, Any]:
+    return {
+        "index": block.block,
+        "cached": run.cached[f"block {block.block}"],
+        "seconds": block.seconds,
+        "error_before": block.distance_before,
+        "error_after": block.distance_after,
+        "accepted": block.accepted,
+    }

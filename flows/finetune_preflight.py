@@ -1,0 +1,116 @@
+"""What can be known to be wrong with the recipe of a fine-tuning before a server starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.budget import FIXED_DISK, ModelShape, model_shape
+from flows.finetune_recipe import FinetuneRecipe, about_data, require_agreement
+from flows.preflight import (
+    Ready,
+    check_disk,
+    check_registry_of_the_user,
+    check_result_file,
+    check_state_root,
+    check_texts,
+    checked_lengths,
+    require_evaluation_text,
+    require_reader_files,
+)
+from normtweak_core.errors import InputError
+from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
+from normtweak_core.finetune.source import ExportSource, read_export_source
+from normtweak_core.model.config import ModelConfig
+from normtweak_core.model.fingerprint import fingerprint
+from normtweak_core.model.source import (
+    ModelFolder,
+    check_model_folder,
+    model_context,
+    resolve_device,
+    resolve_source,
+)
+from tasks.environment import REPOSITORY
+
+
+@dataclass(frozen=True)
+class ReadyToFinetune(Ready):
+    """A recipe that can be carried out here, the export it starts from and its float model."""
+
+    export: ExportSource | None = None
+    float_model: ModelConfig | None = None
+
+
+def finetune_preflight(
+    recipe: FinetuneRecipe, root: Path, result: Path | None = None
+) -> ReadyToFinetune:
+    """Accept a recipe that this machine can carry out, in order of rising cost.
+
+    Args:
+        recipe: What is wanted.
+        root: The state root; it need not exist yet.
+        result: Where the result file shall go, if anywhere.
+
+    Raises:
+        InputError: A folder cannot be written, the export or its float model is not there or not
+            the right one, a text is missing, empty or malformed, or the disk is too small.
+    """
+    if result is not None:
+        check_result_file(result)
+    check_state_root(root)
+    export = read_export_source(Path(recipe.model.source).expanduser())
+    require_agreement(recipe, export)
+    try:
+        warnings = check_texts(recipe.finetune.data, recipe.evaluation.perplexity)
+    except InputError as error:
+        raise InputError(about_data(str(error))) from error
+    check_registry_of_the_user(root)
+    float_model = export.float_model(recipe.model, recipe.finetune.float_model)
+    source = _resolved(float_model)
+    check_model_folder(source.path)
+    require_evaluation_text(recipe.evaluation.perplexity, source)
+    data, measured = recipe.finetune.data, recipe.evaluation.perplexity
+    length = checked_lengths(data, measured, model_context(source.path))
+    require_reader_files(source.path)
+    shape = model_shape(source.path)
+    check_exportable(
+        recipe.export,
+        export.quantization,
+        shape.linears,
+        reader_available=(REPOSITORY / GPTQ_READER_DONE).is_file(),
+    )
+    disk = _disk_bytes(recipe, shape, length)
+    check_disk(sum(disk.values()), root)
+    _require_same_model(export, source.path)
+    resolve_device(recipe.model.device)  # last: a build of torch for GPUs is imported for it
+    return ReadyToFinetune(source, shape, length, disk, warnings, export, float_model)
+
+
+def _resolved(float_model: ModelConfig) -> ModelFolder:
+    try:
+        return resolve_source(float_model)
+    except InputError as error:
+        raise InputError(
+            f"the float model that the export records must be there; {str(error).rstrip('.')}. "
+            "Set finetune.float_model to where it is now."
+        ) from error
+
+
+def _require_same_model(export: ExportSource, folder: Path) -> None:
+    found = fingerprint(folder).sha256
+    if found != export.float_sha256:
+        raise InputError(
+            f"the float model must be the one that was quantized, {export.float_sha256[:12]}; "
+            f"{folder} is {found[:12]}: set finetune.float_model to the right folder."
+        )
+
+
+def _disk_bytes(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> dict[str, int]:
+    export = shape.linear_weights + (shape.parameters - shape.linear_weights) * 4
+    return {
+        "data": recipe.finetune.data.samples * length * 16,
+        "trained blocks": shape.linear_weights * 5 if recipe.finetune.block_steps else 0,
+        # Weights and two moments in float32; two checkpoints, and a third while it is written.
+        "checkpoints": 3 * 15 * shape.linear_weights,
+        "trained weights": shape.linear_weights * 5,
+        "exports, and the registry's copy": 3 * export,
+        "databases, logs and reports": FIXED_DISK,
+    }

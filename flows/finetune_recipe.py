@@ -1,0 +1,112 @@
+"""The recipe of a fine-tuning of a quantized model, as one pydantic model."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from flows.params import GateConfig, RegistryConfig, refuse_infinite, refuse_unbuilt
+from flows.recipe_errors import sentences
+from flows.recipe_file import read_with_overrides
+from normtweak_core.errors import InputError
+from normtweak_core.evaluate.config import EvaluationConfig
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.finetune.config import FinetuneConfig
+from normtweak_core.finetune.source import GRID, ExportSource
+from normtweak_core.model.config import ModelConfig
+from tasks.registry_names import NAME_PATTERN
+
+# Sections of other recipes that a fine-tuning does not read.
+NOT_READ = ("calibration", "norm_tweak", "final_tune", "on_problem", "ternary")
+
+
+class FinetuneRecipe(BaseModel, frozen=True, extra="forbid"):
+    """One run of the finetune flow."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the registered model.")
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    model: ModelConfig = Field(description="Its source is the folder of an export.")
+    quantization: dict[str, Any] | None = Field(
+        None, description="Width and grid come from the export: what is said here must agree."
+    )
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+    export: ExportConfig = ExportConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+
+def load_finetune_recipe(path: Path, overrides: list[str] | None = None) -> FinetuneRecipe:
+    """Return the recipe of a YAML file with ``KEY=VALUE`` overrides applied.
+
+    Raises:
+        InputError: The file is missing or is not YAML, a key is unknown, not built yet or not read
+            here, or a value is of the wrong type or out of range.
+    """
+    return parse_finetune_recipe(read_with_overrides(path, overrides))
+
+
+def parse_finetune_recipe(data: dict[str, Any]) -> FinetuneRecipe:
+    """Return the validated recipe of plain data.
+
+    Raises:
+        InputError: As `load_finetune_recipe`.
+    """
+    for section in NOT_READ:
+        if section in data:
+            raise InputError(
+                f"{section} is not read by normtweak finetune, whose training has its own section "
+                "(finetune, with finetune.data for the text): remove it."
+            )
+    # Its own section is built here; elsewhere it is still refused by name.
+    refuse_unbuilt({key: value for key, value in data.items() if key != "finetune"})
+    refuse_infinite(data)
+    if not isinstance(data.get("model"), dict) or "source" not in data["model"]:
+        raise InputError(
+            "model.source is required, the folder of an export; found none: give the folder that "
+            "normtweak quantize has printed."
+        )
+    try:
+        recipe = FinetuneRecipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError(about_data(sentences(error, FinetuneRecipe))) from error
+    if recipe.export.format in ("bitnet", "gguf"):
+        raise InputError(
+            f"export.format {recipe.export.format} is a format of ternary models: use auto, "
+            "compressed-tensors or gptq."
+        )
+    return recipe
+
+
+def require_agreement(recipe: FinetuneRecipe, source: ExportSource) -> None:
+    """Accept a recipe that says nothing else about width, grid and float type than the export.
+
+    Raises:
+        InputError: It does, or asks for what a fine-tuning does not do.
+    """
+    for key, wanted in (recipe.quantization or {}).items():
+        if key not in GRID:
+            raise InputError(
+                f"quantization.{key} is not read by normtweak finetune: width and grid come from "
+                "the export. Remove it."
+            )
+        found = getattr(source, key)
+        if wanted != found or isinstance(wanted, bool) != isinstance(found, bool):
+            raise InputError(
+                f"quantization.{key} comes from the export, where it is {_shown(found)}; the "
+                f"recipe says {_shown(wanted)}: remove it, or quantize anew."
+            )
+    if recipe.export.dtype not in ("auto", source.dtype):
+        raise InputError(
+            f"export.dtype comes from the export, whose scales are {source.dtype}; the recipe says "
+            f"{recipe.export.dtype}: remove it."
+        )
+
+
+def about_data(message: str) -> str:
+    """Return a message about a calibration set with the keys that it has in this recipe."""
+    return message.replace("calibration.", "finetune.data.")
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower()

@@ -1,0 +1,159 @@
+"""What people look at after a fine-tuning: what each part brought, curves, the training text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.finetune_recipe import FinetuneRecipe
+from flows.report import FOLDER, recipe_sha256
+from flows.report_text import calibration_markdown, markdown_table, precision, result_rows
+from flows.training_report import PLOT, publish_training_artifacts, write_training_reports
+from normtweak_core.finetune.source import ExportSource
+from normtweak_core.training.rates import Rates
+from tasks.finetune_blocks import TrainedBlockResult
+
+COLUMNS = ("", "float", "before", "after", "difference to float")
+
+
+@dataclass(frozen=True)
+class FinetuneReports:
+    """Everything the reports of one fine-tuning are made of."""
+
+    recipe: FinetuneRecipe
+    source: ExportSource
+    blocks: list[TrainedBlockResult]
+    losses: list[float]
+    held_out: dict[int, float]  # divergence from the float model on held-out windows, by step
+    tokens: int  # read end to end
+    quality: dict[str, Any]
+    start: dict[str, float]  # metrics of the export that was started from
+    metrics: dict[str, float]
+    origin: dict[str, str]
+    export: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the reports go: no other recipe that leads to this export writes there."""
+        return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
+
+    def problems(self) -> list[str]:
+        """Return every problem of the run, one sentence each."""
+        found = [
+            f"block {block.block}: training rolled back (held-out distance "
+            f"{block.distance_before:.4g} -> {block.distance_after:.4g})"
+            for block in self.blocks
+            if not block.accepted
+        ]
+        before, after = self.start["kl/mean"], self.metrics["kl/mean"]
+        if after >= before:
+            found.append(
+                f"the fine-tuned model diverges more than the export it started from ({before:.4g} "
+                f"-> {after:.4g} nats per token): lower finetune.lr, or train on more text"
+            )
+        return found
+
+    def lineage(self) -> dict[str, str]:
+        """Return where the result comes from and what became of it; the same for equal runs."""
+        return self.origin | {
+            "recipe_sha256": recipe_sha256(self.recipe),
+            "bits": str(self.source.bits),
+            "group_size": str(self.source.group_size or "channel"),
+            "method": "finetune" if self.recipe.finetune.lora is None else "finetune-lora",
+            "parent_export_sha256": self.source.payload_sha256,
+            "training_tokens": str(self.tokens),
+            "problems": "; ".join(self.problems())[:4000] or "none",
+        }
+
+
+def distance_kept(start: dict[str, float], metrics: dict[str, float]) -> float:
+    """Return which share of the export's perplexity above the float model's is left."""
+    below = metrics["perplexity/float"]
+    return (metrics["perplexity/quantized"] - below) / (start["perplexity/quantized"] - below)
+
+
+def publish_finetune_reports(reports: FinetuneReports) -> list[Path]:
+    """Write the reports under the export folder, publish them in Prefect, return the files."""
+    rates = Rates(reports.recipe.finetune.steps, reports.recipe.finetune.scale_lr)
+    rows = [
+        {"step": step + 1, "loss": loss, "learning_rate": rates.lr_at(step)}
+        for step, loss in enumerate(reports.losses)
+    ]
+    files = write_training_reports(
+        reports,
+        {"data.md": calibration_markdown(reports.recipe, reports.quality)},
+        _summary(reports, PLOT),
+        rows,
+        {
+            "title": f"{reports.recipe.name}: fine-tuning end to end",
+            "measured_as": "divergence on held-out windows",
+        },
+    )
+    publish_training_artifacts(reports, lambda plot: _summary(reports, plot))
+    return files
+
+
+def _summary(reports: FinetuneReports, plot: str) -> str:
+    config, source = reports.recipe.finetune, reports.source
+    group = f"groups of {source.group_size}" if source.group_size else "one group a row"
+    start = dict(
+        zip(
+            ("perplexity", "KL divergence (nats per token)", "same first choice"),
+            (
+                f"{reports.start['perplexity/quantized']:.3f}",
+                f"{reports.start['kl/mean']:.4f}",
+                f"{100 * reports.start['top1_agreement']:.1f} %",
+            ),
+            strict=True,
+        )
+    )
+    results = [
+        (what, whole, start.get(what, ""), trained, difference)
+        for what, whole, trained, difference in result_rows(reports.metrics)
+    ]
+    blocks = [
+        (
+            block.block,
+            f"{block.distance_before:.4f}",
+            f"{block.distance_after:.4f}",
+            "kept" if block.accepted else "rolled back",
+        )
+        for block in reports.blocks
+    ]
+    what = "whole weights"
+    if config.lora is not None:
+        what = f"an update of rank {config.lora.rank}, merged before rounding"
+    return "\n".join(
+        [
+            f"# {reports.recipe.name}",
+            "",
+            f"`{source.folder.name}` ({source.bits} bits, {group}), trained on towards "
+            f"`{source.float_name}`: {what}, scales and norms. Export: `{reports.export.name}`.",
+            "",
+            *markdown_table(COLUMNS, results, "lrrrr"),
+            "",
+            f"On {reports.metrics['tokens']:,.0f} predicted tokens{precision(reports.metrics)}. Of "
+            "the distance to the float perplexity, "
+            f"{100 * distance_kept(reports.start, reports.metrics):.0f} % are left.",
+            "",
+            "## Block by block",
+            "",
+            f"{config.block_steps} steps a block. Distance: |output - float output| / |float "
+            "output| of tokens of held-out windows.",
+            "",
+            *markdown_table(("block", "before", "after", ""), blocks, "rrrl"),
+            "",
+            "## End to end",
+            "",
+            f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens, on the "
+            "float model's logits.",
+            "",
+            *markdown_table(
+                ("step", "divergence on held-out windows"),
+                [(step, f"{loss:.4f}") for step, loss in reports.held_out.items()],
+                "rr",
+            ),
+            "",
+            f"![Loss and learning rate over the steps]({plot})",
+            "",
+        ]
+    )

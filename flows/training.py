@@ -1,0 +1,78 @@
+"""What every flow that trains does with its training: segments as stages, shown while they run."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from flows.running import Run
+from tasks.caching import cached_result
+from tasks.training import SegmentResult, Training, segment_ends, segment_key
+
+SECONDS_BETWEEN_UPDATES = 3.0  # of the progress on Prefect's page
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the pages of Prefect and MLflow say about a training."""
+
+    name: str  # of the recipe
+    title: str
+    params: dict[str, Any]
+    step_values: Callable[[int], dict[str, float]]  # by steps done before; rates and schedules
+
+
+def train(
+    run: Run, training: Training, task: Callable[..., SegmentResult], shown: Shown
+) -> list[SegmentResult]:
+    """Return the segments, each a stage of its own; the last one holds the weights.
+
+    Args:
+        run: The run.
+        training: What is trained.
+        task: Carries out a segment.
+        shown: What is told about it.
+    """
+    ends = segment_ends(training.steps)
+    keys = [segment_key(training.origin, until) for until in ends]
+    everything_cached = all(cached_result(key) is not None for key in keys)
+    with ExitStack() as stack:
+        advance: Callable[..., None] = lambda *_: None  # noqa: E731 - replaced where work is left
+        if not everything_cached:
+            advance = stack.enter_context(_shown(run, training, shown))
+        segments = [
+            run.stage(f"train {until}", key, task, until=until, training=training, advance=advance)
+            for until, key in zip(ends, keys, strict=True)
+        ]
+    shutil.rmtree(training.folder, ignore_errors=True)  # every segment has its record
+    return segments
+
+
+@contextmanager
+def _shown(run: Run, training: Training, shown: Shown) -> Iterator[Callable[..., None]]:
+    """Show a training while it runs: on the terminal, on Prefect's page, in MLflow."""
+    from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+    from flows.report import artifact_key
+    from tasks.tracking import TrainingRun
+
+    artifact = create_progress_artifact(
+        progress=0.0, key=artifact_key(shown.name, "training"), description=shown.title
+    )
+    last = time.monotonic()
+    with (
+        TrainingRun(shown.name, training.origin, shown.params) as tracked,
+        run.progress.stage("training", "steps") as bar,
+    ):
+
+        def advance(done: int, steps: int, loss: float, speed: float) -> None:
+            nonlocal last
+            bar(done, steps, f"loss {loss:.4f}, {speed:,.0f} tokens/s")
+            tracked.log(done, {"train/loss": loss, **shown.step_values(done - 1)})
+            if done == steps or time.monotonic() - last > SECONDS_BETWEEN_UPDATES:
+                update_progress_artifact(artifact, progress=100 * done / steps)
+                last = time.monotonic()
+
+        yield advance

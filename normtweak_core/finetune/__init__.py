@@ -1,0 +1,1 @@
+"""Fine-tuning of a model that is already quantized: its grids and codes go on learning."""

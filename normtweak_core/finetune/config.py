@@ -1,0 +1,53 @@
+"""How a quantized model is trained on."""
+
+from pydantic import BaseModel, Field, model_validator
+
+from normtweak_core.calibration.config import CalibrationConfig
+
+
+class LoraConfig(BaseModel, frozen=True, extra="forbid"):
+    """A low-rank update that is merged into the weight before it is rounded."""
+
+    rank: int = Field(32, ge=1, description="Of the update.")
+    lr_ratio: float = Field(
+        0.02, gt=0, description="Learning rate as a share of the layer's mean scale."
+    )
+
+
+class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
+    """Block by block, then end to end; width and grid are those of the export."""
+
+    block_steps: int = Field(
+        100, ge=0, description="Optimizer steps per block on its float output; 0: end to end only."
+    )
+    steps: int = Field(300, ge=1, description="Optimizer steps end to end.")
+    batch: int = Field(8, ge=1, description="Windows per optimizer step.")
+    accumulate: int = Field(1, ge=1, description="end to end: parts the batch is computed in.")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate of latent weights.")
+    scale_lr: float = Field(1e-4, gt=0, description="Peak learning rate of scales and norms.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    lora: LoraConfig | None = Field(
+        None, description="Learn a low-rank update instead of whole latent weights."
+    )
+    float_model: str | None = Field(
+        None, description="Where the float model is; null: where the export says it came from."
+    )
+    gradient_checkpointing: bool = Field(False, description="Compute blocks twice to save memory.")
+    save_every: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
+    data: CalibrationConfig = Field(
+        CalibrationConfig(samples=256, length=256), description="Text to train on."
+    )
+
+    @model_validator(mode="after")
+    def _keys_where_read(self) -> "FinetuneConfig":
+        if self.lora is not None and "lr" in self.model_fields_set:
+            raise ValueError(
+                f"finetune.lr is only read without finetune.lora, whose rate is lr_ratio times "
+                f"the layer's mean scale; found {self.lr:g}: remove it"
+            )
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"finetune.accumulate must divide batch; found {self.accumulate} parts of "
+                f"{self.batch} windows"
+            )
+        return self

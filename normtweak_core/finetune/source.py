@@ -1,0 +1,87 @@
+"""The export that a fine-tuning starts from, known by its manifest; no torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from normtweak_core.errors import InputError
+from normtweak_core.export.verify import read_manifest
+from normtweak_core.model.config import ModelConfig
+from normtweak_core.quantize.config import QuantizationConfig
+
+GRID = ("bits", "group_size", "symmetric", "levels")
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """What an export says about itself."""
+
+    folder: Path
+    format: str
+    dtype: str
+    bits: int
+    group_size: int | None
+    symmetric: bool
+    levels: Literal["full", "ternary", "binary"]
+    payload_sha256: str
+    float_name: str  # what the recipe of the export called the float model
+    float_revision: str | None
+    float_sha256: str
+
+    @property
+    def quantization(self) -> QuantizationConfig:
+        """The width and grid of the export, as the recipe of the main job names them."""
+        return QuantizationConfig(**{key: getattr(self, key) for key in GRID})
+
+    def float_model(self, model: ModelConfig, moved_to: str | None) -> ModelConfig:
+        """Return where the float model is, in the arithmetic of a recipe.
+
+        Args:
+            model: The recipe's section, whose source is the export.
+            moved_to: Where the recipe says it is; None: where it was.
+        """
+        place = {"source": self.float_name, "revision": self.float_revision}
+        if moved_to is not None:
+            place = {"source": moved_to, "revision": None}
+        return model.model_copy(update=place)
+
+
+def read_export_source(folder: Path) -> ExportSource:
+    """Return what the manifest of an export says.
+
+    Raises:
+        InputError: The folder is no export, or one without a grid or a lineage.
+        VerificationError: Its manifest is damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"model.source must be the folder of an export, for normtweak finetune; {folder} is "
+            "none: give the folder that normtweak quantize has printed."
+        )
+    manifest = read_manifest(folder)
+    export: dict[str, Any] = manifest["export"]
+    if export["format"] == "bitnet":
+        raise InputError(
+            f"model.source must be an export of normtweak quantize, whose weights lie on a grid; "
+            f"{folder} is a ternary model in the bitnet format: train on with normtweak ternary."
+        )
+    lineage = manifest.get("lineage")
+    if not lineage:
+        raise InputError(
+            f"model.source must be an export whose manifest names its float model; that of "
+            f"{folder} has no lineage: export it with normtweak quantize."
+        )
+    asked = manifest.get("recipe", {}).get("quantization", {})
+    return ExportSource(
+        folder=folder.resolve(),
+        format=export["format"],
+        dtype=export["dtype"],
+        bits=export["bits"],
+        group_size=export["group_size"],
+        symmetric=export["symmetric"],
+        levels=asked.get("levels", "full"),
+        payload_sha256=manifest["payload_sha256"],
+        float_name=lineage["source_model"],
+        float_revision=lineage["source_revision"] or None,
+        float_sha256=lineage["source_sha256"],
+    )

@@ -1,0 +1,134 @@
+"""The export that a fine-tuning starts from, as every stage reads it."""
+
+import functools
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normtweak_core.errors import InputError
+from normtweak_core.export.payload import payload_files
+from normtweak_core.export.payload import payload_sha256 as hash_of_payload
+from normtweak_core.export.verify import read_manifest
+from normtweak_core.finetune.source import ExportSource
+from tasks.artifacts import ArtifactRef, temporary_beside
+from tasks.environment import state_root
+from tasks.job import torch_dtype
+from tasks.results import ExportResult
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from normtweak_core.export.exported import ExportedWeights
+    from normtweak_core.quantize.weight import QuantizedWeight
+
+FOLDER = "exports/imported"  # copies of exports that lie elsewhere
+
+
+def export_in_root(source: ExportSource) -> ExportResult:
+    """Return the export as a stage result; one that lies elsewhere is copied under the state root.
+
+    Raises:
+        InputError: Its files are not those that its manifest records.
+    """
+    if (found := hash_of_payload(source.folder)) != source.payload_sha256:
+        raise InputError(
+            f"model.source must be an export as it was written, with payload "
+            f"{source.payload_sha256[:12]}; that of {source.folder} is {found[:12]}: export again."
+        )
+    folder = source.folder
+    if not folder.is_relative_to(state_root()):
+        folder = state_root() / FOLDER / source.payload_sha256[:32]
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = temporary_beside(folder)
+            shutil.copytree(source.folder, temporary)
+            temporary.rename(folder)
+    manifest = read_manifest(folder)
+    return ExportResult(
+        folder=folder.relative_to(state_root()).as_posix(),
+        export_sha256=source.payload_sha256,
+        files=[ArtifactRef.to(path) for path in payload_files(folder)],
+        manifest=ArtifactRef.to(folder / "normtweak.json"),
+        probe=ArtifactRef.to(folder / "verify" / "probe.safetensors"),
+        bits_per_weight=manifest["bits_per_weight"],
+        size_bytes=manifest["size_bytes"],
+    )
+
+
+class ReadLayers(Mapping[str, "QuantizedWeight"]):
+    """Some quantized linears of an export, read when they are asked for."""
+
+    def __init__(self, weights: "ExportedWeights", prefix: str):
+        """Look at the linears below ``prefix``, which their names here lack."""
+        self._weights, self._prefix = weights, prefix
+        self._names = [
+            name.removeprefix(prefix) for name in weights.linears if name.startswith(prefix)
+        ]
+
+    def __getitem__(self, name: str) -> "QuantizedWeight":
+        return self._weights.linear(self._prefix + name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What is trained on: the export, and how its grid is read."""
+
+    source: ExportSource
+    export: ExportResult
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the export."""
+        return state_root() / self.export.folder
+
+    @functools.cached_property
+    def weights(self) -> "ExportedWeights":
+        """What the files of the export hold."""
+        from normtweak_core.export.exported import ExportedWeights
+        from normtweak_core.export.formats import FORMATS
+        from normtweak_core.export.scheme import recorded_scheme
+
+        manifest = read_manifest(self.folder)["export"]
+        form, scheme = FORMATS[manifest["format"]], recorded_scheme(manifest)
+        return ExportedWeights(self.folder, form, scheme, torch_dtype(manifest["dtype"]))
+
+    def put_into(self, module: Any, config: Any, seed: int, prefix: str = "") -> Any:
+        """Return a float block or model, in place, with what the export has in its place.
+
+        Args:
+            module: A block, or the whole model.
+            config: The fine-tuning's.
+            seed: Of the recipe.
+            prefix: What names in the module lack in front of those in the whole model.
+        """
+        from normtweak_core.finetune.model import put_on_grids
+
+        layers = ReadLayers(self.weights, prefix)
+        return put_on_grids(
+            module,
+            layers,
+            self._other_parameters(module, layers, prefix),
+            config,
+            self.source.levels,
+            torch_dtype(self.source.dtype),
+            seed,
+            prefix,
+        )
+
+    def _other_parameters(
+        self, module: Any, layers: ReadLayers, prefix: str
+    ) -> "dict[str, Tensor]":
+        """Return the parameters that are no quantized weight, as the export stores them."""
+        return {
+            name: self.weights.read(prefix + name)
+            for name, _ in module.named_parameters()
+            if prefix + name in self.weights and name.removesuffix(".weight") not in layers
+        }

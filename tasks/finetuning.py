@@ -1,0 +1,197 @@
+"""The end-to-end training of a quantized model, and the export of what came of it."""
+
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.finetune.config import FinetuneConfig
+from tasks import events
+from tasks.artifacts import content_hash
+from tasks.environment import state_root
+from tasks.exporting import exported, named_after
+from tasks.finetune_blocks import TrainedBlockResult
+from tasks.finetune_source import StartingPoint
+from tasks.job import STAGE, Job, torch_dtype
+from tasks.results import CalibrationResult, ExportResult
+from tasks.surgery import data_windows
+from tasks.training import SegmentResult, Training, run_segment
+
+if TYPE_CHECKING:
+    from normtweak_core.training.trainer import Trainer
+
+SOURCES = [
+    "normtweak_core.calibration.storage",
+    "normtweak_core.export.exported",
+    "normtweak_core.export.formats",
+    "normtweak_core.export.scheme",
+    "normtweak_core.export.verify",
+    "normtweak_core.finetune.model",
+    "normtweak_core.model.loading",
+    "normtweak_core.model.structure",
+    "normtweak_core.training.objective",
+    "normtweak_core.training.trainer",
+]
+EXPORT_SOURCES = [*SOURCES, "normtweak_core.export.writer", "normtweak_core.finetune.finished"]
+NOT_READ = {"data", "save_every", "float_model"}  # known by their hashes, or of no consequence
+
+
+def finetune_origin(
+    job: Job,
+    data: CalibrationResult,
+    start: StartingPoint,
+    blocks: list[TrainedBlockResult],
+    config: FinetuneConfig,
+) -> str:
+    """Return the hash of all that decides the steps of a training."""
+    inputs = {
+        "finetune": config.model_dump(exclude=NOT_READ),
+        "model": job.fingerprint.sha256,
+        "seed": job.seed,
+        "levels": start.source.levels,
+    }
+    parents = [data.windows.sha256, content_hash(start.export)]
+    parents += [content_hash(block) for block in blocks]
+    key = job.key("finetuning", parents=parents, inputs=inputs, sources=SOURCES)
+    return key.rpartition("-")[2]
+
+
+class FinetuneTraining(Training):
+    """A training of the whole quantized model on the float model's logits."""
+
+    def __init__(
+        self,
+        job: Job,
+        data: CalibrationResult,
+        start: StartingPoint,
+        blocks: list[TrainedBlockResult],
+        config: FinetuneConfig,
+    ):
+        """Note what is to be trained; nothing is loaded yet."""
+        self.job, self.data, self.start, self.config = job, data, start, config
+        self.blocks, self.steps = blocks, config.steps
+        self.origin = finetune_origin(job, data, start, blocks, config)
+
+    def windows_of_the_data(self) -> Any:
+        """Return the token ids of all windows."""
+        return data_windows(self.data)
+
+    def held_out_loss(self) -> float:
+        """Return the divergence from the float model, in nats per token."""
+        from normtweak_core.training.objective import mean_divergence
+
+        return mean_divergence(self.trainer.model, self.trainer.teacher, self.windows[1])
+
+    def make_trainer(self) -> "Trainer":
+        """Return what trains the export, after its blocks were trained one by one."""
+        from normtweak_core.finetune.model import peak_rates
+        from normtweak_core.model.loading import load_causal_lm
+        from normtweak_core.training.objective import Objective
+        from normtweak_core.training.rates import Rates
+        from normtweak_core.training.trainer import Trainer, TrainingSetup
+
+        config, job = self.config, self.job
+        model = model_on_grids(job, self.start, self.blocks, config)
+        if config.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        peaks = peak_rates(model, config)
+        highest = max(peaks.values())
+        setup = TrainingSetup(
+            steps=config.steps,
+            batch=config.batch,
+            rates=Rates(config.steps, highest),
+            objective=Objective("kd"),
+            clip=config.clip,
+            accumulate=config.accumulate,
+            save_every=config.save_every,
+            seed=job.seed,
+            ratios={name: peak / highest for name, peak in peaks.items()},
+        )
+        teacher = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
+        return Trainer(model, teacher, self.windows[0], setup, self.folder, self.origin)
+
+
+def model_on_grids(
+    job: Job, start: StartingPoint, blocks: list[TrainedBlockResult], config: FinetuneConfig
+) -> Any:
+    """Return the whole model of the export in float32, its blocks as far as they were trained."""
+    import torch
+    from safetensors.torch import load_file
+
+    from normtweak_core.model.loading import load_causal_lm
+    from normtweak_core.model.structure import find_blocks
+
+    model = load_causal_lm(job.folder, torch_dtype("float32"), job.device)
+    prefix = find_blocks(model).prefix
+    start.put_into(model, config, job.seed)
+    with torch.no_grad():
+        for block in blocks:
+            for name, value in load_file(state_root() / block.state.path).items():
+                model.get_parameter(f"{prefix}.{block.block}.{name}").copy_(value)
+    return model
+
+
+@task(task_run_name="train-{until}", **STAGE)
+def finetune_stage(key: str, until: int, training: Any, advance: Any) -> SegmentResult:
+    """Return the training after ``until`` steps; the last segment publishes the weights.
+
+    Raises:
+        NonFiniteError: Loss or gradient became NaN or infinite.
+    """
+    trained: FinetuneTraining = training
+    return run_segment(trained, key, until, advance, "finetune")
+
+
+def finetune_export_key(
+    job: Job, start: StartingPoint, trained: SegmentResult, config: ExportConfig
+) -> str:
+    """Return the key of the export of a trained model."""
+    inputs = {
+        "export": config,
+        "model": job.fingerprint.sha256,
+        "tokenizer": job.tokenizer_sha256,
+        "generation": job.generation_sha256,
+    }
+    parents = [content_hash(start.export), content_hash(trained)]
+    return job.key("export", parents=parents, inputs=inputs, sources=EXPORT_SOURCES)
+
+
+@task(task_run_name="export", **STAGE)
+def finetune_export_stage(
+    key: str,
+    config: ExportConfig,
+    finetune: FinetuneConfig,
+    job: Any,
+    start: Any,
+    trained: Any,
+    details: Any,
+) -> ExportResult:
+    """Return the export folder of a fine-tuned model.
+
+    Raises:
+        InputError: A tensor does not fit the float type.
+        NonFiniteError: A tensor is NaN or infinite.
+    """
+    from safetensors.torch import load_file
+
+    from normtweak_core.export.writer import write_export
+    from normtweak_core.finetune.finished import FinishedGrids, other_tensors
+    from normtweak_core.finetune.model import load_trained
+
+    events.record("export", part="begin")
+    begun: StartingPoint = start
+    model = model_on_grids(job, begun, [], finetune)
+    load_trained(model, load_file(state_root() / trained.weights.path))
+    group = f"g{begun.source.group_size}" if begun.source.group_size else "channel"
+    out = state_root() / "exports" / named_after(job, f"w{begun.source.bits}{group}-finetuned", key)
+    record = write_export(
+        out,
+        job.folder,
+        FinishedGrids(model),
+        other_tensors(model),
+        config,
+        dtype=torch_dtype(begun.source.dtype),
+        details=details,
+    )
+    events.record("export", part="written")
+    return exported(record)

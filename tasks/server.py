@@ -164,7 +164,7 @@ class EmbeddedServer:
                 f"The embedded Prefect server must come up, but {problem}. Last lines of "
                 f"{self.log}:\n{last_lines(self.log)}"
             )
-        self._remember_migration()
+        remember_migration(self._database)
         self._migration.close()
         logger.debug("embedded server up in %.1f s", time.monotonic() - self._started)
 
@@ -180,7 +180,7 @@ class EmbeddedServer:
         """Tell whether the database may need tables, and if so keep others from making them too."""
         if any("DATABASE_CONNECTION_URL" in name for name in os.environ):
             return True
-        if self._is_migrated():
+        if is_migrated(self._database):
             return False
         limit = float(os.environ.get(TIMEOUT_VARIABLE, "120"))
         self._migration.enter_context(
@@ -190,29 +190,34 @@ class EmbeddedServer:
                 message=f"setting up the database of {self.root}",
             )
         )
-        return not self._is_migrated()
-
-    def _is_migrated(self) -> bool:
-        try:
-            return json.loads(self._marker.read_text()) == self._schema()
-        except (FileNotFoundError, ValueError):
-            return False
-
-    def _remember_migration(self) -> None:
-        if not self._is_migrated() and self._database.exists():
-            write_atomically(self._marker, json.dumps(self._schema()).encode())
-
-    def _schema(self) -> dict[str, str | int]:
-        # The inode tells a database that was deleted and made again from the one we migrated.
-        return {"prefect": metadata.version("prefect"), "inode": self._database.stat().st_ino}
+        return not is_migrated(self._database)
 
     @property
     def _database(self) -> Path:
         return Path(os.environ.get("PREFECT_HOME", self.root / "prefect")) / "prefect.db"
 
-    @property
-    def _marker(self) -> Path:
-        return self._database.with_name("migrated.json")
+
+def remember_migration(database: Path) -> None:
+    """Note beside a database of Prefect's that its tables are those of the installed version."""
+    if not is_migrated(database) and database.exists():
+        write_atomically(_marker(database), json.dumps(_schema(database)).encode())
+
+
+def is_migrated(database: Path) -> bool:
+    """Tell whether `remember_migration` was called for this very file and the installed version."""
+    try:
+        return json.loads(_marker(database).read_text()) == _schema(database)
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _schema(database: Path) -> dict[str, str | int]:
+    # The inode tells a database that was deleted and made again from the one we migrated.
+    return {"prefect": metadata.version("prefect"), "inode": database.stat().st_ino}
+
+
+def _marker(database: Path) -> Path:
+    return database.with_name("migrated.json")
 
 
 def _lock(root: Path) -> Path:

@@ -15,6 +15,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 import torch
 
+pytest_plugins = ["tests.engine"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

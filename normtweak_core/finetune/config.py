@@ -23,8 +23,12 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     steps: int = Field(300, ge=1, description="Optimizer steps end to end.")
     batch: int = Field(8, ge=1, description="Windows per optimizer step.")
     accumulate: int = Field(1, ge=1, description="end to end: parts the batch is computed in.")
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate of latent weights.")
-    scale_lr: float = Field(1e-4, gt=0, description="Peak learning rate of scales and norms.")
+    lr: float = Field(
+        1e-2, gt=0, description="Peak learning rate of latent weights, in levels of their grid."
+    )
+    scale_lr: float = Field(
+        1e-3, gt=0, description="Peak learning rate of scales, as a share of them, and of norms."
+    )
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     lora: LoraConfig | None = Field(
         None, description="Learn a low-rank update instead of whole latent weights."

@@ -1,10 +1,10 @@
-"""Rounding to the grid of an export, with gradients for the weight and for its scales.
+"""Rounding to the grid of an export, with gradients for the latent weight and for the scales.
 
-Grids have groups, zeros, and widths of 2 to 8 bits, as `normtweak_core.quantize.grid` fits them;
-`lsq` of `normtweak_core.ternary.quantizers` is the special case of one group and a middle zero.
+A latent weight is kept in levels: ``weight = scale * round(latent)``, where scale is that of the
+export times a factor. So the rate of a latent weight says which part of a level a step may go, and
+that of a factor which part of the scale, whatever the width, the group or the layer.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,13 +15,17 @@ from torch import Tensor
 from normtweak_core.quantize.grid import round_scale
 from normtweak_core.quantize.weight import QuantizedWeight
 
-INSIDE = 0.999  # of half a level: how far a start may lie from its level without changing its code
+# How far from its level a latent weight may start, in levels; half of one is where the code
+# changes. docs/log.md has what other values bring.
+REACH = 0.25
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The levels of one layer but for their scales: ``low .. high``, in units of the scale."""
+    """The levels of one layer, ``low .. high`` in units of the scale, and the export's scales."""
 
+    scales: Float[Tensor, "out groups"]
+    zeros: Float[Tensor, "out groups 1"]
     low: Float[Tensor, "out groups 1"]
     high: Float[Tensor, "out groups 1"]
     levels: Literal["full", "ternary", "binary"]
@@ -29,7 +33,11 @@ class Grid:
 
     @classmethod
     def of(
-        cls, weight: QuantizedWeight, levels: Literal["full", "ternary", "binary"], dtype: Any
+        cls,
+        weight: QuantizedWeight,
+        levels: Literal["full", "ternary", "binary"],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> "Grid":
         """Return the grid that a quantized weight lies on.
 
@@ -37,89 +45,84 @@ class Grid:
             weight: Codes, scales and zeros.
             levels: Which levels of the width are used.
             dtype: The export dtype.
+            device: Where to compute.
         """
-        zeros = weight.zeros.to(torch.float32)[:, :, None]
-        if levels == "full":
-            return cls(-zeros, 2**weight.bits - 1 - zeros, levels, dtype)
-        return cls(torch.full_like(zeros, -1), torch.full_like(zeros, 1), levels, dtype)
+        scales = weight.scales.to(device, torch.float32)
+        zeros = weight.zeros.to(device, torch.float32)[:, :, None]
+        low, high = -zeros, 2**weight.bits - 1 - zeros
+        if levels != "full":
+            low, high = torch.full_like(zeros, -1), torch.full_like(zeros, 1)
+        return cls(scales, zeros, low, high, levels, dtype)
 
-    def to(self, device: torch.device | str) -> "Grid":
-        """Return the grid on another device."""
-        return Grid(self.low.to(device), self.high.to(device), self.levels, self.scale_dtype)
-
-    def round(self, ratio: Float[Tensor, "out groups width"]) -> Float[Tensor, "out groups width"]:
-        """Return the level nearest to each weight, both in units of the scale."""
+    def round(self, latent: Float[Tensor, "out groups width"]) -> Float[Tensor, "out groups width"]:
+        """Return the level nearest to each latent weight."""
         if self.levels == "binary":
-            return torch.where(ratio >= 0, 1.0, -1.0)
-        return torch.clamp(ratio.round(), self.low, self.high)
+            return torch.where(latent >= 0, 1.0, -1.0)
+        return torch.clamp(latent.round(), self.low, self.high)
+
+    def scaled(self, factors: Float[Tensor, "out groups"]) -> Float[Tensor, "out groups"]:
+        """Return the export's scales times their factors, rounded to the export dtype."""
+        return round_scale(self.scales * factors, self.scale_dtype)
 
 
 class _OnGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scales: Tensor, grid: Grid) -> Tensor:
-        scale = round_scale(scales, grid.scale_dtype)[:, :, None]
-        ratio = weight.unflatten(1, (scales.shape[1], -1)) / scale
-        levels = grid.round(ratio)
-        ctx.save_for_backward(ratio, levels)
+    def forward(ctx: Any, latent: Tensor, factors: Tensor, grid: Grid) -> Tensor:
+        grouped = latent.unflatten(1, (factors.shape[1], -1))
+        levels, scales = grid.round(grouped), grid.scaled(factors)[:, :, None]
+        clipped = (grouped < grid.low - 0.5) | (grouped > grid.high + 0.5)
+        ctx.save_for_backward(levels, scales, clipped)
         ctx.grid = grid
-        return (levels * scale).flatten(1)
+        return (levels * scales).flatten(1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        ratio, levels = ctx.saved_tensors
-        grid: Grid = ctx.grid
-        grouped = gradient.unflatten(1, ratio.shape[1:])
-        if grid.levels == "binary":
-            clipped, slope = torch.zeros_like(ratio, dtype=torch.bool), levels
-        else:
-            clipped = (ratio < grid.low - 0.5) | (ratio > grid.high + 0.5)
-            slope = torch.where(clipped, levels, levels - ratio)
-        factor = 1 / math.sqrt(ratio.shape[2])
-        scale_gradient = (grouped * slope).sum(dim=2) * factor
-        return (grouped * ~clipped).flatten(1), scale_gradient, None
+        levels, scales, clipped = ctx.saved_tensors
+        grouped = gradient.unflatten(1, levels.shape[1:])
+        passed = grouped if ctx.grid.levels == "binary" else grouped * ~clipped
+        of_factors = (grouped * levels).sum(dim=2) * ctx.grid.scales
+        return (passed * scales).flatten(1), of_factors, None
 
 
 def on_grid(
-    weight: Float[Tensor, "out in"], scales: Float[Tensor, "out groups"], grid: Grid
+    latent: Float[Tensor, "out in"], factors: Float[Tensor, "out groups"], grid: Grid
 ) -> Float[Tensor, "out in"]:
-    """Return the weight rounded to the grid, with gradients for weight and scales.
+    """Return ``scale * factor * round(latent)`` with gradients for latent and factors.
 
-    Source: LSQ (arXiv 1902.08153), equations 1 to 3, with groups and zeros. Where we differ: a
-    weight counts as clipped half a level outside the outermost one, where rounding begins to lose
-    more than anywhere inside; the scale's gradient is damped by the group's size alone; scales are
-    rounded to the export dtype and their gradient passes straight through that.
+    The rounding of latent weights and of scales is passed straight through (STE), but for a latent
+    weight more than half a level outside the outermost one, which gets none. The gradient of a
+    factor is the true one for the codes as they are. LSQ (arXiv 1902.08153) keeps the latent
+    weight in units of the weight instead, so that its gradient of a scale vanishes where weights
+    lie on their levels, which is where an export starts: Adam then scales noise up to full steps.
     """
-    return _OnGrid.apply(weight, scales, grid)
+    return _OnGrid.apply(latent, factors, grid)
 
 
-def start_weight(
+def start_latent(
     float_weight: Float[Tensor, "out in"], quantized: QuantizedWeight, grid: Grid
 ) -> Float[Tensor, "out in"]:
-    """Return the latent weight nearest to the float one that still rounds to the export's codes.
+    """Return latent weights, in levels, that round to the export's codes.
 
-    So training starts exactly at the export, and where the float weight lies near another level,
-    a short way leads there.
+    Each starts at its level, moved towards the float weight by at most `REACH`, so that where that
+    lies near another level a shorter way leads there.
     """
-    level = quantized.dequantize()
-    scale = quantized.scales.repeat_interleave(level.shape[1] // quantized.scales.shape[1], dim=1)
-    reach = INSIDE * scale * (1.0 if grid.levels == "binary" else 0.5)
-    return level + torch.clamp(float_weight.float() - level, -reach, reach)
+    levels = quantized.codes.float().unflatten(1, (grid.scales.shape[1], -1)) - grid.zeros
+    wanted = float_weight.float().unflatten(1, levels.shape[1:]) / grid.scales[:, :, None]
+    return (levels + torch.clamp(wanted - levels, -REACH, REACH)).flatten(1)
 
 
 @torch.no_grad()
 def to_quantized(
-    weight: Float[Tensor, "out in"],
-    scales: Float[Tensor, "out groups"],
+    latent: Float[Tensor, "out in"],
+    factors: Float[Tensor, "out groups"],
     grid: Grid,
     like: QuantizedWeight,
 ) -> QuantizedWeight:
     """Return a trained weight as codes and scales; width, groups, zeros are those of ``like``."""
-    rounded = round_scale(scales, grid.scale_dtype)
-    ratio = weight.unflatten(1, (scales.shape[1], -1)) / rounded[:, :, None]
-    codes = grid.round(ratio) + like.zeros.to(weight.device)[:, :, None]
+    levels = grid.round(latent.unflatten(1, (factors.shape[1], -1)))
     return QuantizedWeight(
-        codes.flatten(1).to(torch.uint8).cpu(),
-        rounded.cpu(),
+        (levels + grid.zeros).flatten(1).to(torch.uint8).cpu(),
+        grid.scaled(factors).cpu(),
         like.zeros.cpu(),
         like.bits,
         like.group_size,

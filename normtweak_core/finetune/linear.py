@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from normtweak_core.finetune.grid import Grid, on_grid, start_weight, to_quantized
+from normtweak_core.finetune.grid import Grid, on_grid, start_latent, to_quantized
 from normtweak_core.quantize.weight import QuantizedWeight
 
 
@@ -31,27 +31,26 @@ class GridLinear(nn.Module):
             dtype: The export dtype, to which scales are rounded in every pass.
         """
         super().__init__()
-        device = float_linear.weight.device
-        grid = Grid.of(quantized, levels, dtype)
-        start = start_weight(float_linear.weight.detach().cpu(), quantized, grid)
-        self.grid, self._like = grid.to(device), quantized
-        self.weight = nn.Parameter(start.to(device))
-        self.scales = nn.Parameter(quantized.scales.to(device, torch.float32))
+        weight = float_linear.weight.detach()
+        self._like, self.grid = quantized, Grid.of(quantized, levels, dtype, weight.device)
+        start = start_latent(weight.cpu(), quantized, Grid.of(quantized, levels, dtype))
+        self.weight = nn.Parameter(start.to(weight.device))  # in levels
+        self.factors = nn.Parameter(torch.ones_like(self.grid.scales))
         self.register_buffer(
             "bias", None if float_linear.bias is None else float_linear.bias.detach()
         )
 
     def latent(self) -> Float[Tensor, "out in"]:
-        """Return the weight before rounding."""
+        """Return the weight before rounding, in levels."""
         return self.weight
 
     def quantized(self) -> QuantizedWeight:
         """Return codes and scales as they stand."""
-        return to_quantized(self.latent().detach(), self.scales.detach(), self.grid, self._like)
+        return to_quantized(self.latent().detach(), self.factors.detach(), self.grid, self._like)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return ``x W^T + b`` with the rounded weight."""
-        weight = on_grid(self.latent(), self.scales, self.grid)
+        weight = on_grid(self.latent(), self.factors, self.grid)
         return linear(x, weight.to(x.dtype), self.bias)
 
 
@@ -95,5 +94,6 @@ class LoraGridLinear(GridLinear):
         self.lora_b = nn.Parameter(self.weight.new_zeros(out, rank))
 
     def latent(self) -> Float[Tensor, "out in"]:
-        """Return the merged weight before rounding."""
-        return self.weight + self.lora_b @ self.lora_a
+        """Return the merged weight before rounding, in levels."""
+        update = (self.lora_b @ self.lora_a).unflatten(1, (self.factors.shape[1], -1))
+        return self.weight + (update / self.grid.scales[:, :, None]).flatten(1)

@@ -1,3 +1,10 @@
-"""The engine of the task tests serves the flow tests too."""
+"""The flow tests run with the environment of the engine, whichever of them comes first."""
 
-from tests.tasks.conftest import engine, engine_environment, session_api  # noqa: F401
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_first(engine_environment: Path) -> None:
+    """Set the environment of the engine before any of these tests."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.engine import with_database
 from tests.flows.pages import Browser, Command, ask, free_port, open_browser
 from tests.tiny_exports import save_tiny_model, tiny_config
 
@@ -42,9 +43,10 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pages(browser, tmp_path_factory):
+def pages(browser, tmp_path_factory, migrated_database):
     folder = tmp_path_factory.mktemp("pages")
-    root, ports = folder / "state", (free_port(), free_port())
+    ports = free_port(), free_port()
+    root = with_database(folder / "state", migrated_database)
     ui = Command(
         root, folder / "ui.txt", "flows.cli", "ui", "--prefect-port", str(ports[0]),
         "--mlflow-port", str(ports[1]),

@@ -16,6 +16,7 @@ import pytest
 from tasks.environment import default_variables
 from tasks.events import FILE, read_events
 from tasks.server import EmbeddedServer
+from tests.engine import with_database
 
 RECIPE = """
 name: kill-test
@@ -152,12 +153,12 @@ def new_lines(file: Path, read: int) -> tuple[list[bytes], int]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, migrated_database):
     """The recipe, and the result of a run that nothing disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE)
-    return recipe, Runs(folder / "home", recipe).finish(None)
+    return recipe, Runs(with_database(folder / "home", migrated_database), recipe).finish(None)
 
 
 def children_of_root(root: Path) -> list[int]:
@@ -174,9 +175,11 @@ def children_of_root(root: Path) -> list[int]:
 
 
 @pytest.mark.timeout(600)
-def test_twelve_kills_lose_nothing_finished_and_change_no_byte(undisturbed, tmp_path, monkeypatch):
+def test_twelve_kills_lose_nothing_finished_and_change_no_byte(
+    undisturbed, tmp_path, monkeypatch, migrated_database
+):
     recipe, expected = undisturbed
-    runs = Runs(tmp_path / "home", recipe)
+    runs = Runs(with_database(tmp_path / "home", migrated_database), recipe)
     for moment in EMBEDDED:
         runs.kill_at(moment, None)
         deadline = time.monotonic() + 15

@@ -12,14 +12,16 @@ import pytest
 from flows.serving import MLFLOW_PORT, MlflowPages, PageServer, listen, page_of
 from normtweak_core.errors import InputError
 from tasks.server import running_server
+from tests.engine import with_database
 from tests.flows.pages import Command, ask, free_port
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(tmp_path, migrated_database):
     """A function that starts a command on one state root; what still runs is ended."""
+    with_database(tmp_path / "state", migrated_database)
     started: list[Command] = []
 
     def start(*arguments: str) -> Command:

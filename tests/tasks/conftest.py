@@ -1,7 +1,5 @@
-"""One state root and one Prefect server for all tests of the tasks; programs that can be killed."""
+"""State roots without a server, and programs that can be killed."""
 
-import importlib
-import logging
 import os
 import subprocess
 import sys
@@ -11,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.environment import FOLDERS, OUR_LOGGERS, default_variables
-from tasks.server import api_for_this_run
+from tasks.environment import FOLDERS
 
 
 @pytest.fixture
@@ -25,37 +22,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The state root of the session, with the environment set; torch may be imported already.
-
-    Before any test, whichever file a process gets first, and Prefect with it: it reads its
-    environment once, when it is imported, and some tests set another one for a while.
-    """
-    root = tmp_path_factory.mktemp("engine") / "state"
-    for folder in FOLDERS:
-        (root / folder).mkdir(parents=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        for name, value in default_variables(root).items():
-            patch.setenv(name, value)
-        for name in OUR_LOGGERS:
-            logging.getLogger(name).setLevel(logging.INFO)
-        importlib.import_module("prefect")
-        yield root
-
-
-@pytest.fixture(scope="session")
-def session_api(engine_environment: Path) -> Iterator[str]:
-    """The URL of a Prefect API on the root of the session."""
-    with api_for_this_run(engine_environment) as url:
-        yield url
-
-
-@pytest.fixture
-def engine(engine_environment: Path, session_api: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The state root of the session, with a Prefect API set for this process."""
-    monkeypatch.setenv("NORMTWEAK_HOME", str(engine_environment))
-    return engine_environment
+def engine_first(engine_environment: Path) -> None:
+    """Set the environment of the engine before any of these tests."""
 
 
 class Program:

@@ -112,7 +112,7 @@ def test_only_one_process_makes_the_tables_and_the_others_wait_for_it(root, monk
     waiting.join(0.2)
     assert answers == []
     database.touch()
-    one._remember_migration()
+    server.remember_migration(database)
     one._migration.close()
     waiting.join(5)
     assert answers == [False]
@@ -122,7 +122,7 @@ def test_only_one_process_makes_the_tables_and_the_others_wait_for_it(root, monk
     database.rename(database.with_suffix(".old"))
     database.touch()
     assert one._must_migrate()
-    one._remember_migration()
+    server.remember_migration(database)
     one._migration.close()
     assert not one._must_migrate()
     monkeypatch.setattr(server.metadata, "version", lambda name: "9.9.9")

@@ -1,0 +1,254 @@
+"""Training an export on, as a person meets it: recipe, mistakes, a whole run, a run that stops."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.cli import main
+from flows.finetune_recipe import FinetuneRecipe, parse_finetune_recipe
+from flows.params import parse_recipe
+from normtweak_core.errors import InputError
+from tasks.events import read_events
+from tests.tiny_exports import save_tiny_model, tiny_config
+
+REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)
+SETTINGS = {
+    "block_steps": 4, "steps": 12, "batch": 2, "save_every": 2,
+    "data": {"source": "random", "samples": 16, "length": 32},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, engine_environment, session_api):
+    """A folder with a tiny model, a text, and the export of a quantization of that model."""
+    from flows.quantize import quantize
+
+    folder = tmp_path_factory.mktemp("finetune")
+    save_tiny_model(folder / "model", tiny_config("llama"))
+    (folder / "text.txt").write_text("A text to look at what a model makes of it. " * 12)
+    recipe = {
+        "name": "tiny-to-tune",
+        "model": {"source": str(folder / "model")},
+        "calibration": {"source": "random", "samples": 8, "length": 32},
+        "quantization": {"bits": 2, "group_size": 32},
+        "final_tune": {"enabled": False},
+        "evaluation": {"perplexity": {"path": str(folder / "text.txt")}},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMTWEAK_HOME", str(engine_environment))
+        result = quantize(parse_recipe(recipe))
+    return folder, result
+
+
+def values(project, **finetune) -> dict:
+    folder, result = project
+    return {
+        "name": "tiny-tuned",
+        "model": {"source": result["export_dir"]},
+        "finetune": SETTINGS | finetune,
+        "evaluation": {"perplexity": {"path": str(folder / "text.txt")}},
+    }
+
+
+# Recipes
+
+
+def refused(data: dict) -> str:
+    with pytest.raises(InputError) as error:
+        parse_finetune_recipe(data)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"calibration": {}}, "calibration is not read by normtweak finetune.*: remove it"),
+        ({"norm_tweak": {}}, "norm_tweak is not read by normtweak finetune"),
+        ({"model": {}}, "model.source is required, the folder of an export; found none"),
+        ({"finetune": {"steps": 0}}, "finetune.steps must be at least 1; found 0"),
+        ({"finetune": {"lora": {"rank": 0}}}, "finetune.lora.rank must be at least 1; found 0"),
+        (
+            {"finetune": {"lr": 0.1, "lora": {"rank": 4}}},
+            "finetune.lr is only read without finetune.lora, .*: remove it",
+        ),
+        (
+            {"finetune": {"batch": 4, "accumulate": 3}},
+            "finetune.accumulate must divide batch; found 3 parts of 4 windows",
+        ),
+        (
+            {"finetune": {"data": {"source": "text"}}},
+            "finetune.data.path is required with finetune.data.source=text",
+        ),
+        ({"export": {"format": "bitnet"}}, "export.format bitnet is a format of ternary models"),
+        (
+            {"finetune": {"step": 3}},
+            "finetune.step is not a recipe key; did you mean finetune.steps",
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_a_sentence(change, text):
+    data = {"name": "x", "model": {"source": "somewhere"}} | change
+    assert re.search(text, refused(data)), refused(data)
+
+
+def failing(tmp_path, capsys, data: dict) -> str:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(data))
+    assert main(["finetune", str(recipe)]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        ({"bits": 3}, "quantization.bits comes from the export, where it is 2; the recipe says 3"),
+        ({"group_size": None}, "group_size comes from the export, where it is 32; .* says null"),
+        ({"symmetric": True}, "symmetric comes from the export, where it is false; .* says true"),
+        ({"levels": "ternary"}, "levels comes from the export, where it is full; .* says ternary"),
+        ({"method": "gptq"}, "quantization.method is not read by normtweak finetune"),
+    ],
+)
+def test_what_contradicts_the_export_is_exit_code_2(
+    project, tmp_path, capsys, engine, section, text
+):
+    told = failing(tmp_path, capsys, values(project) | {"quantization": section})
+    assert re.search(text, told), told
+    agreeing = values(project) | {"quantization": {"bits": 2, "group_size": 32}}
+    assert isinstance(parse_finetune_recipe(agreeing), FinetuneRecipe)
+
+
+def test_what_is_no_export_of_the_right_model_is_exit_code_2(project, tmp_path, capsys, engine):
+    folder, result = project
+
+    def told(**changes) -> str:
+        return failing(tmp_path, capsys, values(project) | changes)
+
+    assert "holds normtweak.json" in told(model={"source": str(folder / "model")})
+    assert "must be the folder of an export" in told(model={"source": "/nowhere"})
+    assert "export.dtype comes from the export, whose scales are float16; the recipe says" in told(
+        export={"dtype": "float32"}
+    )
+    other = save_tiny_model(tmp_path / "other", tiny_config("llama"), seed=5)
+    assert "the float model must be the one that was quantized" in told(
+        finetune=SETTINGS | {"float_model": str(other)}
+    )
+    assert "Set finetune.float_model to where it is now" in told(
+        finetune=SETTINGS | {"float_model": "/nowhere"}
+    )
+    manifest = json.loads((Path(result["export_dir"]) / "normtweak.json").read_text())
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    del manifest["lineage"]
+    (bare / "normtweak.json").write_text(json.dumps(manifest))
+    assert "has no lineage" in told(model={"source": str(bare)})
+    manifest["export"]["format"] = "bitnet"
+    (bare / "normtweak.json").write_text(json.dumps(manifest))
+    assert "is a ternary model in the bitnet format" in told(model={"source": str(bare)})
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def finished(project, engine_environment, session_api):
+    from flows.finetune import finetune
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMTWEAK_HOME", str(engine_environment))
+        return finetune(parse_finetune_recipe(values(project, lr=3e-2)))
+
+
+def test_a_run_leaves_a_verified_registered_model_on_the_same_grid(project, finished):
+    _, start = project
+    export, reports = Path(finished["export_dir"]), Path(finished["reports_dir"])
+    before = json.loads((Path(start["export_dir"]) / "normtweak.json").read_text())
+    after = json.loads((export / "normtweak.json").read_text())
+    assert after["export"] == before["export"]
+    assert after["lineage"]["parent_export_sha256"] == start["export_sha256"]
+    assert after["payload_sha256"] != before["payload_sha256"]
+    assert finished["registered"]["version"] == 1
+    metrics = finished["metrics"]
+    assert metrics["start/kl/mean"] == start["metrics"]["kl/mean"]
+    assert metrics["bits_per_weight"] == start["metrics"]["bits_per_weight"]
+    assert len((reports / "training.csv").read_text().splitlines()) == SETTINGS["steps"] + 1
+    assert (reports / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "## Block by block" in (reports / "summary.md").read_text()
+    assert [row["index"] for row in finished["blocks"]] == [0, 1]
+
+
+def test_a_second_run_computes_nothing_and_an_export_of_it_can_be_trained_on(
+    project, finished, engine
+):
+    from flows.finetune import finetune
+
+    again = finetune(parse_finetune_recipe(values(project, lr=3e-2)))
+    assert all(again["cached"].values())
+    assert again["export_sha256"] == finished["export_sha256"]
+    further = values((project[0], finished), lr=3e-2, block_steps=0, steps=2)
+    deeper = finetune(parse_finetune_recipe(further))
+    assert deeper["blocks"] == []
+    assert deeper["metrics"]["start/kl/mean"] == finished["metrics"]["kl/mean"]
+    assert deeper["export_sha256"] != finished["export_sha256"]
+
+
+def test_an_update_of_low_rank_leaves_nothing_but_codes(project, finished, engine):
+    from flows.finetune import finetune
+
+    settings = {"lora": {"rank": 4, "lr_ratio": 0.05}, "block_steps": 0, "steps": 3}
+    result = finetune(parse_finetune_recipe(values(project, **settings)))
+    assert result["metrics"]["bits_per_weight"] == finished["metrics"]["bits_per_weight"]
+    assert result["export_sha256"] != finished["export_sha256"]
+    names = json.loads((Path(result["export_dir"]) / "normtweak.json").read_text())["tensors"]
+    assert not [name for name in names if "lora" in name]
+
+
+def test_a_kill_costs_a_block_and_changes_no_byte(project, finished, session_api, tmp_path):
+    recipe, root = tmp_path / "recipe.yaml", tmp_path / "state"
+    recipe.write_text(yaml.safe_dump(values(project, lr=3e-2)))
+    result = tmp_path / "result.json"
+    ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    environment = clean | {"NORMTWEAK_HOME": str(root), "PREFECT_API_URL": session_api}
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "flows.cli", "finetune", str(recipe)),
+                "--result",
+                str(result),
+            ],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def until(run: subprocess.Popen, number: int, **facts) -> int:
+        seen, deadline = len(read_events(root)), time.monotonic() + 200
+        while not any(
+            all(entry.get(key) == value for key, value in facts.items())
+            for entry in read_events(root)[seen:]
+        ):
+            assert run.poll() is None, run.stdout.read().decode()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        run.send_signal(number)
+        run.communicate(timeout=120)
+        return run.returncode
+
+    assert until(start(), signal.SIGKILL, event="finetune-block", block=1) == -signal.SIGKILL
+    last = start()
+    output, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, output.decode()[-3000:]
+    assert json.loads(result.read_text())["export_sha256"] == finished["export_sha256"]
+    blocks = [e["block"] for e in read_events(root) if e["event"] == "finetune-block"]
+    assert blocks == [0, 1, 1]

@@ -58,8 +58,7 @@ def parse_finetune_recipe(data: dict[str, Any]) -> FinetuneRecipe:
                 f"{section} is not read by normtweak finetune, whose training has its own section "
                 "(finetune, with finetune.data for the text): remove it."
             )
-    # Its own section is built here; elsewhere it is still refused by name.
-    refuse_unbuilt({key: value for key, value in data.items() if key != "finetune"})
+    refuse_unbuilt(data)
     refuse_infinite(data)
     if not isinstance(data.get("model"), dict) or "source" not in data["model"]:
         raise InputError(

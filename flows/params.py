@@ -60,6 +60,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     norm_tweak: NormTweakConfig = NormTweakConfig()
     final_tune: FinalTuneConfig = FinalTuneConfig()
     ternary: None = Field(None, description="Belongs to `normtweak ternary`: must stay null.")
+    finetune: None = Field(None, description="Belongs to `normtweak finetune`: must stay null.")
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     export: ExportConfig = ExportConfig()
@@ -73,7 +74,6 @@ NOT_BUILT: dict[str, Any] = {
     "gate.max_kl": None,
     "gate.min_top1_agreement": None,
     "registry.promote_to": "champion",  # what passing the gate earns
-    "finetune": None,
     "evaluation.tasks": [],
     "evaluation.data": None,
 }
@@ -96,7 +96,7 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
     Raises:
         InputError: As `load_recipe`.
     """
-    _refuse_ternary(data)
+    _refuse_other_commands(data)
     refuse_unbuilt(data)
     refuse_infinite(data)
     try:
@@ -120,12 +120,13 @@ def refuse_unbuilt(data: dict[str, Any]) -> None:
             )
 
 
-def _refuse_ternary(data: dict[str, Any]) -> None:
-    if data.get("ternary") is not None:
-        raise InputError(
-            "a recipe with a ternary section is carried out by `normtweak ternary RECIPE`, not by "
-            "quantize: run that, or remove the section."
-        )
+def _refuse_other_commands(data: dict[str, Any]) -> None:
+    for section in ("ternary", "finetune"):
+        if data.get(section) is not None:
+            raise InputError(
+                f"a recipe with a {section} section is carried out by `normtweak {section} RECIPE`,"
+                " not by quantize: run that, or remove the section."
+            )
     chosen = _lookup(data, "export.format", None)
     if chosen in TERNARY_FORMATS:
         raise InputError(

@@ -103,10 +103,13 @@ def export_stage(
 def exported(record: "ExportRecord") -> ExportResult:
     """Return the result of an export stage, with a reference to every file that was written."""
     out = record.folder
+    entries = (record.consumers or {}).values()
+    beside = sorted({entry["file"] for entry in entries if "sha256" in entry})
     return ExportResult(
         folder=out.relative_to(state_root()).as_posix(),
         export_sha256=record.payload_sha256,
         files=[ArtifactRef.to(path) for path in payload_files(out)],
+        beside=[ArtifactRef.to(out / name) for name in beside],
         manifest=ArtifactRef.to(out / "normtweak.json"),
         probe=ArtifactRef.to(out / "verify" / "probe.safetensors"),
         bits_per_weight=record.bits_per_weight,

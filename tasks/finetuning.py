@@ -32,7 +32,12 @@ SOURCES = [
     "normtweak_core.training.objective",
     "normtweak_core.training.trainer",
 ]
-EXPORT_SOURCES = [*SOURCES, "normtweak_core.export.writer", "normtweak_core.finetune.finished"]
+EXPORT_SOURCES = [
+    *SOURCES,
+    "normtweak_core.export.writer",
+    "normtweak_core.finetune.finished",
+    "normtweak_core.finetune.source",
+]
 NOT_READ = {"data", "save_every", "float_model"}  # known by their hashes, or of no consequence
 
 

@@ -53,11 +53,12 @@ class FinalTuneResult(BaseModel, frozen=True):
 
 
 class ExportResult(BaseModel, frozen=True):
-    """An export folder; every payload file is checked when this record is read back."""
+    """An export folder; its files are checked when this record is read back."""
 
     folder: Annotated[str, NOT_CONTENT]  # relative to the state root
     export_sha256: str
-    files: list[ArtifactRef]
+    files: list[ArtifactRef]  # the payload
+    beside: list[ArtifactRef] = []  # what other programs open: the GGUF file of a ternary model
     manifest: Annotated[ArtifactRef, NOT_CONTENT]  # names the recipe that came first
     probe: ArtifactRef
     bits_per_weight: float

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.finetune_recipe import load_finetune_recipe
 from flows.params import load_recipe
 from flows.polynomial_recipe import load_polynomial_recipe
 from flows.ternary_recipe import load_ternary_recipe
@@ -21,7 +22,11 @@ SOURCES = sorted(
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_that_ships_is_valid(path):
-    loaders = {"polynomial": load_polynomial_recipe, "ternary": load_ternary_recipe}
+    loaders = {
+        "polynomial": load_polynomial_recipe,
+        "ternary": load_ternary_recipe,
+        "finetune": load_finetune_recipe,
+    }
     assert loaders.get(path.stem.partition("-")[0], load_recipe)(path).name
 
 

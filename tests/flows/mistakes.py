@@ -381,11 +381,11 @@ COMMANDS = {
         "the hub cache: run `hf download nobody/nothing-of-this-name` first.",
     ),
 }  # fmt: skip
-for command in ("evaluate", "finetune", "ablate", "sweep", "rebuild"):
+for command in ("evaluate", "ablate", "sweep", "rebuild"):
     COMMANDS[f"the command {command}"] = (
         f"{command} x --task y",
-        f"normtweak {command} is not built yet; built are quantize, ternary, plan, verify, "
-        "polynomial, clean, reference, ui, serve.",
+        f"normtweak {command} is not built yet; built are quantize, ternary, finetune, plan, "
+        "verify, polynomial, clean, reference, ui, serve.",
     )
 
 PLACES = {

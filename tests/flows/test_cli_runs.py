@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tasks.events import read_events
+from tests.engine import with_database
 from tests.flows.tiny_model import write_project
 from tests.tiny_exports import save_tiny_model, tiny_config
 
@@ -27,8 +28,8 @@ SECONDS = 300
 class Typed:
     """A command in a process of its own, with its own state root that tests share."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.root = folder, folder / "state"
+    def __init__(self, folder: Path, migrated: Path):
+        self.folder, self.root = folder, with_database(folder / "state", migrated)
         self.text = folder / "error.txt"
         self.process: subprocess.Popen | None = None
 
@@ -63,7 +64,7 @@ class Typed:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Typed:
+def project(tmp_path_factory, migrated_database) -> Typed:
     folder = tmp_path_factory.mktemp("typed")
     write_project(folder)
     source = save_tiny_model(folder / "model", tiny_config("llama", max_position_embeddings=256))
@@ -74,7 +75,7 @@ def project(tmp_path_factory) -> Typed:
     for path in source.iterdir():
         (broken / path.name).write_bytes(path.read_bytes())
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    return Typed(folder)
+    return Typed(folder, migrated_database)
 
 
 @pytest.fixture

@@ -1,12 +1,7 @@
 """Training an export on, as a person meets it: recipe, mistakes, a whole run, a run that stops."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,10 +11,10 @@ from flows.cli import main
 from flows.finetune_recipe import FinetuneRecipe, parse_finetune_recipe
 from flows.params import parse_recipe
 from normtweak_core.errors import InputError
+from tasks import events
 from tasks.events import read_events
 from tests.tiny_exports import save_tiny_model, tiny_config
 
-REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(600)
 SETTINGS = {
     "block_steps": 4, "steps": 12, "batch": 2, "save_every": 2,
@@ -211,44 +206,39 @@ def test_an_update_of_low_rank_leaves_nothing_but_codes(project, finished, engin
     assert not [name for name in names if "lora" in name]
 
 
-def test_a_kill_costs_a_block_and_changes_no_byte(project, finished, session_api, tmp_path):
-    recipe, root = tmp_path / "recipe.yaml", tmp_path / "state"
-    recipe.write_text(yaml.safe_dump(values(project, lr=3e-2)))
-    result = tmp_path / "result.json"
-    ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    environment = clean | {"NORMTWEAK_HOME": str(root), "PREFECT_API_URL": session_api}
+class Cut(BaseException):
+    """What ends a run in the middle; no `Exception`, as a Ctrl-C is none."""
 
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "flows.cli", "finetune", str(recipe)),
-                "--result",
-                str(result),
-            ],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
 
-    def until(run: subprocess.Popen, number: int, **facts) -> int:
-        seen, deadline = len(read_events(root)), time.monotonic() + 200
-        while not any(
-            all(entry.get(key) == value for key, value in facts.items())
-            for entry in read_events(root)[seen:]
-        ):
-            assert run.poll() is None, run.stdout.read().decode()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        run.send_signal(number)
-        run.communicate(timeout=120)
-        return run.returncode
+def test_a_run_that_is_cut_off_goes_on_and_changes_no_byte(project, engine, monkeypatch):
+    from flows.finetune import finetune
 
-    assert until(start(), signal.SIGKILL, event="finetune-block", block=1) == -signal.SIGKILL
-    last = start()
-    output, _ = last.communicate(timeout=300)
-    assert last.returncode == 0, output.decode()[-3000:]
-    assert json.loads(result.read_text())["export_sha256"] == finished["export_sha256"]
-    blocks = [e["block"] for e in read_events(root) if e["event"] == "finetune-block"]
-    assert blocks == [0, 1, 1]
+    recipe = parse_finetune_recipe(values(project, lr=3e-2) | {"seed": 1})
+    record, begun = events.record, len(read_events(engine))
+
+    def cut_at(event: str, **facts) -> None:
+        def until(name: str, **told) -> None:
+            record(name, **told)
+            if name == event and facts.items() <= told.items():
+                raise Cut
+
+        monkeypatch.setattr(events, "record", until)
+        with pytest.raises(Cut):
+            finetune(recipe)
+        monkeypatch.setattr(events, "record", record)
+
+    cut_at("finetune-block", block=1)
+    cut_at("step", step=5)
+    result = finetune(recipe)
+    seen = read_events(engine)[begun:]
+    assert [e["block"] for e in seen if e["event"] == "finetune-block"] == [0, 1, 1]
+    steps = [e["step"] for e in seen if e["event"] == "step"]
+    assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12]  # on from the checkpoint of step 4
+
+    for kind in ("finetune-block", "train", "export"):
+        for stored in (engine / "results").glob(f"{kind}-*"):
+            stored.unlink()
+    undisturbed = finetune(recipe)
+    assert not undisturbed["cached"]["block 0"]
+    assert undisturbed["export_sha256"] == result["export_sha256"]
+    assert undisturbed["registered"]["version"] == result["registered"]["version"]

@@ -67,6 +67,7 @@ def test_not_built_keys_may_be_written_at_their_null_default():
     values = {
         "name": "a",
         "ternary": None,
+        "finetune": None,
         "quantization": {"activation_bits": None},
         "gate": {"max_perplexity_ratio": None, "max_kl": None, "min_top1_agreement": None},
         "evaluation": {"tasks": [], "data": None},

@@ -7,41 +7,47 @@ import pytest
 
 from flows.params import parse_recipe
 from tasks.events import read_events
+from tests.tiny_exports import save_tiny_model, tiny_config
 
-RECIPE = {
-    "name": "resume-test",
-    "model": {"source": "reference:llama"},
-    "calibration": {"samples": 8, "length": 32},
-    "quantization": {"bits": 4, "group_size": 64},
-    "final_tune": {"steps": 2},
-    "evaluation": {"perplexity": {"max_tokens": 128}},
-}
+BLOCKS = 4
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, module_engine):
+def home(engine_environment, session_api):
     """The state root of these tests; all runs of this file share it."""
-    return module_engine
-
-
-@pytest.fixture(scope="module")
-def module_engine(engine_environment, session_api):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NORMTWEAK_HOME", str(engine_environment))
         yield engine_environment
 
 
-def run(**changes) -> dict:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, home):
+    """A function that carries out one recipe, with changes, and returns its result."""
     from flows.quantize import quantize
 
-    data = copy.deepcopy(RECIPE)
-    for key, value in changes.items():
-        place = data
-        *sections, leaf = key.split("__")
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[leaf] = value
-    return quantize(parse_recipe(data))
+    folder = tmp_path_factory.mktemp("resume")
+    save_tiny_model(folder / "model", tiny_config("llama", num_hidden_layers=BLOCKS), seed=31)
+    (folder / "text.txt").write_text("A text to look at what a model makes of it. " * 24)
+    recipe = {
+        "name": "resume-test",
+        "model": {"source": str(folder / "model")},
+        "calibration": {"source": "random", "samples": 8, "length": 32},
+        "quantization": {"bits": 4, "group_size": 32},
+        "final_tune": {"steps": 2},
+        "evaluation": {"perplexity": {"path": str(folder / "text.txt"), "max_tokens": 128}},
+    }
+
+    def carry_out(**changes) -> dict:
+        data = copy.deepcopy(recipe)
+        for key, value in changes.items():
+            place = data
+            *sections, leaf = key.split("__")
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[leaf] = value
+        return quantize(parse_recipe(data))
+
+    return carry_out
 
 
 def executed(result: dict) -> set[str]:
@@ -50,11 +56,11 @@ def executed(result: dict) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def first(home):
+def first(run):
     return run()
 
 
-def test_the_first_run_executes_everything_and_the_second_nothing(first):
+def test_the_first_run_executes_everything_and_the_second_nothing(run, first):
     assert "block" in executed(first)
     again = run()
     assert executed(again) == set()
@@ -76,7 +82,7 @@ def test_the_first_run_executes_everything_and_the_second_nothing(first):
         ({"registry__alias": "trial"}, set()),
     ],
 )
-def test_a_change_redoes_only_what_reads_it(first, change, expected):
+def test_a_change_redoes_only_what_reads_it(run, first, change, expected):
     found = executed(run(**change))
     # Content that comes out the same is not verified or evaluated again.
     assert found <= expected
@@ -116,7 +122,7 @@ def files_of_the_run(first, home, pattern) -> list[Path]:
 
 
 @pytest.mark.parametrize(("pattern", "stage"), KINDS.items())
-def test_one_altered_byte_is_noticed_and_the_file_made_again(first, home, pattern, stage):
+def test_one_altered_byte_is_noticed_and_the_file_made_again(run, first, home, pattern, stage):
     files = files_of_the_run(first, home, pattern)
     clean = {path: path.read_bytes() for path in files}
     assert clean
@@ -140,7 +146,7 @@ def test_one_altered_byte_is_noticed_and_the_file_made_again(first, home, patter
         path.write_bytes(data)
 
 
-def test_nothing_is_left_to_do_after_all_that(first):
+def test_nothing_is_left_to_do_after_all_that(run, first):
     assert executed(run()) == set()
 
 
@@ -156,7 +162,7 @@ def record_of_block(home, first, index: int) -> Path:
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_a_damaged_record_of_a_stage_is_a_miss(home, damage):
+def test_a_damaged_record_of_a_stage_is_a_miss(run, home, damage):
     record = record_of_block(home, run(), 3)
     data = record.read_bytes()
     if damage == "truncate":
@@ -171,7 +177,7 @@ def test_a_damaged_record_of_a_stage_is_a_miss(home, damage):
     assert executed(run()) == set()
 
 
-def test_an_altered_boundary_is_not_used(first, home):
+def test_an_altered_boundary_is_not_used(run, first, home):
     """A torn stream file is as good as none: the finished blocks are run again."""
     record = record_of_block(home, run(), 3)
     for boundary in (home / "artifacts" / "streams").rglob("*.safetensors"):
@@ -185,7 +191,7 @@ def test_an_altered_boundary_is_not_used(first, home):
     assert "replay" in {event["event"] for event in read_events(home)[before:]}
 
 
-def test_streams_that_are_gone_are_made_again_by_forward_passes(first, home):
+def test_streams_that_are_gone_are_made_again_by_forward_passes(run, first, home):
     for boundary in (home / "artifacts" / "streams").rglob("*.safetensors"):
         boundary.unlink()
     for record in (home / "results").glob("block-*"):

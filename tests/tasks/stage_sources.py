@@ -42,6 +42,7 @@ CONSTANTS = {
     "verify_stage": "VERIFY_SOURCES",
     "evaluate_float_stage": "FLOAT_SOURCES",
     "evaluate_stage": "EXPORT_SOURCES",
+    "finetune_export_stage": "EXPORT_SOURCES",
 }
 
 

@@ -10,13 +10,12 @@ from prefect.runtime import flow_run
 
 from flows.budget import peak_rss_bytes
 from flows.finetune_preflight import finetune_preflight
-from flows.finetune_recipe import FinetuneRecipe, about_data
+from flows.finetune_recipe import FinetuneRecipe
 from flows.finetune_report import FinetuneReports, distance_kept, publish_finetune_reports
 from flows.running import Run, evaluate_export, read_json, register
-from flows.training import Shown, train
-from normtweak_core.errors import InputError
+from flows.training import Shown, train, training_data
 from normtweak_core.training.rates import Rates
-from tasks.calibrate import calibrate, calibration_key, calibration_length
+from tasks.calibrate import calibration_length
 from tasks.environment import state_root
 from tasks.exporting import verify_key, verify_stage
 from tasks.finetune_blocks import (
@@ -54,7 +53,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         log.warning("%s", warning)
     run = Run(open_job(ready.float_model, recipe.seed))
     start = StartingPoint(ready.export, export_in_root(ready.export))
-    data = _data(run, recipe)
+    data = training_data(run, recipe.finetune.data, "finetune.data")
     blocks = _train_blocks(run, recipe, data, start)
     segments = _train_whole(run, recipe, data, start, blocks)
     export = _export(run, recipe, data, start, segments[-1])
@@ -104,21 +103,6 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         "peak_rss_bytes": peak_rss_bytes(),
         "flow_run_id": str(flow_run.id),
     }
-
-
-def _data(run: Run, recipe: FinetuneRecipe) -> CalibrationResult:
-    config = recipe.finetune.data
-    try:
-        return run.stage(
-            "data",
-            calibration_key(run.job, config),
-            calibrate,
-            config=config,
-            job=run.job,
-            progress=run.progress,
-        )
-    except InputError as error:
-        raise InputError(about_data(str(error))) from error
 
 
 def _train_blocks(

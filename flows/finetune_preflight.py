@@ -3,31 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.budget import FIXED_DISK, ModelShape, model_shape
-from flows.finetune_recipe import FinetuneRecipe, about_data, require_agreement
-from flows.preflight import (
-    Ready,
-    check_disk,
-    check_registry_of_the_user,
-    check_result_file,
-    check_state_root,
-    check_texts,
-    checked_lengths,
-    require_evaluation_text,
-    require_reader_files,
-)
+from flows.budget import FIXED_DISK, ModelShape
+from flows.finetune_recipe import FinetuneRecipe, require_agreement
+from flows.preflight import Ready, check_inputs, check_machine
 from normtweak_core.errors import InputError
 from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.finetune.source import ExportSource, read_export_source
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.fingerprint import fingerprint
-from normtweak_core.model.source import (
-    ModelFolder,
-    check_model_folder,
-    model_context,
-    resolve_device,
-    resolve_source,
-)
+from normtweak_core.model.source import resolve_source
 from tasks.environment import REPOSITORY
 
 
@@ -53,40 +37,33 @@ def finetune_preflight(
         InputError: A folder cannot be written, the export or its float model is not there or not
             the right one, a text is missing, empty or malformed, or the disk is too small.
     """
-    if result is not None:
-        check_result_file(result)
-    check_state_root(root)
     export = read_export_source(Path(recipe.model.source).expanduser())
     require_agreement(recipe, export)
-    try:
-        warnings = check_texts(recipe.finetune.data, recipe.evaluation.perplexity)
-    except InputError as error:
-        raise InputError(about_data(str(error))) from error
-    check_registry_of_the_user(root)
     float_model = export.float_model(recipe.model, recipe.finetune.float_model)
-    source = _resolved(float_model)
-    check_model_folder(source.path)
-    require_evaluation_text(recipe.evaluation.perplexity, source)
-    data, measured = recipe.finetune.data, recipe.evaluation.perplexity
-    length = checked_lengths(data, measured, model_context(source.path))
-    require_reader_files(source.path)
-    shape = model_shape(source.path)
+    _require_float_model(float_model)
+    found = check_inputs(
+        float_model,
+        recipe.finetune.data,
+        recipe.evaluation.perplexity,
+        root,
+        result,
+        "finetune.data",
+    )
     check_exportable(
         recipe.export,
         export.quantization,
-        shape.linears,
+        found.shape.linears,
         reader_available=(REPOSITORY / GPTQ_READER_DONE).is_file(),
     )
-    disk = _disk_bytes(recipe, shape, length)
-    check_disk(sum(disk.values()), root)
-    _require_same_model(export, source.path)
-    resolve_device(recipe.model.device)  # last: a build of torch for GPUs is imported for it
-    return ReadyToFinetune(source, shape, length, disk, warnings, export, float_model)
+    _require_same_model(export, found.source.path)
+    disk = _disk_bytes(recipe, found.shape, found.length)
+    ready = check_machine(found, disk, recipe.model, root)
+    return ReadyToFinetune(**vars(ready), export=export, float_model=float_model)
 
 
-def _resolved(float_model: ModelConfig) -> ModelFolder:
+def _require_float_model(float_model: ModelConfig) -> None:
     try:
-        return resolve_source(float_model)
+        resolve_source(float_model)
     except InputError as error:
         raise InputError(
             f"the float model that the export records must be there; {str(error).rstrip('.')}. "

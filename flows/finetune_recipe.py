@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from flows.params import GateConfig, RegistryConfig, refuse_infinite, refuse_unbuilt
-from flows.recipe_errors import sentences
+from flows.params import GateConfig, RegistryConfig
 from flows.recipe_file import read_with_overrides
+from flows.training_recipe import parse_training_recipe
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.export.config import ExportConfig
@@ -52,23 +52,12 @@ def parse_finetune_recipe(data: dict[str, Any]) -> FinetuneRecipe:
     Raises:
         InputError: As `load_finetune_recipe`.
     """
-    for section in NOT_READ:
-        if section in data:
-            raise InputError(
-                f"{section} is not read by normtweak finetune, whose training has its own section "
-                "(finetune, with finetune.data for the text): remove it."
-            )
-    refuse_unbuilt(data)
-    refuse_infinite(data)
     if not isinstance(data.get("model"), dict) or "source" not in data["model"]:
         raise InputError(
             "model.source is required, the folder of an export; found none: give the folder that "
             "normtweak quantize has printed."
         )
-    try:
-        recipe = FinetuneRecipe.model_validate(data)
-    except ValidationError as error:
-        raise InputError(about_data(sentences(error, FinetuneRecipe))) from error
+    recipe = parse_training_recipe(data, FinetuneRecipe, "finetune", NOT_READ)
     if recipe.export.format in ("bitnet", "gguf"):
         raise InputError(
             f"export.format {recipe.export.format} is a format of ternary models: use auto, "
@@ -100,11 +89,6 @@ def require_agreement(recipe: FinetuneRecipe, source: ExportSource) -> None:
             f"export.dtype comes from the export, whose scales are {source.dtype}; the recipe says "
             f"{recipe.export.dtype}: remove it."
         )
-
-
-def about_data(message: str) -> str:
-    """Return a message about a calibration set with the keys that it has in this recipe."""
-    return message.replace("calibration.", "finetune.data.")
 
 
 def _shown(value: Any) -> str:

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from flows.finetune_recipe import FinetuneRecipe
-from flows.report import FOLDER, recipe_sha256
-from flows.report_text import calibration_markdown, markdown_table, precision, result_rows
-from flows.training_report import PLOT, publish_training_artifacts, write_training_reports
+from flows.report_text import markdown_table, precision, result_rows
+from flows.training_report import (
+    PLOT,
+    TrainingReports,
+    publish_training_artifacts,
+    write_training_reports,
+)
 from normtweak_core.finetune.source import ExportSource
 from normtweak_core.training.rates import Rates
 from tasks.finetune_blocks import TrainedBlockResult
@@ -16,25 +18,12 @@ COLUMNS = ("", "float", "before", "after", "difference to float")
 
 
 @dataclass(frozen=True)
-class FinetuneReports:
-    """Everything the reports of one fine-tuning are made of."""
+class FinetuneReports(TrainingReports):
+    """Everything the reports of one fine-tuning are made of; its losses are divergences."""
 
-    recipe: FinetuneRecipe
     source: ExportSource
     blocks: list[TrainedBlockResult]
-    losses: list[float]
-    held_out: dict[int, float]  # divergence from the float model on held-out windows, by step
-    tokens: int  # read end to end
-    quality: dict[str, Any]
     start: dict[str, float]  # metrics of the export that was started from
-    metrics: dict[str, float]
-    origin: dict[str, str]
-    export: Path
-
-    @property
-    def folder(self) -> Path:
-        """Where the reports go: no other recipe that leads to this export writes there."""
-        return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
 
     def problems(self) -> list[str]:
         """Return every problem of the run, one sentence each."""
@@ -54,13 +43,11 @@ class FinetuneReports:
 
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
-        return self.origin | {
-            "recipe_sha256": recipe_sha256(self.recipe),
+        return super().lineage() | {
             "bits": str(self.source.bits),
             "group_size": str(self.source.group_size or "channel"),
             "method": "finetune" if self.recipe.finetune.lora is None else "finetune-lora",
             "parent_export_sha256": self.source.payload_sha256,
-            "training_tokens": str(self.tokens),
             "problems": "; ".join(self.problems())[:4000] or "none",
         }
 
@@ -80,7 +67,6 @@ def publish_finetune_reports(reports: FinetuneReports) -> list[Path]:
     ]
     files = write_training_reports(
         reports,
-        {"data.md": calibration_markdown(reports.recipe, reports.quality)},
         _summary(reports, PLOT),
         rows,
         {

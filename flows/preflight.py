@@ -6,7 +6,7 @@ and nothing is written.
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flows.budget import (
@@ -18,6 +18,7 @@ from flows.budget import (
     readable_bytes,
 )
 from flows.params import Recipe
+from flows.recipe_errors import in_section, told_of
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.documents import read_documents
 from normtweak_core.calibration.length import effective_length
@@ -25,6 +26,7 @@ from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import PerplexityConfig
 from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.model.architecture import read_config
+from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.source import (
     REFERENCE_PREFIX,
     ModelFolder,
@@ -63,28 +65,69 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
         InputError: A folder cannot be written, a text is missing, empty or malformed, the model is
             unsuitable, the format cannot hold it, or the disk is too small.
     """
-    if result is not None:
-        check_result_file(result)
-    check_state_root(root)
-    warnings = check_texts(recipe.calibration, recipe.evaluation.perplexity)
-    check_registry_of_the_user(root)
-    source = resolve_source(recipe.model)
-    check_model_folder(source.path)
-    require_evaluation_text(recipe.evaluation.perplexity, source)
-    context = model_context(source.path)
-    length = checked_lengths(recipe.calibration, recipe.evaluation.perplexity, context)
-    require_reader_files(source.path)
-    shape = model_shape(source.path)
+    found = check_inputs(
+        recipe.model, recipe.calibration, recipe.evaluation.perplexity, root, result
+    )
     check_exportable(
         recipe.export,
         recipe.quantization,
-        shape.linears,
+        found.shape.linears,
         reader_available=(REPOSITORY / GPTQ_READER_DONE).is_file(),
     )
-    disk = disk_bytes(recipe, shape, length)
+    return check_machine(found, disk_bytes(recipe, found.shape, found.length), recipe.model, root)
+
+
+def check_inputs(
+    model: ModelConfig,
+    data: CalibrationConfig,
+    measured: PerplexityConfig,
+    root: Path,
+    result: Path | None,
+    section: str = "calibration",
+) -> Ready:
+    """Accept what every recipe of a language model reads, and the places it writes to.
+
+    Args:
+        model: The float model.
+        data: The text to calibrate with or to train on.
+        measured: The text to measure on.
+        root: The state root; it need not exist yet.
+        result: Where the result file shall go, if anywhere.
+        section: What the recipe calls ``data``.
+
+    Raises:
+        InputError: A folder cannot be written, a text is missing, empty or malformed, or the model
+            is unsuitable.
+    """
+    if result is not None:
+        check_result_file(result)
+    check_state_root(root)
+    with told_of(section):
+        warnings = [in_section(text, section) for text in check_texts(data, measured)]
+        check_registry_of_the_user(root)
+        source = resolve_source(model)
+        check_model_folder(source.path)
+        require_evaluation_text(measured, source)
+        length = checked_lengths(data, measured, model_context(source.path))
+    require_reader_files(source.path)
+    return Ready(source, model_shape(source.path), length, {}, warnings)
+
+
+def check_machine(found: Ready, disk: dict[str, int], model: ModelConfig, root: Path) -> Ready:
+    """Accept a machine with the room and the device that a recipe needs.
+
+    Args:
+        found: What `check_inputs` has found.
+        disk: Bytes the run writes at most, by what they are.
+        model: Names the device.
+        root: The state root.
+
+    Raises:
+        InputError: The disk is too small, or there is no such device.
+    """
     check_disk(sum(disk.values()), root)
-    resolve_device(recipe.model.device)  # last: a build of torch for GPUs is imported for it
-    return Ready(source, shape, length, disk, warnings)
+    resolve_device(model.device)  # last: a build of torch for GPUs is imported for it
+    return replace(found, disk=disk)
 
 
 def check_result_file(path: Path) -> None:

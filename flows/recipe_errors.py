@@ -1,11 +1,14 @@
 """What is wrong with a recipe, in sentences: which key, what it must be, what was found."""
 
+import contextlib
 import difflib
 from collections.abc import Iterator
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from normtweak_core.errors import InputError
 
 SHOWN = 2  # problems told at once
 
@@ -39,6 +42,24 @@ def sentences(error: ValidationError, recipe: type[BaseModel]) -> str:
         told.setdefault(key, _sentence(detail, key, model, recipe))
     shown = " ".join(list(told.values())[:SHOWN])
     return shown + (f" ({len(told) - SHOWN} more.)" if len(told) > SHOWN else "")
+
+
+def in_section(message: str, section: str) -> str:
+    """Return a message about a calibration set with the keys that it has in another section."""
+    return message.replace("calibration.", f"{section}.")
+
+
+@contextlib.contextmanager
+def told_of(section: str) -> Iterator[None]:
+    """Name the keys of a section in errors that speak of the calibration set.
+
+    Raises:
+        InputError: What was raised inside, with those keys.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(in_section(str(error), section)) from error
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

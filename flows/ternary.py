@@ -11,11 +11,10 @@ from prefect.runtime import flow_run
 from flows.budget import peak_rss_bytes
 from flows.running import Run, evaluate_export, read_json, register
 from flows.ternary_preflight import ternary_preflight
-from flows.ternary_recipe import TernaryRecipe, about_data
+from flows.ternary_recipe import TernaryRecipe
 from flows.ternary_report import TernaryReports, publish_ternary_reports, step_metrics
-from flows.training import Shown, train
-from normtweak_core.errors import InputError
-from tasks.calibrate import calibrate, calibration_key, calibration_length
+from flows.training import Shown, train, training_data
+from tasks.calibrate import calibration_length
 from tasks.environment import state_root
 from tasks.exporting import verify_key, verify_stage
 from tasks.float_type import float_type_key, float_type_stage
@@ -42,7 +41,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     for warning in ternary_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(open_job(recipe.model, recipe.seed))
-    data = _data(run, recipe)
+    data = training_data(run, recipe.ternary.data, "ternary.data")
     surgery = run.stage(
         "surgery",
         surgery_key(run.job, data, recipe.ternary),
@@ -91,21 +90,6 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         "peak_rss_bytes": peak_rss_bytes(),
         "flow_run_id": str(flow_run.id),
     }
-
-
-def _data(run: Run, recipe: TernaryRecipe) -> CalibrationResult:
-    config = recipe.ternary.data
-    try:
-        return run.stage(
-            "data",
-            calibration_key(run.job, config),
-            calibrate,
-            config=config,
-            job=run.job,
-            progress=run.progress,
-        )
-    except InputError as error:
-        raise InputError(about_data(str(error))) from error
 
 
 def _train(

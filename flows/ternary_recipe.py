@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from flows.params import GateConfig, RegistryConfig, refuse_infinite, refuse_unbuilt
-from flows.recipe_errors import sentences
+from flows.params import GateConfig, RegistryConfig
 from flows.recipe_file import read_with_overrides
+from flows.training_recipe import parse_training_recipe
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.export.checks import check_ternary_format
@@ -49,18 +49,7 @@ def parse_ternary_recipe(data: dict[str, Any]) -> TernaryRecipe:
     Raises:
         InputError: As `load_ternary_recipe`.
     """
-    for section in NOT_READ:
-        if section in data:
-            raise InputError(
-                f"{section} is not read by normtweak ternary, whose training has its own section "
-                "(ternary, with ternary.data for the text): remove it."
-            )
-    refuse_unbuilt(data)
-    refuse_infinite(data)
-    try:
-        recipe = TernaryRecipe.model_validate(data)
-    except ValidationError as error:
-        raise InputError(about_data(sentences(error, TernaryRecipe))) from error
+    recipe = parse_training_recipe(data, TernaryRecipe, "ternary", NOT_READ)
     check_ternary_format(recipe.export)
     if recipe.ternary.activation_bits is None:
         raise InputError(
@@ -68,8 +57,3 @@ def parse_ternary_recipe(data: dict[str, Any]) -> TernaryRecipe:
             "to 8 bits; found null: remove it."
         )
     return recipe
-
-
-def about_data(message: str) -> str:
-    """Return a message about a calibration set with the keys that it has in this recipe."""
-    return message.replace("calibration.", "ternary.data.")

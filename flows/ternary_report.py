@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from flows.report import FOLDER, recipe_sha256
 from flows.report_text import (
-    calibration_markdown,
     markdown_table,
     percent,
     precision,
     result_rows,
 )
 from flows.ternary_recipe import TernaryRecipe
-from flows.training_report import PLOT, publish_training_artifacts, write_training_reports
+from flows.training_report import (
+    PLOT,
+    TrainingReports,
+    publish_training_artifacts,
+    write_training_reports,
+)
 from normtweak_core.ternary.schedule import lambdas
 from normtweak_core.training.rates import Rates
 
@@ -27,34 +29,15 @@ CUTS = {
 
 
 @dataclass(frozen=True)
-class TernaryReports:
-    """Everything the reports of one training are made of."""
+class TernaryReports(TrainingReports):
+    """Everything the reports of one ternary training are made of."""
 
-    recipe: TernaryRecipe
     num_blocks: int
     cuts: dict[str, float]  # loss around the surgery, see `surgery_losses`
-    losses: list[float]
-    held_out: dict[int, float]  # loss of the ternary model on held-out windows, by step
-    tokens: int  # trained on
-    quality: dict[str, Any]
-    metrics: dict[str, float]
-    origin: dict[str, str]
-    export: Path
-
-    @property
-    def folder(self) -> Path:
-        """Where the reports go: no other recipe that leads to this export writes there."""
-        return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
 
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
-        return self.origin | {
-            "recipe_sha256": recipe_sha256(self.recipe),
-            "bits": "1.58",
-            "method": "ternary",
-            "training_tokens": str(self.tokens),
-            "problems": "none",
-        }
+        return super().lineage() | {"bits": "1.58", "method": "ternary", "problems": "none"}
 
 
 def publish_ternary_reports(reports: TernaryReports) -> list[Path]:
@@ -85,7 +68,6 @@ def _write(reports: TernaryReports) -> list[Path]:
     ]
     return write_training_reports(
         reports,
-        {"data.md": calibration_markdown(reports.recipe, reports.quality)},
         _summary(reports, PLOT),
         rows,
         {

@@ -7,11 +7,34 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from flows.recipe_errors import told_of
 from flows.running import Run
+from normtweak_core.calibration.config import CalibrationConfig
 from tasks.caching import cached_result
+from tasks.calibrate import calibrate, calibration_key
+from tasks.results import CalibrationResult
 from tasks.training import SegmentResult, Training, segment_ends, segment_key
 
 SECONDS_BETWEEN_UPDATES = 3.0  # of the progress on Prefect's page
+
+
+def training_data(run: Run, config: CalibrationConfig, section: str) -> CalibrationResult:
+    """Return the text to train on.
+
+    Args:
+        run: The run.
+        config: What text.
+        section: What the recipe calls it.
+    """
+    with told_of(section):
+        return run.stage(
+            "data",
+            calibration_key(run.job, config),
+            calibrate,
+            config=config,
+            job=run.job,
+            progress=run.progress,
+        )
 
 
 @dataclass(frozen=True)

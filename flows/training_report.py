@@ -3,21 +3,47 @@
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from flows.report import artifact_key
-from flows.report_text import percent
+from flows.report import FOLDER, artifact_key, recipe_sha256
+from flows.report_text import calibration_markdown, percent
 from tasks.artifacts import write_atomically
 
 CURVES, PLOT = "training.csv", "training.png"
 
 
+@dataclass(frozen=True)
+class TrainingReports:
+    """What the reports of every training are made of."""
+
+    recipe: Any
+    losses: list[float]
+    held_out: dict[int, float]  # on windows that are not trained on, by step
+    tokens: int  # trained on
+    quality: dict[str, Any]  # of the text
+    metrics: dict[str, float]
+    origin: dict[str, str]
+    export: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the reports go: no other recipe that leads to this export writes there."""
+        return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
+
+    def lineage(self) -> dict[str, str]:
+        """Return where the result comes from and what became of it; the same for equal runs."""
+        return self.origin | {
+            "recipe_sha256": recipe_sha256(self.recipe),
+            "training_tokens": str(self.tokens),
+        }
+
+
 def write_training_reports(
-    reports: Any,
-    texts: dict[str, str],
+    reports: TrainingReports,
     summary: str,
     rows: list[dict[str, float]],
     plot: dict[str, Any],
@@ -25,8 +51,7 @@ def write_training_reports(
     """Write the reports under the export folder and return the files.
 
     Args:
-        reports: What they are made of: recipe, folder, lineage, losses, held_out.
-        texts: Contents by file name, but for those that every training has.
+        reports: What they are made of.
         summary: The summary, with the picture beside it.
         rows: Curves, a row a step.
         plot: Further arguments of `training_plot`.
@@ -37,7 +62,8 @@ def write_training_reports(
     lines = [",".join(rows[0])] + [
         ",".join(f"{value:.8g}" for value in row.values()) for row in rows
     ]
-    everything = texts | {
+    everything = {
+        "data.md": calibration_markdown(reports.recipe, reports.quality),
         CURVES: "\n".join(lines) + "\n",
         "summary.md": summary,
         "recipe.yaml": yaml.safe_dump(reports.recipe.model_dump(mode="json"), sort_keys=False),
@@ -50,7 +76,7 @@ def write_training_reports(
     return [folder / name for name in (*everything, PLOT)]
 
 
-def publish_training_artifacts(reports: Any, summary: Callable[[str], str]) -> None:
+def publish_training_artifacts(reports: TrainingReports, summary: Callable[[str], str]) -> None:
     """Show the written reports on the page of the current flow run.
 
     Args:

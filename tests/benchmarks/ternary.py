@@ -168,12 +168,44 @@ def write(out: Path, kind: str, model: str, cells: list[dict[str, Any]]) -> None
     known[kind] = sorted(kept, key=lambda cell: MODELS.index(cell["model"]))
     known["command"] = "python -m tests.benchmarks.ternary; the same with --long"
     file.write_text(json.dumps(known, indent=1) + "\n")
+    if kind == "cells":
+        (out / f"ternary-cells-{model}.png").write_bytes(curves(model, cells))
     text = tables(known)
     (out / "ternary.md").write_text(text)
     if out == DEFAULT_OUT:
         readme = README.read_text()
         before, rest = readme.split(BEGIN)
         README.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
+
+
+def curves(model: str, cells: list[dict[str, Any]]) -> bytes:
+    """Return a picture of the held-out perplexity of every trained cell, by tokens."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from normtweak_core.evaluate.plot import as_png
+
+    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    styles = dict(zip(NORMS, ("--", "-"), strict=True))
+    colors = dict(zip(SCHEDULES, ("C0", "C1", "C2"), strict=True))
+    for axes, objective in zip(figure.subplots(1, 2, sharey=True), OBJECTIVES, strict=True):
+        for cell in cells:
+            if cell.get("objective") != objective:
+                continue
+            steps = [int(step) for step in cell["held_out"]]
+            axes.plot(
+                [step * BATCH * LENGTH / 1e3 for step in steps],
+                [math.exp(loss) for loss in cell["held_out"].values()],
+                styles[cell["norm"]],
+                color=colors[cell["schedule"]],
+                label=f"{cell['norm']}, {cell['schedule']}",
+            )
+        axes.set(title=f"{model}, {objective}", xlabel="thousand tokens", yscale="log")
+        axes.grid(visible=True, alpha=0.3)
+    figure.axes[0].set(ylabel="perplexity of held-out training windows, all blocks ternary")
+    figure.axes[0].legend(frameon=False, fontsize="small")
+    return as_png(figure)
 
 
 def tables(known: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from flows.finetune_recipe import FinetuneRecipe
 from flows.finetune_report import FinetuneReports, distance_kept, publish_finetune_reports
 from flows.running import Run, evaluate_export, read_json, register
 from flows.training import Shown, train, training_data
+from normtweak_core.finetune.source import GRID
 from normtweak_core.training.rates import Rates
 from tasks.calibrate import calibration_length
 from tasks.environment import state_root
@@ -155,7 +156,7 @@ def _export(
 ) -> ExportResult:
     # Written as the main job's recipe names them, so that this export can be trained on as well.
     recipe_and_grid = json.loads(recipe.model_dump_json()) | {
-        "quantization": start.source.quantization.model_dump(mode="json")
+        "quantization": {key: getattr(start.source, key) for key in GRID}
     }
     details = {
         "recipe": recipe_and_grid,

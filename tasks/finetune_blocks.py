@@ -93,8 +93,9 @@ class FinetuneChain:
             from normtweak_core.quantize.walk import BlockWalk
 
             windows = load_calibration_set(state_root() / self.data.windows.path).input_ids
-            dtype = torch_dtype(self.job.model.dtype)
-            self._walk = BlockWalk(StreamedModel(self.job.folder, dtype, self.job.device), windows)
+            # What is trained is float32, whatever the float model's arithmetic is elsewhere.
+            model = StreamedModel(self.job.folder, torch_dtype("float32"), self.job.device)
+            self._walk = BlockWalk(model, windows)
         return self._walk
 
     def on_grids(self, index: int) -> Any:

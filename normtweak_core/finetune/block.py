@@ -56,7 +56,7 @@ def finetune_block(
     """Return the trained block; one that did not come nearer to its target stays as it was.
 
     Args:
-        block: The float block.
+        block: The float block, in float32.
         on_grids: Its copy with quantized linears, see `put_on_grids`; trained in place.
         streams: What the float and the quantized model see at its input.
         run: Runs a block on a micro-batch of windows.

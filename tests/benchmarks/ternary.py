@@ -17,6 +17,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from normtweak_core.evaluate.plot import as_png
 from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY
 from tests.benchmarks.stages import OFF, story_recipe
 
@@ -163,6 +168,7 @@ def write(out: Path, kind: str, model: str, cells: list[dict[str, Any]]) -> None
         known |= json.loads(file.read_text())
     if kind == "long":
         shutil.copy(cells[0]["plot"], out / f"ternary-{model}.png")
+        (out / f"ternary-tokens-{model}.png").write_bytes(long_curve(cells[0]))
     kept = [{key: value for key, value in cell.items() if key != "plot"} for cell in cells]
     kept += [cell for cell in known[kind] if cell["model"] != model]
     known[kind] = sorted(kept, key=lambda cell: MODELS.index(cell["model"]))
@@ -178,18 +184,36 @@ def write(out: Path, kind: str, model: str, cells: list[dict[str, Any]]) -> None
         README.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
 
 
+def long_curve(cell: dict[str, Any]) -> bytes:
+    """Return a picture of the held-out perplexity of a long training, by tokens."""
+    figure, (axes,) = _figure(1)
+    tokens = [int(step) * BATCH * LENGTH / 1e6 for step in cell["held_out"]]
+    axes.plot(tokens, [math.exp(loss) for loss in cell["held_out"].values()], marker="o")
+    axes.axhline(math.exp(cell["surgery"]["float"]), color="gray", label="float, training text")
+    axes.set(
+        title=f"{cell['model']}: {_label(cell)}",
+        xlabel="million tokens",
+        ylabel="perplexity of held-out training windows",
+    )
+    axes.legend(frameon=False)
+    return as_png(figure)
+
+
+def _figure(columns: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # a canvas of its own: pyplot would hold global state
+    axes = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
+    for one in axes:
+        one.grid(visible=True, alpha=0.3)
+    return figure, axes
+
+
 def curves(model: str, cells: list[dict[str, Any]]) -> bytes:
     """Return a picture of the held-out perplexity of every trained cell, by tokens."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from normtweak_core.evaluate.plot import as_png
-
-    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, both = _figure(2)
     styles = dict(zip(NORMS, ("--", "-"), strict=True))
     colors = dict(zip(SCHEDULES, ("C0", "C1", "C2"), strict=True))
-    for axes, objective in zip(figure.subplots(1, 2, sharey=True), OBJECTIVES, strict=True):
+    for axes, objective in zip(both, OBJECTIVES, strict=True):
         for cell in cells:
             if cell.get("objective") != objective:
                 continue
@@ -202,7 +226,6 @@ def curves(model: str, cells: list[dict[str, Any]]) -> bytes:
                 label=f"{cell['norm']}, {cell['schedule']}",
             )
         axes.set(title=f"{model}, {objective}", xlabel="thousand tokens", yscale="log")
-        axes.grid(visible=True, alpha=0.3)
     figure.axes[0].set(ylabel="perplexity of held-out training windows, all blocks ternary")
     figure.axes[0].legend(frameon=False, fontsize="small")
     return as_png(figure)

@@ -50,9 +50,9 @@ def test_a_folder_without_revision_has_none(tmp_path):
 
 
 def test_what_is_no_export_with_a_grid_is_refused(tmp_path):
-    with pytest.raises(InputError, match="must be the folder of an export.*nowhere is none"):
+    with pytest.raises(InputError, match=r"must be the folder of an export.*nowhere is none"):
         read_export_source(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="holds normtweak.json"):
+    with pytest.raises(InputError, match=r"holds normtweak\.json"):
         read_export_source(tmp_path)
     with pytest.raises(InputError, match="a ternary model in the bitnet format: train on with"):
         read_export_source(written(tmp_path, export={"format": "bitnet"}))

@@ -12,7 +12,8 @@ import yaml
 
 from flows.params import load_recipe
 from flows.preflight import preflight
-from tests.flows.mistakes import COMMANDS, OPTIONS, PLACES
+from tests.flows.command_mistakes import COMMANDS, PLACES
+from tests.flows.mistakes import OPTIONS
 from tests.flows.tiny_model import (
     recipe_values,
     ternary_values,

@@ -1,6 +1,5 @@
 """The GGUF file beside a ternary export: what it holds, read back, and why there is none."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,27 +7,20 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitNetConfig, BitNetForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from normtweak_core import reference
-from normtweak_core.errors import InputError, VerificationError
+from normtweak_core.errors import VerificationError
 from normtweak_core.export import reader
-from normtweak_core.export.checks import LinearShape
-from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.gguf_checks import check_gguf_exportable, gguf_obstacle
 from normtweak_core.export.gguf_tokenizer import describe_tokenizer
 from normtweak_core.export.payload import file_sha256, payload_sha256
 from normtweak_core.export.verify import verify_export
-from normtweak_core.export.writer import write_ternary_export
-from tests.tiny_exports import read_json, save_tiny_model, ternary_all, tiny_config
+from tests.core.export.gguf_models import EPS, FILE, Q0, norms, share_gains, wide, write
+from tests.tiny_exports import read_json, save_tiny_model, ternary_all
 
-EPS = 1e-6
-FILE = "gguf/model-TQ2_0.gguf"
-Q0 = "model.layers.0.self_attn.q_proj"
-SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+REFERENCE = Path(reference.__file__).parent / "models" / "llama"
 NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -44,45 +36,14 @@ NAMES = {
 }
 
 
-def wide(**changes):
-    changes = {"hidden_size": 256, "intermediate_size": 512, "num_key_value_heads": 2} | changes
-    return tiny_config("llama", **changes)
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("models") / "llama", wide())
 
 
-def share_gains(layers):
-    """Give the linears that read the same tensor the gain of the first of them."""
-    shared = dict(layers)
-    for name in layers:
-        block, _, last = name.rpartition(".")
-        for group in SHARED:
-            if last in group:
-                gain = layers[f"{block}.{group[0]}"].gain
-                shared[name] = dataclasses.replace(layers[name], gain=gain)
-    return shared
-
-
 @pytest.fixture(scope="module")
 def layers(llama):
     return share_gains(ternary_all(llama))
-
-
-def norms(value=1.0):
-    """Block norms with one gain, some of its signs turned."""
-    gain = torch.full((256,), value)
-    gain[::7] *= -1
-    kinds = ("input_layernorm", "post_attention_layernorm")
-    return {f"model.layers.{i}.{kind}.weight": gain for i in range(2) for kind in kinds}
-
-
-def write(out, source, layers, replaced=None, form="bitnet", dtype="float32", eps=EPS):
-    config = ExportConfig(format=form, dtype=dtype)
-    replaced = norms() if replaced is None else replaced
-    return write_ternary_export(out, source, layers, replaced, config, rms_norm_eps=eps)
 
 
 @pytest.fixture(scope="module")
@@ -235,95 +196,6 @@ def test_an_altered_file_is_found(tmp_path, llama, layers):
     assert [(problem["what"], problem["name"]) for problem in problems] == [("file", FILE)]
     with pytest.raises(VerificationError, match=rf"file of {FILE}: expected"):
         verify_export(folder)
-
-
-def reason(out, source, layers, replaced=None, eps=EPS):
-    """Why there is no file; asked for, the same is an error."""
-    consumers = write(out, source, layers, replaced, eps=eps).consumers
-    assert not (out / "gguf").exists()
-    found = consumers["llama.cpp"]["reason"]
-    assert f"There is no GGUF file for llama.cpp: {found}." in (out / "README.md").read_text()
-    with pytest.raises(InputError, match=r"export\.format: gguf needs .* Use bitnet") as error:
-        write(out, source, layers, replaced, form="gguf", eps=eps)
-    assert found in str(error.value)
-    return found
-
-
-def test_gains_that_no_single_norm_holds_are_the_reason(tmp_path, llama, layers):
-    bent = norms()
-    bent["model.layers.1.input_layernorm.weight"] = torch.linspace(0.5, 2, 256)
-    assert "that of model.layers.1.input_layernorm goes from 0.5 to 2" in reason(
-        tmp_path / "a", llama, layers, bent
-    )
-    own = layers | {Q0: dataclasses.replace(layers[Q0], gain=layers[Q0].gain * 2)}
-    assert "model.layers.0.self_attn.k_proj has others than model.layers.0.self_attn.q" in reason(
-        tmp_path / "b", llama, own
-    )
-    assert "every ternary linear must read what a norm" in reason(
-        tmp_path / "c", llama, ternary_all(llama, gains=False)
-    )
-    assert "the norms before the linears have 1e-05 where the model has 1e-06" in reason(
-        tmp_path / "d", llama, layers, eps=1e-5
-    )
-
-
-def test_a_float_linear_and_a_scale_out_of_range_are_the_reason(tmp_path, llama, layers):
-    partial = {name: layer for name, layer in layers.items() if name != Q0}
-    assert f"every linear of the blocks must be ternary, and {Q0} is not" in reason(
-        tmp_path / "a", llama, partial
-    )
-    small = layers | {Q0: dataclasses.replace(layers[Q0], weight_scale=torch.tensor(3e6))}
-    assert f"that of {Q0} is 3.333e-07" in reason(tmp_path / "b", llama, small)
-
-
-def test_a_head_stored_beside_the_embedding_is_the_reason(tmp_path):
-    source = save_tiny_model(tmp_path / "model", wide())
-    tensors = load_file(source / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 2
-    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    layers = share_gains(ternary_all(source))
-    assert "and it is stored beside it" in reason(tmp_path / "out", source, layers)
-
-
-def test_another_family_and_another_width_are_the_reason(tmp_path):
-    neox = save_tiny_model(tmp_path / "neox", tiny_config("neox"))
-    assert "shaped like Llama, and the model is gpt_neox" in reason(
-        tmp_path / "a", neox, ternary_all(neox), {}
-    )
-    narrow = save_tiny_model(tmp_path / "narrow", tiny_config("llama"))
-    assert "multiple of 256, the block of TQ2_0, and that of model.layers.0" in reason(
-        tmp_path / "b", narrow, share_gains(ternary_all(narrow)), {}
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "gpt_neox"}, "the model is gpt_neox"),
-        ({"hidden_act": "gelu"}, "must be silu, and it is gelu"),
-        ({"tie_word_embeddings": False}, "has a head of its own"),
-        ({"attention_bias": True}, "attention_bias is true"),
-        ({"mlp_bias": True}, "mlp_bias is true"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "the plain one, and it is llama3"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "the plain one, and it is linear"),
-        ({"head_dim": 128}, "its 4 heads must be 64 wide, and they are 128"),
-        ({"shape": 172}, r"that of model\.layers\.0\.down is 172"),
-    ],
-)
-def test_what_a_config_rules_out_is_refused_before_any_work(change, message):
-    change = dict(change)
-    width = change.pop("shape", 512)
-    config = {"model_type": "llama", "hidden_size": 256, "num_attention_heads": 4}
-    config["tie_word_embeddings"] = True
-    good = {"model.layers.0.down": LinearShape(256, 512)}
-    check_gguf_exportable(config, good)
-    assert gguf_obstacle(config, good) is None
-    linears = {"model.layers.0.down": LinearShape(256, width)}
-    with pytest.raises(InputError, match=rf"gguf needs a model of llama\.cpp's .*{message}\. Use"):
-        check_gguf_exportable(config | change, linears)
-
-
-REFERENCE = Path(reference.__file__).parent / "models" / "llama"
 
 
 def test_a_byte_level_tokenizer_comes_along(tmp_path, layers):

@@ -81,6 +81,7 @@ def build_parser() -> tuple[Parser, list[str]]:
     _add_quantize(group)
     _add_ternary(group)
     _add_finetune(group)
+    _add_promotion(group)
     _add_plan(group)
     _add_verify(group)
     _add_polynomial(group)
@@ -173,6 +174,30 @@ def _add_finetune(group: argparse._SubParsersAction) -> None:
     _add_recipe(command)
     _add_result(command)
     command.set_defaults(run=commands.run_finetune)
+
+
+def _add_promotion(group: argparse._SubParsersAction) -> None:
+    command = _command(
+        group,
+        "promote",
+        "point an alias to a registered version, by hand",
+        "Move an alias, whatever the gate has said. The moves of an alias are kept in the\n"
+        f"registry.\n{STATE}",
+        ["promote models:/my-model/3", "promote models:/my-model/3 --alias staging"],
+    )
+    command.add_argument("uri", metavar="models:/NAME/VERSION", help="the version")
+    command.add_argument("--alias", default="champion", help="default: champion")
+    command.set_defaults(run=commands.run_promote)
+    command = _command(
+        group,
+        "rollback",
+        "point an alias to the version it pointed to before",
+        f"Take back the last move of an alias; once more goes one step further back.\n{STATE}",
+        ["rollback my-model", "rollback my-model --alias candidate"],
+    )
+    command.add_argument("name", metavar="NAME", help="the registered model")
+    command.add_argument("--alias", default="champion", help="default: champion")
+    command.set_defaults(run=commands.run_rollback)
 
 
 def _add_plan(group: argparse._SubParsersAction) -> None:

@@ -193,6 +193,24 @@ def run_verify(options: argparse.Namespace) -> int:
     return _logged("verify", work, terminal=False)
 
 
+def run_promote(options: argparse.Namespace) -> int:
+    """Point an alias to a version and print what changed."""
+    from flows.promoting import promote
+
+    _set_variables(state_root())
+    _show(promote(options.uri, options.alias))
+    return EXIT_OK
+
+
+def run_rollback(options: argparse.Namespace) -> int:
+    """Point an alias to the version it pointed to before, and print what changed."""
+    from flows.promoting import rollback
+
+    _set_variables(state_root())
+    _show(rollback(options.name, options.alias))
+    return EXIT_OK
+
+
 def run_clean(options: argparse.Namespace) -> int:
     """Remove what can be made again and print what that was."""
     from flows.budget import readable_bytes

@@ -82,7 +82,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         "start/kl/mean": before["kl/mean"],
         "distance_kept": distance_kept(before, after),
     }
-    registered = register(recipe, export, metrics, reports, files)
+    registered = register(run, recipe, export, metrics, reports, files)
     for problem in reports.problems():
         log.warning("%s", problem)
     return {

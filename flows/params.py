@@ -4,13 +4,14 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from flows.recipe_errors import sentences
 from flows.recipe_file import read_with_overrides
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
+from normtweak_core.evaluate.gate import GateConfig
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantize.config import QuantizationConfig
@@ -18,29 +19,24 @@ from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
 from tasks.registry_names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
 
 
-class GateConfig(BaseModel, frozen=True, extra="forbid"):
-    """Thresholds before an alias moves. Not built yet: every key must stay null."""
-
-    max_perplexity_ratio: None = None
-    max_kl: None = None
-    min_top1_agreement: None = None
-
-
 class RegistryConfig(BaseModel, frozen=True, extra="forbid"):
-    """The registered version."""
+    """The registered version. Aliases move only to one that passes the gate."""
 
     alias: str = Field("candidate", pattern=ALIAS_PATTERN, description="Alias the version takes.")
-    promote_to: Literal["champion"] = Field(
-        "champion", description="Alias that passing the gate will earn. Not built yet: must stay."
+    promote_to: str | None = Field(
+        "champion",
+        pattern=ALIAS_PATTERN,
+        description="Alias it takes as well, if it passes the gate and is not worse than what has "
+        "it; null: none.",
     )
 
-    @field_validator("alias")
+    @field_validator("alias", "promote_to")
     @classmethod
-    def _is_not_reserved(cls, alias: str) -> str:
-        if is_reserved_alias(alias):
+    def _is_not_reserved(cls, alias: str | None, info: ValidationInfo) -> str | None:
+        if alias is not None and is_reserved_alias(alias):
             raise ValueError(
-                f"registry.alias must be neither latest nor v and a number, which MLflow keeps for "
-                f"itself; found {alias!r}"
+                f"registry.{info.field_name} must be neither latest nor v and a number, which "
+                f"MLflow keeps for itself; found {alias!r}"
             )
         return alias
 
@@ -70,10 +66,6 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 # Keys of the contract whose feature does not exist yet, and the one value they may hold.
 NOT_BUILT: dict[str, Any] = {
     "quantization.activation_bits": None,
-    "gate.max_perplexity_ratio": None,
-    "gate.max_kl": None,
-    "gate.min_top1_agreement": None,
-    "registry.promote_to": "champion",  # what passing the gate earns
     "evaluation.tasks": [],
     "evaluation.data": None,
 }

@@ -1,5 +1,6 @@
 """What every flow does with its stages: run them or take their results, and evaluate an export."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
 from normtweak_core.evaluate.config import PerplexityConfig
+from normtweak_core.evaluate.gate import gate_failures
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached_result
 from tasks.environment import state_root
@@ -37,6 +39,7 @@ class Run:
     job: Job
     progress: Progress = field(default_factory=Progress)
     cached: dict[str, bool] = field(default_factory=dict)
+    measured_on: str = ""  # hash of what the evaluation has read; equal where two can be compared
 
     def stage(self, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:
         """Run a stage, or take its cached result; arguments in memory are not walked through."""
@@ -76,6 +79,7 @@ def evaluate_export(
     """
     length = evaluation_length(run.job, config, calibration_length)
     inputs = evaluation_inputs(run.job, config, length)
+    run.measured_on = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     alone = run.stage(
         "evaluate float",
         float_evaluation_key(run.job, inputs),
@@ -104,22 +108,37 @@ def read_json(reference: ArtifactRef) -> Any:
 
 
 def register(
-    recipe: Any, export: ExportResult, metrics: dict[str, float], reports: Any, files: list[Path]
+    run: Run,
+    recipe: Any,
+    export: ExportResult,
+    metrics: dict[str, float],
+    reports: Any,
+    files: list[Path],
 ) -> dict[str, Any]:
     """Return the registered version of an export, with its metrics, lineage and reports.
 
+    An export that fails the gate is registered as well, and no alias moves to it.
+
     Args:
-        recipe: Names the version and its alias.
+        run: The run, which has evaluated the export.
+        recipe: Names the version and its alias, and holds the gate.
         export: What was verified.
         metrics: Of its evaluation.
         reports: Tell its lineage.
         files: The written reports.
     """
+    from tasks.promotion import MEASURED_ON, Verdict
+
+    failures = gate_failures(recipe.gate, metrics)
+    for failure in failures:
+        log.warning("gate: %s", failure)
+    facts = {MEASURED_ON: run.measured_on, "prefect.flow_run_id": str(flow_run.id)}
     return register_stage(
         recipe.name,
         recipe.registry.alias,
         quote(export),
         quote(metrics),
-        quote(reports.lineage() | {"prefect.flow_run_id": str(flow_run.id)}),
+        quote(reports.lineage() | facts),
         quote([str(file) for file in files]),
+        quote(Verdict(tuple(failures), recipe.registry.promote_to)),
     )

@@ -41,6 +41,9 @@ def summary_lines(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
         ("export", result["export_dir"]),
         ("registered", f"{registered['name']} version {registered['version']}{aliases}"),
     ]
+    lines += [("gate", f"failed: {failure}") for failure in registered["gate_failures"]]
+    if registered["promotion"]:
+        lines.append(("promotion", registered["promotion"]))
     problems = result["problems"]
     lines += [("problem", problem) for problem in problems[:PROBLEMS_SHOWN]]
     if len(problems) > PROBLEMS_SHOWN:

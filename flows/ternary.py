@@ -69,7 +69,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         export=state_root() / export.folder,
     )
     files = publish_ternary_reports(reports)
-    registered = register(recipe, export, metrics, reports, files)
+    registered = register(run, recipe, export, metrics, reports, files)
     return {
         "export_dir": str(state_root() / export.folder),
         "export_sha256": export.export_sha256,

@@ -5,11 +5,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from flows.params import GateConfig, RegistryConfig
+from flows.params import RegistryConfig
 from flows.recipe_file import read_with_overrides
 from flows.training_recipe import parse_training_recipe
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
+from normtweak_core.evaluate.gate import GateConfig
 from normtweak_core.export.checks import check_ternary_format
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.model.config import ModelConfig

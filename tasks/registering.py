@@ -12,7 +12,7 @@ from tasks.environment import state_root
 
 @task(task_run_name="register")
 def register_stage(
-    name: str, alias: str, export: Any, metrics: Any, tags: Any, reports: Any
+    name: str, alias: str, export: Any, metrics: Any, tags: Any, reports: Any, verdict: Any
 ) -> dict[str, Any]:
     """Return the registered version as plain data; the same content gives the same version.
 
@@ -36,6 +36,7 @@ def register_stage(
         os.environ["MLFLOW_TRACKING_URI"],
         root / "mlartifacts",
         root / "locks",
+        verdict,
     )
     events.record("register", part="done", version=registered.version)
     return registered.model_dump(mode="json")

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from normtweak_core.errors import InputError
 from tasks.locks import exclusive
+from tasks.promotion import Verdict, name_lock, settle_aliases
 from tasks.registry_flavor.folder import read_config
 from tasks.registry_flavor.logged_model import EVALUATION_TAG, Export, complete_logged_model
 from tasks.registry_names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
@@ -30,6 +31,7 @@ from tasks.registry_server import check_registry
 
 EXPERIMENT = "normtweak"
 VERSIONS_TAG = "mlflow.modelVersions"
+ALL_PASS = Verdict()
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ class Registered(BaseModel, frozen=True):
     aliases: list[str]
     model_uri: str  # models:/NAME/VERSION
     created: bool  # False: this content was registered before
+    gate_failures: list[str] = []  # where there are any, no alias has moved
+    promotion: str | None = None  # what became of it, in words; None: nothing was to be promoted
 
 
 def register_export(
@@ -55,6 +59,7 @@ def register_export(
     tracking_uri: str,
     artifact_root: Path,
     lock_dir: Path,
+    verdict: Verdict = ALL_PASS,
 ) -> Registered:
     """Return the version that holds this export, made now unless this content has one already.
 
@@ -69,10 +74,11 @@ def register_export(
         metrics: Logged against the model; the headlines also become tags of the version.
         tags: Lineage, on the version and on the logged model.
         reports: Files stored under ``reports/`` of the model and of its run.
-        alias: Moved to the version.
+        alias: Moved to the version where it passes the gate.
         tracking_uri: MLflow tracking and registry URI, sqlite or http.
         artifact_root: Where a sqlite registry keeps its files; a server has its own place.
         lock_dir: Local folder of the locks, on the disk of the export to save a copy.
+        verdict: Of the gate, and which alias passing it may earn.
 
     Raises:
         InputError: The name, alias, export or reports cannot be registered, or no registry answers.
@@ -85,18 +91,18 @@ def register_export(
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         experiment_id = _experiment(client, tracking_uri, artifact_root)
         writer = _writer_id(lock_dir / "registry-writer.id")
-    key = hashlib.sha256(name.encode()).hexdigest()[:16]
-    export = Export(
-        folder=export_dir,
-        name=name,
-        sha256=export_sha256,
-        metrics=metrics,
-        tags=tags,
-        reports=reports,
-        staging=lock_dir / f"registry-{key}.staging",
-        registration=hashlib.sha256(f"{writer}/{name}/{export_sha256}".encode()).hexdigest()[:32],
-    )
-    with exclusive(lock_dir / f"registry-{key}.lock", message=f"registering {name}"):
+    with name_lock(lock_dir, name) as own:
+        identity = f"{writer}/{name}/{export_sha256}"
+        export = Export(
+            folder=export_dir,
+            name=name,
+            sha256=export_sha256,
+            metrics=metrics,
+            tags=tags | verdict.tags,
+            reports=reports,
+            staging=lock_dir / f"{own}.staging",
+            registration=hashlib.sha256(identity.encode()).hexdigest()[:32],
+        )
         version, model = _find_version(client, export)
         created = version is None
         model = complete_logged_model(client, export, experiment_id, model)
@@ -105,7 +111,18 @@ def register_export(
         else:
             _refresh_tags(client, export, version)
         _link_back(client, model, version)
-        return _point_alias(client, version, alias, created)
+        version = client.get_model_version(name, str(version.version))
+        promotion = settle_aliases(client, version, alias, verdict)
+        number = int(version.version)  # int from sqlite, str from a server
+        return Registered(
+            name=name,
+            version=number,
+            aliases=_aliases_of(client, name, number),
+            model_uri=f"models:/{name}/{number}",
+            created=created,
+            gate_failures=list(verdict.failures),
+            promotion=promotion,
+        )
 
 
 def _check_names(name: str, alias: str, export_sha256: str) -> None:
@@ -222,18 +239,6 @@ def _link_back(client: MlflowClient, model: LoggedModel, version: ModelVersion) 
         client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps(link)})
 
 
-def _point_alias(
-    client: MlflowClient, version: ModelVersion, alias: str, created: bool
-) -> Registered:
-    name, number = version.name, int(version.version)  # int from sqlite, str from a server
+def _aliases_of(client: MlflowClient, name: str, number: int) -> list[str]:
     aliases = client.get_registered_model(name).aliases
-    if alias not in aliases or int(aliases[alias]) != number:
-        client.set_registered_model_alias(name, alias, str(number))
-    others = {other for other, points_to in aliases.items() if int(points_to) == number}
-    return Registered(
-        name=name,
-        version=number,
-        aliases=sorted({alias, *others}),
-        model_uri=f"models:/{name}/{number}",
-        created=created,
-    )
+    return sorted(alias for alias, points_to in aliases.items() if int(points_to) == number)

@@ -18,7 +18,8 @@ from tests.benchmarks.stages import reference_recipe
 README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- finetune -->", "<!-- /finetune -->"
 MODELS = ["llama", "neox"]
-DATA = {"source": "generated", "samples": 512, "length": 256}
+STEPS = 600
+DATA = {"source": "generated", "samples": 1024, "length": 256}
 WAYS: dict[str, dict[str, Any]] = {
     "whole weights": {},
     "QA-LoRA, rank 32": {"lora": {"rank": 32}},
@@ -60,7 +61,7 @@ def row(model: str, bits: int, way: str) -> dict[str, Any]:
     recipe = {
         "name": f"study-finetune-{model}",
         "model": {"source": start["export_dir"]},
-        "finetune": {"data": DATA, **WAYS[way]},
+        "finetune": {"steps": STEPS, "data": DATA, **WAYS[way]},
         "evaluation": base["evaluation"],
     }
     result = finetune(parse_finetune_recipe(recipe))

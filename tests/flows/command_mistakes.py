@@ -139,8 +139,8 @@ COMMANDS = {
 for command in ("evaluate", "ablate", "sweep", "rebuild"):
     COMMANDS[f"the command {command}"] = (
         f"{command} x --task y",
-        f"normtweak {command} is not built yet; built are quantize, ternary, finetune, plan, "
-        "verify, polynomial, clean, reference, ui, serve.",
+        f"normtweak {command} is not built yet; built are quantize, ternary, finetune, "
+        "promote, rollback, plan, verify, polynomial, clean, reference, ui, serve.",
     )
 
 PLACES = {

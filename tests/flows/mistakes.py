@@ -75,21 +75,18 @@ OPTIONS = {
         "--set quantization.activation_bits=8",
         "quantization.activation_bits is not built yet; found 8: remove it or leave it at null.",
     ),
-    "a gate": (
-        "--set gate.max_kl=0.1",
-        "gate.max_kl is not built yet; found 0.1: remove it or leave it at null.",
+    "a gate that nothing passes": (
+        "--set gate.max_kl=-0.1",
+        "gate.max_kl must be greater than 0; found -0.1.",
     ),
-    "another gate": (
-        "--set gate.max_perplexity_ratio=1.1",
-        "gate.max_perplexity_ratio is not built yet; found 1.1: remove it or leave it at null.",
+    "a gate that everything fails": (
+        "--set gate.min_top1_agreement=90",
+        "gate.min_top1_agreement must be at most 1; found 90.",
     ),
-    "a third gate": (
-        "--set gate.min_top1_agreement=0.9",
-        "gate.min_top1_agreement is not built yet; found 0.9: remove it or leave it at null.",
-    ),
-    "the alias that a gate would move": (
-        "--set registry.promote_to=null",
-        "registry.promote_to is not built yet; found None: remove it or leave it at champion.",
+    "an alias of MLflow's own to be promoted to": (
+        "--set registry.promote_to=latest",
+        "registry.promote_to must be neither latest nor v and a number, which MLflow keeps for "
+        "itself; found 'latest'.",
     ),
     "levels that the grid does not hold": (
         "--set quantization.levels=ternary",

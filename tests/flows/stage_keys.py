@@ -8,6 +8,14 @@ from pathlib import Path
 from flows.params import Recipe
 from tasks.environment import state_root
 
+# Where aliases go: tests of the gate and of promotion see to them.
+GATE = {
+    "gate.max_perplexity_ratio",
+    "gate.max_kl",
+    "gate.min_top1_agreement",
+    "registry.promote_to",
+}
+
 
 def changed(values: dict, key: str, value: object) -> dict:
     *sections, leaf = key.split(".")

@@ -9,7 +9,7 @@ from flows.finetune_recipe import FinetuneRecipe, parse_finetune_recipe
 from flows.params import NOT_BUILT
 from flows.recipe_errors import known_keys
 from normtweak_core.finetune.source import ExportSource
-from tests.flows.stage_keys import changed, made
+from tests.flows.stage_keys import GATE, changed, made
 from tests.flows.tiny_model import recipe_values, variables_of, write_project
 
 OTHER = {
@@ -41,7 +41,7 @@ BESIDE = {
     ),
 }  # fmt: skip
 # Names, or how often a checkpoint is written; what must agree with the export changes nothing.
-NO_STAGE = {"name", "registry.alias", "finetune.save_every", "quantization"}
+NO_STAGE = {"name", "registry.alias", "finetune.save_every", "quantization", *GATE}
 # The export and its float model count by their content; the float type must be the export's.
 ELSEWHERE = {
     "model.source", "finetune.float_model", "model.revision", "model.device", "export.dtype",

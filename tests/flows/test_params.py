@@ -69,9 +69,7 @@ def test_not_built_keys_may_be_written_at_their_null_default():
         "ternary": None,
         "finetune": None,
         "quantization": {"activation_bits": None},
-        "gate": {"max_perplexity_ratio": None, "max_kl": None, "min_top1_agreement": None},
         "evaluation": {"tasks": [], "data": None},
-        "registry": {"promote_to": "champion"},
     }
     assert parse_recipe(values) == Recipe(name="a")
 
@@ -108,11 +106,6 @@ def test_not_built_keys_may_be_written_at_their_null_default():
         (
             {"name": "a", "quantization": {"propagation": {"strength": 1}}},
             "quantization.propagation.strength is not a recipe key; known here: alpha, ridge.",
-        ),
-        (
-            {"name": "a", "registry": {"promote_to": "best"}},
-            "registry.promote_to is not built yet; found 'best': remove it or leave it at "
-            "champion.",
         ),
     ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 from flows.params import NOT_BUILT, Recipe, parse_recipe
 from flows.recipe_errors import known_keys
 from normtweak_core.errors import InputError
-from tests.flows.stage_keys import changed, stage_keys
+from tests.flows.stage_keys import GATE, changed, stage_keys
 from tests.flows.tiny_model import recipe_values, variables_of, write_model, write_project
 
 # Another accepted value of each key. A new key of the recipe fails here until it is listed.
@@ -48,7 +48,7 @@ GENERATED = {"calibration.languages": ["latin"]}
 # Read only with a symmetric grid of 2 bits.
 SYMMETRIC = {"quantization.levels": "ternary"}
 # What decides the registry or how a run ends; tests of the registry and of problems see to them.
-NO_STAGE = {"name", "registry.alias", "on_problem"}
+NO_STAGE = {"name", "registry.alias", "on_problem", *GATE}
 ELSEWHERE = {"model.revision", "model.device", "ternary", "finetune"}
 
 
@@ -176,8 +176,8 @@ def test_changing_a_key_of_generation_changes_the_calibration(key, project):
 
 @pytest.mark.parametrize("key", sorted(NO_STAGE))
 def test_what_belongs_to_the_registry_or_the_end_of_a_run_redoes_no_stage(key, project, base):
-    value = {"name": "b", "registry.alias": "b", "on_problem": "fail"}
-    recipe = parse_recipe(changed(recipe_values(project), key, value[key]))
+    texts = {"name": "b", "registry.alias": "b", "registry.promote_to": "b", "on_problem": "fail"}
+    recipe = parse_recipe(changed(recipe_values(project), key, texts.get(key, 0.5)))
     assert recipe != parse_recipe(recipe_values(project))
     assert stage_keys(recipe) == base
 

@@ -130,6 +130,16 @@ COMMANDS = {
         "--out must be a folder you may write to; {0}/empty.txt/x cannot be made: {0}/empty.txt "
         "is a file.",
     ),
+    "a promotion of no version": (
+        "promote tiny",
+        "promote takes a version as models:/NAME/VERSION, such as models:/my-model/3; found "
+        "'tiny'.",
+    ),
+    "a rollback of an alias of MLflow's own": (
+        "rollback tiny --alias v3",
+        "--alias must be letters, digits, '_' and '-', and neither latest nor v and a number; "
+        "found 'v3': choose another.",
+    ),
     "a plan of a model that is not here": (
         "plan {0}/recipe.yaml --set model.source=nobody/nothing-of-this-name",
         "a plan writes nothing, so the model must be here; nobody/nothing-of-this-name is not in "

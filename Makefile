@@ -37,6 +37,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.generation
 	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.step
+	$(BIN)/python -m tests.benchmarks.evaluation
 
 study: setup
 	$(BIN)/python -m tests.benchmarks.stages

@@ -18,10 +18,10 @@ from tests.benchmarks.stages import reference_recipe
 README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- finetune -->", "<!-- /finetune -->"
 MODELS = ["llama", "neox"]
-STEPS = 600
+STEPS = {"block_steps": 200, "steps": 600}
 DATA = {"source": "generated", "samples": 1024, "length": 256}
 WAYS: dict[str, dict[str, Any]] = {
-    "whole weights": {},
+    "whole weights": {"lr": 5e-3},
     "QA-LoRA, rank 32": {"lora": {"rank": 32}},
 }
 BITS = {2: list(WAYS), 3: ["whole weights"], 4: ["whole weights"]}
@@ -61,7 +61,7 @@ def row(model: str, bits: int, way: str) -> dict[str, Any]:
     recipe = {
         "name": f"study-finetune-{model}",
         "model": {"source": start["export_dir"]},
-        "finetune": {"steps": STEPS, "data": DATA, **WAYS[way]},
+        "finetune": {**STEPS, "data": DATA, **WAYS[way]},
         "evaluation": base["evaluation"],
     }
     result = finetune(parse_finetune_recipe(recipe))

@@ -18,13 +18,13 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     """Block by block, then end to end; width and grid are those of the export."""
 
     block_steps: int = Field(
-        100, ge=0, description="Optimizer steps per block on its float output; 0: end to end only."
+        200, ge=0, description="Optimizer steps per block on its float output; 0: end to end only."
     )
-    steps: int = Field(300, ge=1, description="Optimizer steps end to end.")
+    steps: int = Field(600, ge=1, description="Optimizer steps end to end.")
     batch: int = Field(8, ge=1, description="Windows per optimizer step.")
     accumulate: int = Field(1, ge=1, description="end to end: parts the batch is computed in.")
     lr: float = Field(
-        1e-2, gt=0, description="Peak learning rate of latent weights, in levels of their grid."
+        5e-3, gt=0, description="Peak learning rate of latent weights, in levels of their grid."
     )
     scale_lr: float = Field(
         1e-3, gt=0, description="Peak learning rate of scales, as a share of them, and of norms."
@@ -39,7 +39,7 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     gradient_checkpointing: bool = Field(False, description="Compute blocks twice to save memory.")
     save_every: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
     data: CalibrationConfig = Field(
-        CalibrationConfig(samples=256, length=256), description="Text to train on."
+        CalibrationConfig(samples=1024, length=256), description="Text to train on."
     )
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ MODELS = ["llama", "neox"]
 STEPS = {"block_steps": 200, "steps": 600}
 DATA = {"source": "generated", "samples": 1024, "length": 256}
 WAYS: dict[str, dict[str, Any]] = {
-    "whole weights": {"lr": 5e-3},
+    "whole weights": {},
     "QA-LoRA, rank 32": {"lora": {"rank": 32}},
 }
 BITS = {2: list(WAYS), 3: ["whole weights"], 4: ["whole weights"]}

@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,26 +56,6 @@ def export_in_root(source: ExportSource) -> ExportResult:
     )
 
 
-class ReadLayers(Mapping[str, "QuantizedWeight"]):
-    """Some quantized linears of an export, read when they are asked for."""
-
-    def __init__(self, weights: "ExportedWeights", prefix: str):
-        """Look at the linears below ``prefix``, which their names here lack."""
-        self._weights, self._prefix = weights, prefix
-        self._names = [
-            name.removeprefix(prefix) for name in weights.linears if name.startswith(prefix)
-        ]
-
-    def __getitem__(self, name: str) -> "QuantizedWeight":
-        return self._weights.linear(self._prefix + name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 @dataclass(frozen=True)
 class StartingPoint:
     """What is trained on: the export, and how its grid is read."""
@@ -111,7 +90,11 @@ class StartingPoint:
         """
         from normtweak_core.finetune.model import put_on_grids
 
-        layers = ReadLayers(self.weights, prefix)
+        layers = {
+            name.removeprefix(prefix): self.weights.linear(name)
+            for name in self.weights.linears
+            if name.startswith(prefix)
+        }
         return put_on_grids(
             module,
             layers,
@@ -124,7 +107,7 @@ class StartingPoint:
         )
 
     def _other_parameters(
-        self, module: Any, layers: ReadLayers, prefix: str
+        self, module: Any, layers: "dict[str, QuantizedWeight]", prefix: str
     ) -> "dict[str, Tensor]":
         """Return the parameters that are no quantized weight, as the export stores them."""
         return {

@@ -106,12 +106,12 @@ def move_alias(client: MlflowClient, name: str, alias: str, to: int, by: str) ->
         to: Version.
         by: What moved it: registration, gate, promote, rollback.
     """
-    present = _present(client, name, alias)
-    moves = _reconciled(history(client, name, alias), present)
+    present, known = _standing(client, name, alias)
+    moves = _reconciled(known, present)
     if present != to:
         client.set_registered_model_alias(name, alias, str(to))
         moves = [*moves, {"version": to, "by": by}]
-    if moves != history(client, name, alias):
+    if moves != known:
         text = json.dumps(moves[-MOVES_KEPT:])
         client.set_registered_model_tag(name, f"{HISTORY}{alias}", text)
     return present != to
@@ -119,7 +119,7 @@ def move_alias(client: MlflowClient, name: str, alias: str, to: int, by: str) ->
 
 def history(client: MlflowClient, name: str, alias: str) -> list[dict[str, Any]]:
     """Return the moves of an alias, oldest first: version, and what moved it there."""
-    return json.loads(client.get_registered_model(name).tags.get(f"{HISTORY}{alias}", "[]"))
+    return _standing(client, name, alias)[1]
 
 
 def earlier_version(client: MlflowClient, name: str, alias: str) -> int | None:
@@ -127,9 +127,9 @@ def earlier_version(client: MlflowClient, name: str, alias: str) -> int | None:
 
     A version that was rolled back from does not count as before: two rollbacks go two steps back.
     """
-    present = _present(client, name, alias)
+    present, known = _standing(client, name, alias)
     stack: list[int] = []
-    for move in _reconciled(history(client, name, alias), present):
+    for move in _reconciled(known, present):
         if move["by"] == "rollback":
             while stack and stack[-1] != move["version"]:
                 stack.pop()
@@ -138,9 +138,14 @@ def earlier_version(client: MlflowClient, name: str, alias: str) -> int | None:
     return stack[-2] if len(stack) > 1 else None
 
 
-def _present(client: MlflowClient, name: str, alias: str) -> int | None:
-    found = client.get_registered_model(name).aliases.get(alias)
-    return None if found is None else int(found)
+def _standing(
+    client: MlflowClient, name: str, alias: str
+) -> tuple[int | None, list[dict[str, Any]]]:
+    """Return where an alias is, and the moves that are written down, of one answer."""
+    model = client.get_registered_model(name)
+    present = model.aliases.get(alias)
+    moves = json.loads(model.tags.get(f"{HISTORY}{alias}", "[]"))
+    return None if present is None else int(present), moves
 
 
 def _reconciled(moves: list[dict[str, Any]], present: int | None) -> list[dict[str, Any]]:

@@ -2,18 +2,16 @@
 
 import json
 import logging
-import time
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.budget import peak_rss_bytes
 from flows.finetune_preflight import finetune_preflight
 from flows.finetune_recipe import FinetuneRecipe
 from flows.finetune_report import FinetuneReports, distance_kept, publish_finetune_reports
-from flows.running import Run, evaluate_export, read_json, register
-from flows.training import Shown, train, training_data
+from flows.running import Run, evaluate_export, outcome, read_json, register
+from flows.training import Shown, train, training_data, training_facts
 from normtweak_core.finetune.source import GRID
 from normtweak_core.training.rates import Rates
 from tasks.calibrate import calibration_length
@@ -48,7 +46,6 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         recipe: Everything that decides the result.
     """
     own_run(state_root(), flow_run.id)
-    began = time.monotonic()
     ready = finetune_preflight(recipe, state_root())
     for warning in ready.warnings:
         log.warning("%s", warning)
@@ -80,29 +77,15 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     metrics = after | {
         "start/perplexity/quantized": before["perplexity/quantized"],
         "start/kl/mean": before["kl/mean"],
-        "distance_kept": distance_kept(before, after),
     }
+    if (kept := distance_kept(before, after)) is not None:
+        metrics["distance_kept"] = kept
     registered = register(run, recipe, export, metrics, reports, files)
     for problem in reports.problems():
         log.warning("%s", problem)
-    return {
-        "export_dir": str(state_root() / export.folder),
-        "export_sha256": export.export_sha256,
-        "reports_dir": str(reports.folder),
-        "metrics": metrics,
-        "registered": registered,
-        "blocks": [_block_row(run, block) for block in blocks],
-        "training": {
-            "steps": segments[-1].until,
-            "tokens": reports.tokens,
-            "seconds": segments[-1].seconds,
-            "held_out": {str(segment.until): segment.held_out for segment in segments},
-        },
-        "cached": run.cached,
-        "problems": reports.problems(),
-        "seconds": time.monotonic() - began,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "flow_run_id": str(flow_run.id),
+    rows = [_block_row(run, block) for block in blocks]
+    return outcome(run, export, metrics, reports, registered, rows) | {
+        "training": training_facts(segments, reports.tokens)
     }
 
 

@@ -52,10 +52,14 @@ class FinetuneReports(TrainingReports):
         }
 
 
-def distance_kept(start: dict[str, float], metrics: dict[str, float]) -> float:
-    """Return which share of the export's perplexity above the float model's is left."""
+def distance_kept(start: dict[str, float], metrics: dict[str, float]) -> float | None:
+    """Return which share of the export's perplexity above the float model's is left.
+
+    None where the export was not above it, so that there was no distance.
+    """
     below = metrics["perplexity/float"]
-    return (metrics["perplexity/quantized"] - below) / (start["perplexity/quantized"] - below)
+    distance = start["perplexity/quantized"] - below
+    return (metrics["perplexity/quantized"] - below) / distance if distance > 0 else None
 
 
 def publish_finetune_reports(reports: FinetuneReports) -> list[Path]:
@@ -117,9 +121,8 @@ def _summary(reports: FinetuneReports, plot: str) -> str:
             "",
             *markdown_table(COLUMNS, results, "lrrrr"),
             "",
-            f"On {reports.metrics['tokens']:,.0f} predicted tokens{precision(reports.metrics)}. Of "
-            "the distance to the float perplexity, "
-            f"{100 * distance_kept(reports.start, reports.metrics):.0f} % are left.",
+            f"On {reports.metrics['tokens']:,.0f} predicted tokens{precision(reports.metrics)}."
+            + _left(reports),
             "",
             "## Block by block",
             "",
@@ -143,3 +146,10 @@ def _summary(reports: FinetuneReports, plot: str) -> str:
             "",
         ]
     )
+
+
+def _left(reports: FinetuneReports) -> str:
+    kept = distance_kept(reports.start, reports.metrics)
+    if kept is None:
+        return ""
+    return f" Of the distance to the float perplexity, {100 * kept:.0f} % are left."

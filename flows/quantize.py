@@ -1,24 +1,22 @@
 """The main flow: a float model goes in; a verified, registered low-bit version comes out."""
 
 import logging
-import time
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.budget import peak_rss_bytes
 from flows.params import Recipe
 from flows.preflight import preflight
 from flows.report import Reports, publish_reports
-from flows.running import Run, evaluate_export, read_json, register
+from flows.running import Run, calibration_set, evaluate_export, outcome, read_json, register
 from normtweak_core.errors import ProblemError
 from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
 from normtweak_core.quantize.report import BlockReport
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.report import FinalTuneReport
 from tasks.blocks import block_key, quantize_block_stage
-from tasks.calibrate import calibrate, calibration_key, calibration_length
+from tasks.calibrate import calibration_length
 from tasks.chain import BlockChain, ChainSettings
 from tasks.environment import state_root
 from tasks.exporting import export_key, export_stage, verify_key, verify_stage
@@ -48,12 +46,11 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         recipe: Everything that decides the result.
     """
     own_run(state_root(), flow_run.id)
-    began = time.monotonic()
     # The command has done so before it started a server; a scheduled run has not.
     for warning in preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(open_job(recipe.model, recipe.seed))
-    calibration = _calibrate(run, recipe)
+    calibration = calibration_set(run, recipe.calibration, "calibrate")
     settings = _settings(run, recipe)
     blocks = _quantize_blocks(run, recipe, calibration, settings, "block")
     baseline = _quantize_blocks(run, recipe, calibration, baseline_settings(settings), "rtn")
@@ -74,31 +71,8 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     )
     files = publish_reports(reports)
     registered = register(run, recipe, export, metrics, reports, files)
-    return {
-        "export_dir": str(state_root() / export.folder),
-        "export_sha256": export.export_sha256,
-        "reports_dir": str(reports.folder),
-        "metrics": metrics,
-        "registered": registered,
-        "blocks": [_block_row(run, block) for block in blocks],
-        "cached": run.cached,
-        "problems": reports.problems(),
-        "seconds": time.monotonic() - began,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "flow_run_id": str(flow_run.id),
-    }
-
-
-def _calibrate(run: Run, recipe: Recipe) -> CalibrationResult:
-    config = recipe.calibration
-    return run.stage(
-        "calibrate",
-        calibration_key(run.job, config),
-        calibrate,
-        config=config,
-        job=run.job,
-        progress=run.progress,
-    )
+    rows = [_block_row(run, block) for block in blocks]
+    return outcome(run, export, metrics, reports, registered, rows)
 
 
 def _settings(run: Run, recipe: Recipe) -> ChainSettings:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
+from flows.budget import peak_rss_bytes
+from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.evaluate.config import PerplexityConfig
 from normtweak_core.evaluate.gate import gate_failures
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached_result
+from tasks.calibrate import calibrate, calibration_key
 from tasks.environment import state_root
 from tasks.evaluating import (
     evaluate_float_stage,
@@ -39,6 +43,7 @@ class Run:
     job: Job
     progress: Progress = field(default_factory=Progress)
     cached: dict[str, bool] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
     measured_on: str = ""  # hash of what the evaluation has read; equal where two can be compared
 
     def stage(self, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:
@@ -102,6 +107,24 @@ def evaluate_export(
     return beside.metrics | alone.metrics
 
 
+def calibration_set(run: Run, config: CalibrationConfig, name: str) -> CalibrationResult:
+    """Return the text that a model is calibrated or trained on.
+
+    Args:
+        run: The run.
+        config: What text.
+        name: Of the stage.
+    """
+    return run.stage(
+        name,
+        calibration_key(run.job, config),
+        calibrate,
+        config=config,
+        job=run.job,
+        progress=run.progress,
+    )
+
+
 def read_json(reference: ArtifactRef) -> Any:
     """Return what a published JSON file holds."""
     return json.loads((state_root() / reference.path).read_text(encoding="utf-8"))
@@ -142,3 +165,36 @@ def register(
         quote([str(file) for file in files]),
         quote(Verdict(tuple(failures), recipe.registry.promote_to)),
     )
+
+
+def outcome(
+    run: Run,
+    export: ExportResult,
+    metrics: dict[str, float],
+    reports: Any,
+    registered: dict[str, Any],
+    blocks: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Return what ``--result`` writes of every flow that makes an export.
+
+    Args:
+        run: The run, at its end.
+        export: What it has made.
+        metrics: Of the evaluation.
+        reports: Tell their folder and the problems of the run.
+        registered: The version.
+        blocks: One row a block.
+    """
+    return {
+        "export_dir": str(state_root() / export.folder),
+        "export_sha256": export.export_sha256,
+        "reports_dir": str(reports.folder),
+        "metrics": metrics,
+        "registered": registered,
+        "blocks": blocks,
+        "cached": run.cached,
+        "problems": reports.problems(),
+        "seconds": time.monotonic() - run.began,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "flow_run_id": str(flow_run.id),
+    }

@@ -2,18 +2,16 @@
 
 import json
 import logging
-import time
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.budget import peak_rss_bytes
-from flows.running import Run, evaluate_export, read_json, register
+from flows.running import Run, evaluate_export, outcome, read_json, register
 from flows.ternary_preflight import ternary_preflight
 from flows.ternary_recipe import TernaryRecipe
 from flows.ternary_report import TernaryReports, publish_ternary_reports, step_metrics
-from flows.training import Shown, train, training_data
+from flows.training import Shown, train, training_data, training_facts
 from tasks.calibrate import calibration_length
 from tasks.environment import state_root
 from tasks.exporting import verify_key, verify_stage
@@ -37,7 +35,6 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         recipe: Everything that decides the result.
     """
     own_run(state_root(), flow_run.id)
-    began = time.monotonic()
     for warning in ternary_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(open_job(recipe.model, recipe.seed))
@@ -70,25 +67,9 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     )
     files = publish_ternary_reports(reports)
     registered = register(run, recipe, export, metrics, reports, files)
-    return {
-        "export_dir": str(state_root() / export.folder),
-        "export_sha256": export.export_sha256,
-        "reports_dir": str(reports.folder),
-        "metrics": metrics,
-        "registered": registered,
-        "blocks": [],
+    return outcome(run, export, metrics, reports, registered, []) | {
         "surgery": surgery.losses,
-        "training": {
-            "steps": trained.until,
-            "tokens": reports.tokens,
-            "seconds": trained.seconds,
-            "held_out": {str(segment.until): segment.held_out for segment in segments},
-        },
-        "cached": run.cached,
-        "problems": [],
-        "seconds": time.monotonic() - began,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "flow_run_id": str(flow_run.id),
+        "training": training_facts(segments, reports.tokens),
     }
 
 

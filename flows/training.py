@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.recipe_errors import told_of
-from flows.running import Run
+from flows.running import Run, calibration_set
 from normtweak_core.calibration.config import CalibrationConfig
 from tasks.caching import cached_result
-from tasks.calibrate import calibrate, calibration_key
 from tasks.results import CalibrationResult
 from tasks.training import SegmentResult, Training, segment_ends, segment_key
 
@@ -27,14 +26,7 @@ def training_data(run: Run, config: CalibrationConfig, section: str) -> Calibrat
         section: What the recipe calls it.
     """
     with told_of(section):
-        return run.stage(
-            "data",
-            calibration_key(run.job, config),
-            calibrate,
-            config=config,
-            job=run.job,
-            progress=run.progress,
-        )
+        return calibration_set(run, config, "data")
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,16 @@ def train(
         ]
     shutil.rmtree(training.folder, ignore_errors=True)  # every segment has its record
     return segments
+
+
+def training_facts(segments: list[SegmentResult], tokens: int) -> dict[str, Any]:
+    """Return what ``--result`` tells of a training."""
+    return {
+        "steps": segments[-1].until,
+        "tokens": tokens,
+        "seconds": segments[-1].seconds,
+        "held_out": {str(segment.until): segment.held_out for segment in segments},
+    }
 
 
 @contextmanager

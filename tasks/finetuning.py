@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 SOURCES = [
     "normtweak_core.calibration.storage",
     "normtweak_core.export.exported",
-    "normtweak_core.export.formats",
-    "normtweak_core.export.scheme",
-    "normtweak_core.export.verify",
     "normtweak_core.finetune.model",
     "normtweak_core.model.loading",
     "normtweak_core.model.structure",

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normtweak_core.export.formats import Format
-from normtweak_core.export.scheme import Scheme, TernaryScheme
+from normtweak_core.export.float_type import DTYPES
+from normtweak_core.export.formats import FORMATS, Format
+from normtweak_core.export.scheme import Scheme, TernaryScheme, recorded_scheme
 from normtweak_core.export.stored import read_tensor
+from normtweak_core.export.verify import read_manifest
 from normtweak_core.model.checkpoint import stored_tensors
 
 
@@ -67,3 +69,14 @@ class ExportedWeights:
             for suffix, name in names.items()
             if name in self._stored
         }
+
+
+def exported_weights(folder: Path) -> ExportedWeights:
+    """Return what the files of a finished export hold, read as its manifest says.
+
+    Raises:
+        InputError: The folder is no export.
+    """
+    export = read_manifest(folder)["export"]
+    form, scheme = FORMATS[export["format"]], recorded_scheme(export)
+    return ExportedWeights(folder, form, scheme, DTYPES[export["dtype"]])

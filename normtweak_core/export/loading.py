@@ -8,11 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from normtweak_core.errors import VerificationError
-from normtweak_core.export.exported import ExportedWeights
-from normtweak_core.export.float_type import DTYPES
-from normtweak_core.export.formats import FORMATS
+from normtweak_core.export.exported import exported_weights
 from normtweak_core.export.manifest import tensor_sha256
-from normtweak_core.export.scheme import recorded_scheme
 from normtweak_core.export.verify import read_manifest
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.ternary.inference import TernaryInference
@@ -38,9 +35,7 @@ def load_export(folder: Path, source: Path, dtype: torch.dtype, device: str) -> 
         VerificationError: A weight of the export is not the one that was written.
     """
     manifest = read_manifest(folder)
-    export = manifest["export"]
-    form, scheme = FORMATS[export["format"]], recorded_scheme(export)
-    weights = ExportedWeights(folder, form, scheme, DTYPES[export["dtype"]])
+    weights = exported_weights(folder)
     model = load_causal_lm(source, dtype, device)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -52,7 +47,7 @@ def load_export(folder: Path, source: Path, dtype: torch.dtype, device: str) -> 
     for name in weights.linears if weights.ternary else ():
         for suffix, stored in weights.tensors(name).items():
             _check_hash(folder, manifest, f"{name}.{suffix}", stored)
-        layer = TernaryInference(weights.linear(name), scheme.rms_norm_eps)
+        layer = TernaryInference(weights.linear(name), weights.scheme.rms_norm_eps)
         model.set_submodule(name, layer.to(device).eval())
     return model
 

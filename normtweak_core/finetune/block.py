@@ -16,12 +16,10 @@ from normtweak_core.errors import NonFiniteError
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.finetune.model import peak_rates, trained_state
 from normtweak_core.quantize.block import Streams, run_stream
+from normtweak_core.quantize.drift import token_distance
 from normtweak_core.quantize.inputs import RunBlock
 from normtweak_core.training.order import window_order
-from normtweak_core.training.rates import Rates
-
-BETAS = (0.9, 0.95)  # as in the end-to-end training
-TINY = 1e-20  # in the place of a token's |target|^2 where that is zero
+from normtweak_core.training.rates import BETAS, Rates
 
 
 class BlockTraining(BaseModel, frozen=True):
@@ -107,7 +105,7 @@ def _train(
             group["lr"] = group["peak"] * shape.lr_at(step)
         order = window_order(streams.num_training, config.batch, seed, step, f"block {index}")
         with torch.enable_grad():
-            loss = _squared_distance(run(on_grids, streams.x_q[order]), x_f[order])
+            loss = token_distance(run(on_grids, streams.x_q[order]), x_f[order])
             if not torch.isfinite(loss):
                 raise NonFiniteError(
                     f"the loss of block {index} must be finite; found {loss.item()} at step "
@@ -124,17 +122,7 @@ def _train(
 def _held_out(on_grids: nn.Module, streams: Streams, x_f: Tensor, run: RunBlock) -> float:
     held_out = range(streams.num_training, len(x_f))
     total = sum(
-        _squared_distance(run(on_grids, streams.x_q[i : i + 1]), x_f[i : i + 1]).item()
+        token_distance(run(on_grids, streams.x_q[i : i + 1]), x_f[i : i + 1]).item()
         for i in held_out
     )
     return (total / len(held_out)) ** 0.5
-
-
-def _squared_distance(output: Tensor, target: Tensor) -> Tensor:
-    """Return the mean over tokens of |output - target|^2 / |target|^2.
-
-    Token by token: over all of them together, the few with very large norms would decide.
-    """
-    wanted = target.to(output.device).float()
-    size = wanted.square().sum(-1).clamp(min=TINY)
-    return ((output.float() - wanted).square().sum(-1) / size).mean()

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from normtweak_core.errors import NonFiniteError
 
+TINY = 1e-20  # in the place of a token's |target|^2 where that is zero
+
 
 @dataclass(frozen=True)
 class Drift:
@@ -51,3 +53,16 @@ def drift(
         )
     tokens = x_f.shape[0] * x_f.shape[1]
     return Drift(math.sqrt(difference / reference), (shift / tokens).abs().mean().item())
+
+
+def token_distance(
+    output: Float[Tensor, "samples seq hidden"], target: Float[Tensor, "samples seq hidden"]
+) -> Float[Tensor, ""]:
+    """Return the mean over tokens of |output - target|^2 / |target|^2, in float32.
+
+    Token by token, as the norms of the blocks behind see it: over all tokens together, the few
+    with very large norms would decide.
+    """
+    wanted = target.to(output.device).float()
+    size = wanted.square().sum(-1).clamp(min=TINY)
+    return ((output.float() - wanted).square().sum(-1) / size).mean()

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+BETAS = (0.9, 0.95)  # of AdamW; BitNet b1.58's (method.md 3.2)
 WARMUP_SHARE = 0.02  # of all steps: a float checkpoint needs only a short one for Adam's moments
 
 

@@ -24,11 +24,10 @@ from normtweak_core.training.checkpoint import TrainingState, newest_state
 from normtweak_core.training.interrupt import deferred_interrupts
 from normtweak_core.training.objective import Objective
 from normtweak_core.training.order import window_order
-from normtweak_core.training.rates import Rates
+from normtweak_core.training.rates import BETAS, Rates
 
 log = logging.getLogger(__name__)
 
-BETAS = (0.9, 0.95)  # BitNet b1.58's (method.md 3.2)
 Progress = Callable[[int, int, float, float], None]  # step, steps, loss, tokens per second
 
 

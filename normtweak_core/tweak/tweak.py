@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.model.structure import find_norms
+from normtweak_core.quantize.drift import token_distance
 from normtweak_core.quantize.inputs import RunBlock
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.loss import LOSSES, window_loss
@@ -28,7 +29,6 @@ from normtweak_core.tweak.report import TweakReport
 
 # Parts of the trained change that are tried on the held-out windows.
 SHARES = (1.0, 0.5, 0.25, 0.125)
-TINY = 1e-20  # in the place of a token's |target|^2 where that is zero
 
 
 def tweak_rate(config: NormTweakConfig, index: int, num_blocks: int) -> float:
@@ -208,10 +208,6 @@ def held_out(
         output = run(block, x_q[part]).float()
         wanted = target[part].to(output.device).float()
         total += window_loss(LOSSES[loss], wanted, output).item()
-        # Token by token, as the norms of the blocks behind see it: over all tokens together, the
-        # few with very large norms would decide.
-        size = wanted.square().sum(-1).clamp(min=TINY)
-        relative = (output - wanted).square().sum(-1) / size
-        squares += relative.mean().item()
+        squares += token_distance(output, wanted).item()
     windows = len(x_q) - num_training
     return HeldOut(total / windows, (squares / windows) ** 0.5)

@@ -12,21 +12,22 @@ from pathlib import Path
 import pytest
 
 from tasks.events import read_events
+from tests.tiny_exports import save_tiny_model, tiny_config
 
 REPOSITORY = Path(__file__).parents[2]
 # The suite kills once; `make kill-test-ternary` kills ten times.
 KILLS = int(os.environ.get("NORMTWEAK_TERNARY_KILLS", "1"))
 
-STEPS = 30
+STEPS, BLOCKS = 30, 3
 RECIPE = f"""
 name: ternary-test
-model: {{source: "reference:llama"}}
+model: {{{{source: "{{0}}/model"}}}}
 ternary:
   steps: {STEPS}
   batch: 2
   save_every: 2
-  data: {{source: generated, samples: 16, length: 64}}
-evaluation: {{perplexity: {{max_tokens: 960}}}}
+  data: {{{{source: random, samples: 16, length: 64}}}}
+evaluation: {{{{perplexity: {{{{path: "{{0}}/text.txt"}}}}}}}}
 """
 
 pytestmark = pytest.mark.timeout(600)
@@ -82,7 +83,10 @@ class Runs:
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ternary")
     recipe = folder / "ternary.yaml"
-    recipe.write_text(RECIPE)
+    # Small, with a step long enough to be killed in.
+    save_tiny_model(folder / "model", tiny_config("llama", num_hidden_layers=BLOCKS))
+    (folder / "text.txt").write_text("What a ternary model makes of a text. " * 12)
+    recipe.write_text(RECIPE.format(folder))
     return folder, recipe
 
 
@@ -103,9 +107,10 @@ def test_a_run_leaves_a_verified_registered_model_and_its_curves(undisturbed):
     assert config["quant_method"] == "bitnet"
     assert config["use_rms_norm"] is True
     lines = (reports / "training.csv").read_text().splitlines()
-    assert lines[0] == "step,loss,learning_rate," + ",".join(f"lambda/block_{i}" for i in range(5))
+    lambdas = [f"lambda/block_{i}" for i in range(BLOCKS)]
+    assert lines[0].split(",") == ["step", "loss", "learning_rate", *lambdas]
     assert len(lines) == STEPS + 1
-    assert [float(value) for value in lines[-1].split(",")[3:]] == [1.0] * 5
+    assert [float(value) for value in lines[-1].split(",")[3:]] == [1.0] * BLOCKS
     assert (reports / "training.png").read_bytes().startswith(b"\x89PNG")
     assert "## Surgery" in (reports / "summary.md").read_text()
     assert not any((runs.root / "artifacts" / "training").iterdir()), "checkpoints were left"

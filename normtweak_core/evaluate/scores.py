@@ -54,8 +54,8 @@ class FloatResult(BaseModel, frozen=True):
     def metrics(self, name: str = "float") -> dict[str, float]:
         """Return flat metric names and values, such as ``perplexity/float``."""
         return {
-            **_named(f"perplexity/{name}", self.perplexity),
-            **_named(f"nll/{name}", self.nll),
+            **named(f"perplexity/{name}", self.perplexity),
+            **named(f"nll/{name}", self.nll),
             "tokens": float(self.tokens),
         }
 
@@ -89,14 +89,15 @@ class Comparison(BaseModel, frozen=True):
         return {
             **self.float_result.metrics("float"),
             **self.quantized_result.metrics("quantized"),
-            **_named("perplexity/ratio", self.nll_difference.exp()),
-            **_named("nll_difference", self.nll_difference, "/mean"),
-            **_named("kl", self.kl, "/mean"),
-            **_named("top1_agreement", self.top1_agreement),
+            **named("perplexity/ratio", self.nll_difference.exp()),
+            **named("nll_difference", self.nll_difference, "/mean"),
+            **named("kl", self.kl, "/mean"),
+            **named("top1_agreement", self.top1_agreement),
         }
 
 
-def _named(name: str, estimate: Estimate, mean_suffix: str = "") -> dict[str, float]:
+def named(name: str, estimate: Estimate, mean_suffix: str = "") -> dict[str, float]:
+    """Return a mean under its name and, where there is one, its standard error beside it."""
     separator = "/" if mean_suffix else "_"
     named = {f"{name}{mean_suffix}": estimate.mean}
     if estimate.stderr is not None:

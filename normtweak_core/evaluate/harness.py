@@ -1,0 +1,144 @@
+"""Named tasks on a model in memory, scored by EleutherAI's lm-eval.
+
+Prompts, answers and metrics are lm-eval's own, without examples in the prompt. What is ours: items
+come from local files where there are some, every item's score is kept, so that two models can be
+compared in pairs, and no global random generator is set.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import logging
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval
+import lm_eval.api.task
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from normtweak_core.errors import NonFiniteError
+from normtweak_core.evaluate.task_scores import TaskScores
+from normtweak_core.evaluate.tasks import TASKS
+
+BATCH = 16  # sequences of one forward pass
+SPLIT = "items"
+# What is measured of each item, as lm-eval names it and as we do: its perplexity is exp(-mean) of
+# the log-likelihood of the answer.
+MEASURED = {"acc": "acc", "acc_norm": "acc_norm", "perplexity": "loglikelihood"}
+
+
+def score_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    items: list[dict[str, Any]] | None,
+    max_items: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TaskScores:
+    """Return how a model answers the items of a task.
+
+    Args:
+        model: In eval mode.
+        tokenizer: Its tokenizer.
+        task: Name in `TASKS`.
+        items: From `read_items`; None: the data set that lm-eval names, from the hub.
+        max_items: Only so many, from the beginning.
+        progress: Called with the sequences done and those in all.
+
+    Raises:
+        NonFiniteError: The model gives an answer a likelihood of NaN.
+    """
+    with _undisturbed():
+        loaded = _load(task, items)
+        loaded.set_config(key="num_fewshot", value=0)
+        # Not `simple_evaluate`, which sets the global generators, and takes longer to describe the
+        # machine than a small task takes.
+        results = lm_eval.evaluate(
+            lm=_Model(model, tokenizer, progress),
+            task_dict={"tasks": {task: loaded}},
+            limit=max_items,
+            bootstrap_iters=0,  # standard errors follow from the items
+            log_samples=True,
+        )
+    samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+    values = {
+        ours: [float(sample[theirs]) for sample in samples]
+        for theirs, ours in MEASURED.items()
+        if theirs in samples[0]
+    }
+    for sample in samples:
+        for answer in sample["filtered_resps"]:
+            if answer[0] != answer[0]:
+                raise NonFiniteError(
+                    f"the likelihood of an answer must be a number; found NaN at item "
+                    f"{sample['doc_id']} of {task}: check the weights of the model"
+                )
+    return TaskScores(task=task, version=str(results["versions"][task]), values=values)
+
+
+def harness_version() -> str:
+    """Return the version of lm-eval, with which a score can change."""
+    return importlib.metadata.version("lm-eval")
+
+
+def _load(task: str, items: list[dict[str, Any]] | None) -> Any:
+    """Return lm-eval's task; of local items, in the place of its own data set."""
+    folder = Path(lm_eval.__file__).parent / "tasks" / TASKS[task].folder
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if items is None:
+        return manager.load(task)["tasks"][task]
+    rows = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(items)})
+    local = {
+        "task": task,
+        "custom_dataset": lambda **_: rows,
+        "training_split": None,
+        "validation_split": None,
+        "fewshot_split": None,
+        "test_split": SPLIT,
+    }
+    # A group, since only its members are the registered task with some of its keys replaced.
+    return manager.load({"group": "local", "task": [local]})["tasks"][task]
+
+
+class _Model(HFLM):
+    """lm-eval's model, which tells how far it is."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        progress: Callable[[int, int], None],
+    ):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
+        self._progress, self._done, self._total = progress, 0, 0
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        self._total = len(requests)
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
+        logits = super()._model_call(inps, *args, **kwargs)
+        self._done += len(inps)
+        self._progress(min(self._done, self._total), self._total)
+        return logits
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep lm-eval from its own progress bars, remarks for its users, and Python's generator."""
+    logger = logging.getLogger("lm_eval")
+    level, bar = logger.level, lm_eval.api.task.tqdm
+    state = random.getstate()  # it draws names of tasks, even those that have one
+    logger.setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        lm_eval.api.task.tqdm = bar
+        random.setstate(state)

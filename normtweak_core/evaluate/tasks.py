@@ -1,0 +1,113 @@
+"""Which named tasks there are, and the files that hold their items.
+
+The tasks, their prompts and their metrics are EleutherAI's lm-eval's, under its names. The fields
+of an item are those of the data set that lm-eval would download, so that a file saved from there
+is read as it is.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from normtweak_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class NamedTask:
+    """Where lm-eval keeps a task, and what an item of it looks like."""
+
+    folder: str  # below lm-eval's own folder of tasks
+    fields: dict[str, type | tuple[type, ...]]
+    lists: tuple[str, ...] = ()  # keys of `choices`, lists of one length
+
+
+CHOICES = ("text", "label")
+TASKS = {
+    "lambada_openai": NamedTask("lambada", {"text": str}),
+    "hellaswag": NamedTask(
+        "hellaswag",
+        {"ctx_a": str, "ctx_b": str, "activity_label": str, "endings": list, "label": (str, int)},
+    ),
+    "piqa": NamedTask("piqa", {"goal": str, "sol1": str, "sol2": str, "label": int}),
+    "winogrande": NamedTask(
+        "winogrande", {"sentence": str, "option1": str, "option2": str, "answer": str}
+    ),
+    "arc_easy": NamedTask("arc", {"question": str, "choices": dict, "answerKey": str}, CHOICES),
+    "arc_challenge": NamedTask(
+        "arc", {"question": str, "choices": dict, "answerKey": str}, CHOICES
+    ),
+    "openbookqa": NamedTask(
+        "openbookqa", {"question_stem": str, "choices": dict, "answerKey": str}, CHOICES
+    ),
+    "boolq": NamedTask("super_glue/boolq", {"question": str, "passage": str, "label": int}),
+}
+
+
+def item_files(data: Path, task: str) -> list[Path]:
+    """Return the files that hold a task's items, in the order in which they are read.
+
+    Raises:
+        InputError: There is none.
+    """
+    folder = data / task
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise InputError(
+            f"evaluation.data must hold the items of {task} as {folder}/*.jsonl; there is no such "
+            "file: save the data set's evaluation split there, one JSON object a line"
+        )
+    return files
+
+
+def read_items(data: Path, task: str) -> list[dict[str, Any]]:
+    """Return the items of a task; nothing is downloaded.
+
+    Args:
+        data: Folder with a folder for each task.
+        task: Name in `TASKS`.
+
+    Raises:
+        InputError: A file is missing or empty, or a line is not an item of the task.
+    """
+    items = []
+    for file in item_files(data, task):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                items.append(_item(task, line, f"{file}:{number}"))
+    if not items:
+        raise InputError(
+            f"evaluation.data must hold items of {task}; the files in {data / task} are empty"
+        )
+    return items
+
+
+def _item(task: str, line: str, where: str) -> dict[str, Any]:
+    named = TASKS[task]
+    try:
+        item = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} must be one JSON object; {error}: check the file") from error
+    if not isinstance(item, dict):
+        raise InputError(f"{where} must be one JSON object; found a {type(item).__name__}")
+    for field, kind in named.fields.items():
+        if not isinstance(item.get(field), kind):
+            found = type(item[field]).__name__ if field in item else "nothing"
+            raise InputError(
+                f"{where} must have the field {field} of {task}'s data set ({_said(kind)}); found "
+                f"{found}"
+            )
+    if named.lists:
+        found = [item["choices"].get(key) for key in named.lists]
+        if not all(isinstance(x, list) and len(x) == len(found[0]) > 0 for x in found):
+            raise InputError(
+                f"{where} must have choices with the lists {' and '.join(named.lists)} of one "
+                f"length; found {json.dumps(item['choices'])[:80]}"
+            )
+    return item
+
+
+def _said(kind: type | tuple[type, ...]) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(one.__name__ for one in kinds)

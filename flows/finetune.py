@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from typing import Any
 
 from prefect import flow
@@ -46,10 +47,11 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         recipe: Everything that decides the result.
     """
     own_run(state_root(), flow_run.id)
+    began = time.monotonic()
     ready = finetune_preflight(recipe, state_root())
     for warning in ready.warnings:
         log.warning("%s", warning)
-    run = Run(open_job(ready.float_model, recipe.seed))
+    run = Run(open_job(ready.float_model, recipe.seed), began)
     start = StartingPoint(ready.export, export_in_root(ready.export))
     data = training_data(run, recipe.finetune.data, "finetune.data")
     blocks = _train_blocks(run, recipe, data, start)

@@ -37,7 +37,8 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
     began = time.monotonic()
     device = study_device(recipe)
     run = Run(
-        PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, device)
+        PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, device),
+        began,
     )
     pretrained = _stage(
         run,

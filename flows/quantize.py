@@ -1,6 +1,7 @@
 """The main flow: a float model goes in; a verified, registered low-bit version comes out."""
 
 import logging
+import time
 from typing import Any
 
 from prefect import flow
@@ -46,10 +47,11 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         recipe: Everything that decides the result.
     """
     own_run(state_root(), flow_run.id)
+    began = time.monotonic()
     # The command has done so before it started a server; a scheduled run has not.
     for warning in preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
-    run = Run(open_job(recipe.model, recipe.seed))
+    run = Run(open_job(recipe.model, recipe.seed), began)
     calibration = calibration_set(run, recipe.calibration, "calibrate")
     settings = _settings(run, recipe)
     blocks = _quantize_blocks(run, recipe, calibration, settings, "block")

@@ -41,9 +41,9 @@ class Run:
     """One execution of a recipe."""
 
     job: Job
+    began: float  # of the monotonic clock: before the model was hashed
     progress: Progress = field(default_factory=Progress)
     cached: dict[str, bool] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
     measured_on: str = ""  # hash of what the evaluation has read; equal where two can be compared
 
     def stage(self, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from typing import Any
 
 from prefect import flow
@@ -35,9 +36,10 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         recipe: Everything that decides the result.
     """
     own_run(state_root(), flow_run.id)
+    began = time.monotonic()
     for warning in ternary_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
-    run = Run(open_job(recipe.model, recipe.seed))
+    run = Run(open_job(recipe.model, recipe.seed), began)
     data = training_data(run, recipe.ternary.data, "ternary.data")
     surgery = run.stage(
         "surgery",

@@ -73,7 +73,7 @@ class StartingPoint:
         """What the files of the export hold."""
         from normtweak_core.export.exported import exported_weights
 
-        return exported_weights(self.folder)
+        return exported_weights(self.folder, read_manifest(self.folder))
 
     def put_into(self, module: Any, config: Any, seed: int, prefix: str = "") -> Any:
         """Return a float block or model, in place, with what the export has in its place.

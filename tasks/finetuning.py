@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SOURCES = [
     "normtweak_core.calibration.storage",
     "normtweak_core.export.exported",
+    "normtweak_core.export.verify",
     "normtweak_core.finetune.model",
     "normtweak_core.model.loading",
     "normtweak_core.model.structure",

@@ -7,7 +7,6 @@ compared in pairs, and no global random generator is set.
 
 import contextlib
 import functools
-import importlib.metadata
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -79,11 +78,6 @@ def score_task(
                     f"{sample['doc_id']} of {task}: check the weights of the model"
                 )
     return TaskScores(task=task, version=str(results["versions"][task]), values=values)
-
-
-def harness_version() -> str:
-    """Return the version of lm-eval, with which a score can change."""
-    return importlib.metadata.version("lm-eval")
 
 
 def _load(task: str, items: list[dict[str, Any]] | None) -> Any:

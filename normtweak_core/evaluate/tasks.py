@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from normtweak_core.calibration.documents import numbered_lines, read_utf8
 from normtweak_core.errors import InputError
 
 
@@ -72,10 +73,8 @@ def read_items(data: Path, task: str) -> list[dict[str, Any]]:
     """
     items = []
     for file in item_files(data, task):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                items.append(_item(task, line, f"{file}:{number}"))
+        for number, line in numbered_lines(read_utf8(file)):
+            items.append(_item(task, line, f"{file}:{number}"))
     if not items:
         raise InputError(
             f"evaluation.data must hold items of {task}; the files in {data / task} are empty"

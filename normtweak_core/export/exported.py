@@ -1,5 +1,6 @@
 """The parameters that an export stands for, read one by one from its files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from normtweak_core.export.float_type import DTYPES
 from normtweak_core.export.formats import FORMATS, Format
 from normtweak_core.export.scheme import Scheme, TernaryScheme, recorded_scheme
 from normtweak_core.export.stored import read_tensor
-from normtweak_core.export.verify import read_manifest
 from normtweak_core.model.checkpoint import stored_tensors
 
 
@@ -71,12 +71,8 @@ class ExportedWeights:
         }
 
 
-def exported_weights(folder: Path) -> ExportedWeights:
-    """Return what the files of a finished export hold, read as its manifest says.
-
-    Raises:
-        InputError: The folder is no export.
-    """
-    export = read_manifest(folder)["export"]
+def exported_weights(folder: Path, manifest: Mapping[str, Any]) -> ExportedWeights:
+    """Return what the files of a finished export hold, read as its manifest says."""
+    export = manifest["export"]
     form, scheme = FORMATS[export["format"]], recorded_scheme(export)
     return ExportedWeights(folder, form, scheme, DTYPES[export["dtype"]])

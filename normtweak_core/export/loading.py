@@ -35,7 +35,7 @@ def load_export(folder: Path, source: Path, dtype: torch.dtype, device: str) -> 
         VerificationError: A weight of the export is not the one that was written.
     """
     manifest = read_manifest(folder)
-    weights = exported_weights(folder)
+    weights = exported_weights(folder, manifest)
     model = load_causal_lm(source, dtype, device)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

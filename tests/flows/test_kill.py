@@ -74,6 +74,7 @@ SERVED = [
     stage("verify", "verification", 1.5),
     Moment("evaluate", (("part", "begin"),), "register", (), 0.3),
     Moment("register", (("part", "begin"),), "register", (("part", "done"),), 0.1),
+    Moment("register", (("part", "done"),), "never", ()),
 ]
 KILLS = len(EMBEDDED) + len(SERVED)
 # Kills after a block was published and before its record, which publish it a second time.
@@ -173,7 +174,7 @@ def children_of_root(root: Path) -> list[int]:
 
 
 @pytest.mark.timeout(600)
-def test_ten_kills_lose_nothing_finished_and_change_no_byte(
+def test_eleven_kills_lose_nothing_finished_and_change_no_byte(
     undisturbed, tmp_path, monkeypatch, migrated_database
 ):
     recipe, expected = undisturbed

@@ -93,7 +93,7 @@ def test_global_random_generators_are_left_alone(llama):
     assert (np.random.rand(), torch.rand(1).item()) == expected
 
 
-def test_pythons_generator_is_where_it_was(llama):
+def test_pythons_generator_is_where_it_was():
     # By itself: the type checks of these tests draw from that generator as well.
     before = random.getstate()
     with _undisturbed():

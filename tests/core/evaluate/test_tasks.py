@@ -36,6 +36,23 @@ def test_a_missing_file_is_named(tmp_path):
         read_items(tmp_path, "piqa")
 
 
+def test_a_line_ends_at_a_newline_only(tmp_path):
+    (tmp_path / "lambada_openai").mkdir()
+    text = "one\u2028two\x85three"
+    row = json.dumps({"text": text}, ensure_ascii=False)
+    (tmp_path / "lambada_openai" / "x.jsonl").write_text(row + "\n", encoding="utf-8")
+    assert read_items(tmp_path, "lambada_openai") == [{"text": text}]
+
+
+def test_bytes_that_are_no_text_are_told(tmp_path):
+    (tmp_path / "piqa").mkdir()
+    file = tmp_path / "piqa" / "x.jsonl"
+    file.write_bytes(b'{"goal": "\xff"}')
+    message = f"text file {file} must be UTF-8; byte 10 is not: convert the file"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        read_items(tmp_path, "piqa")
+
+
 PIQA = {"goal": "g", "sol1": "a", "sol2": "b", "label": 0}
 ARC = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
 

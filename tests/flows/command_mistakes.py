@@ -150,7 +150,7 @@ for command in ("evaluate", "ablate", "sweep", "rebuild"):
     COMMANDS[f"the command {command}"] = (
         f"{command} x --task y",
         f"normtweak {command} is not built yet; built are quantize, ternary, finetune, "
-        "promote, rollback, plan, verify, polynomial, clean, reference, ui, serve.",
+        "plan, polynomial, verify, promote, rollback, clean, reference, ui, serve.",
     )
 
 PLACES = {

@@ -1,0 +1,107 @@
+"""How a command is carried out: its variables, its server, its log, and where its result goes."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows.failures import EXIT_OK, exit_code, logged_to_file
+from normtweak_core.errors import InputError
+from tasks.environment import default_variables, log_plain_lines, prepare_environment, state_root
+
+# Prefect prints the traceback of a failed run; here a sentence and a log file take its place.
+ENGINE_LEVEL_VARIABLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+
+
+def carry_out(
+    command: str,
+    recipe: Any,
+    data: Any,
+    check: Callable[..., Any],
+    flow: Callable[[], dict[str, Any]],
+    result_file: Path | None,
+) -> int:
+    """Check a recipe of a language model, run its flow and print the summary."""
+    from flows.preflight import only_local
+
+    os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of its tables
+    set_variables(state_root())  # before preflight: it may have to ask torch for GPUs
+    ready = check(recipe, state_root(), result_file)
+    if only_local(data, ready.source):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    def show(result: dict[str, Any]) -> None:
+        from flows.summary import print_summary
+
+        print_summary(recipe.name, result)
+
+    return run_flow(command, flow, result_file, show)
+
+
+def run_flow(
+    command: str,
+    flow: Callable[[], dict[str, Any]],
+    result_file: Path | None,
+    show: Callable[[dict[str, Any]], None],
+) -> int:
+    """Run a flow on a server of its own or the one that runs; write and show the result."""
+    root = prepare_environment()
+
+    def work() -> int:
+        from tasks.artifacts import write_atomically
+
+        result = _flow_result(flow, root)
+        if result_file:
+            text = json.dumps(result, indent=1) + "\n"
+            write_atomically(result_file.resolve(), text.encode())
+        show(result)
+        return EXIT_OK
+
+    from flows.cleaning import in_use
+
+    with in_use(root):
+        return logged(command, work)
+
+
+def _flow_result(flow: Callable[[], dict[str, Any]], root: Path) -> dict[str, Any]:
+    from tasks.artifacts import sweep_temporaries
+    from tasks.server import api_for_this_run
+
+    sweep_temporaries(root)
+    with api_for_this_run(root):
+        from tasks.runs import mark_dead_runs, own_flow_runs
+
+        mark_dead_runs(root)
+        with own_flow_runs(root):
+            return flow()
+
+
+def set_variables(root: Path) -> None:
+    """Set the variables of Prefect, MLflow and torch that the user has left unset."""
+    for name, value in default_variables(root).items():
+        os.environ.setdefault(name, value)
+
+
+def logged(command: str, work: Callable[[], int], terminal: bool = True) -> int:
+    """Carry out `work` with our lines in a log file, and on the terminal if wanted."""
+    for name in ("flows", "tasks", "normtweak_core"):
+        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).propagate = False
+    if terminal:
+        log_plain_lines()
+    with logged_to_file(command) as file:
+        try:
+            return work()
+        except InputError:
+            raise
+        except Exception as error:  # reported with the log that holds what led to it
+            return exit_code(error, command, file)
+
+
+def print_line(line: str) -> None:
+    """Print a line of the answer."""
+    print(line, file=sys.stdout, flush=True)  # noqa: T201

@@ -4,13 +4,73 @@ import argparse
 from pathlib import Path
 
 from flows import commands
-from flows.cli_options import STATE, add_command
+from flows.cli_options import STATE, add_command, add_result
 
 
 def add_model_commands(group: argparse._SubParsersAction) -> None:
-    """Add verify, promote and rollback."""
+    """Add evaluate, compare, verify, promote and rollback."""
+    _add_evaluate(group)
+    _add_compare(group)
     _add_verify(group)
     _add_promotion(group)
+
+
+MODEL = "folder, hub id, reference:NAME, models:/NAME/VERSION, models:/NAME@ALIAS or GGUF file"
+
+
+def _add_evaluate(group: argparse._SubParsersAction) -> None:
+    command = add_command(
+        group,
+        "evaluate",
+        "measure any model on a text and on named tasks",
+        "Measure a model, float or quantized, ours or not: perplexity on a text and accuracy on\n"
+        "tasks of lm-eval. With --against, on the same tokens and items beside its float model:\n"
+        f"divergence both ways, agreement, paired differences. What was measured is kept.\n{STATE}",
+        [
+            "evaluate reference:llama",
+            "evaluate EXPORT_DIR --against reference:llama",
+            "evaluate models:/quickstart@candidate --tasks piqa,boolq --data ITEMS_DIR",
+        ],
+    )
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument(
+        "--against", metavar="FLOAT_MODEL", help="the float model it was made from"
+    )
+    _add_measuring(command)
+    command.set_defaults(run=commands.run_evaluate)
+
+
+def _add_compare(group: argparse._SubParsersAction) -> None:
+    command = add_command(
+        group,
+        "compare",
+        "measure several models on the same tokens, in pairs",
+        "Measure models as `evaluate` does, all on the same tokens and items, and tell for each\n"
+        f"pair whether they differ by more than chance. They must share a tokenizer.\n{STATE}",
+        [
+            "compare models:/quickstart/1 models:/quickstart/2",
+            "compare reference:llama EXPORT_DIR models:/NAME@champion --tasks piqa --data DIR",
+        ],
+    )
+    command.add_argument("models", metavar="MODEL", nargs="+", help=MODEL)
+    _add_measuring(command)
+    command.set_defaults(run=commands.run_compare, against=None)
+
+
+def _add_measuring(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--text", metavar="FILE", help=".txt or .jsonl (default: a reference model's)"
+    )
+    command.add_argument("--length", type=int, metavar="N", help="tokens per window")
+    command.add_argument("--max-tokens", type=int, metavar="N", help="stop the text after so many")
+    command.add_argument("--tasks", metavar="A,B", help="tasks of lm-eval, such as piqa,boolq")
+    command.add_argument(
+        "--data", metavar="DIR", help="their items, as TASK/*.jsonl (default: hub)"
+    )
+    command.add_argument("--max-items", type=int, metavar="N", help="only so many of each task")
+    command.add_argument("--dtype", default="float32", help="float type (default: float32)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_result(command)
 
 
 def _add_verify(group: argparse._SubParsersAction) -> None:

@@ -94,6 +94,56 @@ def run_polynomial(options: argparse.Namespace) -> int:
     return run_flow("polynomial", flow, options.result, show)
 
 
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Measure a model and print what was found."""
+    return _measure("evaluate", [options.model], options)
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Measure several models on the same tokens and print what was found."""
+    if len(options.models) < 2:
+        raise InputError(
+            f"compare takes two models or more; found {options.models[0]} alone: name another, or "
+            "use normtweak evaluate."
+        )
+    return _measure("compare", options.models, options)
+
+
+def _measure(command: str, models: list[str], options: argparse.Namespace) -> int:
+    from flows.evaluate_request import check_request, parse_request
+    from flows.evaluation_summary import print_comparison, print_evaluation
+
+    text = {"path": options.text, "length": options.length, "max_tokens": options.max_tokens}
+    tasks = options.tasks.split(",") if options.tasks else []
+    request = parse_request(
+        {
+            "models": models,
+            "against": options.against,
+            "evaluation": {
+                "perplexity": text,
+                "tasks": tasks,
+                "data": options.data,
+                "max_items": options.max_items,
+            },
+            "dtype": options.dtype,
+            "device": options.device,
+        }
+    )
+    os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    set_variables(state_root())
+    check_request(request, state_root(), options.result)
+
+    def flow() -> dict[str, Any]:
+        from flows.compare import compare
+        from flows.evaluate import evaluate
+
+        return {"evaluate": evaluate, "compare": compare}[command](request)
+
+    shown = {"evaluate": print_evaluation, "compare": print_comparison}[command]
+    return run_flow(command, flow, options.result, shown)
+
+
 def run_plan(options: argparse.Namespace) -> int:
     """Print what a recipe would need; write nothing."""
     from flows.params import load_recipe

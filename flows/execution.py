@@ -31,7 +31,7 @@ def carry_out(
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of its tables
     set_variables(state_root())  # before preflight: it may have to ask torch for GPUs
     ready = check(recipe, state_root(), result_file)
-    if only_local(data, ready.source):
+    if only_local(data, recipe.evaluation, ready.source):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     def show(result: dict[str, Any]) -> None:

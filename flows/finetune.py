@@ -8,10 +8,12 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.evaluating import measure_export
+from flows.evaluation_report import write_evaluation
 from flows.finetune_preflight import finetune_preflight
 from flows.finetune_recipe import FinetuneRecipe
 from flows.finetune_report import FinetuneReports, distance_kept, publish_finetune_reports
-from flows.running import Run, evaluate_export, outcome, read_json, register
+from flows.running import Run, outcome, read_json, register
 from flows.training import Shown, train, training_data, training_facts
 from normtweak_core.finetune.source import GRID
 from normtweak_core.training.rates import Rates
@@ -51,7 +53,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     ready = finetune_preflight(recipe, state_root())
     for warning in ready.warnings:
         log.warning("%s", warning)
-    run = Run(open_job(ready.float_model, recipe.seed), began)
+    run = Run(began, job=open_job(ready.float_model, recipe.seed))
     start = StartingPoint(ready.export, export_in_root(ready.export))
     data = training_data(run, recipe.finetune.data, "finetune.data")
     blocks = _train_blocks(run, recipe, data, start)
@@ -59,9 +61,9 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     export = _export(run, recipe, data, start, segments[-1])
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.finetune.data)
-    measured = recipe.evaluation.perplexity
-    before = evaluate_export(run, measured, length, start.export, "evaluate start")
-    after = evaluate_export(run, measured, length, export)
+    before = measure_export(run, recipe.evaluation, length, start.export, "evaluate start").metrics
+    measured = measure_export(run, recipe.evaluation, length, export)
+    after = measured.metrics
     reports = FinetuneReports(
         recipe=recipe,
         source=ready.export,
@@ -76,6 +78,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         export=state_root() / export.folder,
     )
     files = publish_finetune_reports(reports)
+    files += write_evaluation(reports.folder, measured, recipe.seed, recipe.name)
     metrics = after | {
         "start/perplexity/quantized": before["perplexity/quantized"],
         "start/kl/mean": before["kl/mean"],

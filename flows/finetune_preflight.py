@@ -44,7 +44,7 @@ def finetune_preflight(
     found = check_inputs(
         float_model,
         recipe.finetune.data,
-        recipe.evaluation.perplexity,
+        recipe.evaluation,
         root,
         result,
         "finetune.data",

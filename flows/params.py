@@ -2,16 +2,23 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from flows.recipe_errors import sentences
 from flows.recipe_file import read_with_overrides
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
-from normtweak_core.evaluate.gate import GateConfig
+from normtweak_core.evaluate.gate import GateConfig, require_measured
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantize.config import QuantizationConfig
@@ -62,12 +69,15 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     export: ExportConfig = ExportConfig()
     registry: RegistryConfig = RegistryConfig()
 
+    @model_validator(mode="after")
+    def _gate_asks_for_what_is_measured(self) -> Self:
+        require_measured(self.gate, self.evaluation)
+        return self
+
 
 # Keys of the contract whose feature does not exist yet, and the one value they may hold.
 NOT_BUILT: dict[str, Any] = {
     "quantization.activation_bits": None,
-    "evaluation.tasks": [],
-    "evaluation.data": None,
 }
 TERNARY_FORMATS = ("bitnet", "gguf")
 

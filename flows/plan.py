@@ -76,14 +76,11 @@ def cached_stages(recipe: Recipe, job: "Job") -> list[Stage]:
     from tasks.caching import cached_result
     from tasks.calibrate import calibration_key, calibration_length
     from tasks.chain import ChainSettings
-    from tasks.evaluating import (
-        evaluation_inputs,
-        evaluation_key,
-        evaluation_length,
-        float_evaluation_key,
-    )
+    from tasks.evaluating import evaluation_key, float_evaluation_key, text_of
     from tasks.exporting import export_key, verify_key
     from tasks.float_type import float_type_key
+    from tasks.subjects import export_subject, float_subject
+    from tasks.task_scoring import items_of, task_key
     from tasks.tune import final_tune_key
 
     count = job.blocks[1]
@@ -91,7 +88,7 @@ def cached_stages(recipe: Recipe, job: "Job") -> list[Stage]:
     chosen = cached_result(float_type_key(job, recipe.export))
     blocks: list = []
     baseline: list = []
-    tuned = export = verified = beside = None
+    tuned = export = verified = None
     if calibration and chosen:
         settings = ChainSettings(recipe.quantization, recipe.norm_tweak, chosen.dtype)
         blocks = _cached_blocks(job, calibration, settings)
@@ -100,13 +97,15 @@ def cached_stages(recipe: Recipe, job: "Job") -> list[Stage]:
         tuned = cached_result(final_tune_key(job, calibration, blocks, settings, recipe.final_tune))
     if len(blocks) == count and (tuned or not recipe.final_tune.enabled):
         export = cached_result(export_key(job, blocks, tuned, settings, recipe.export))
-    config = recipe.evaluation.perplexity
-    length = evaluation_length(job, config, calibration_length(job, recipe.calibration))
-    inputs = evaluation_inputs(job, config, length)
-    alone = cached_result(float_evaluation_key(job, inputs))
+    length = calibration_length(job, recipe.calibration)
+    text = text_of(recipe.evaluation.perplexity, job.source, length, job.context)
+    items = items_of(recipe.evaluation)
+    measured = [float_evaluation_key(job, text)]
+    measured += [task_key(float_subject(job), one) for one in items]
     if export:
         verified = cached_result(verify_key(job, export))
-        beside = cached_result(evaluation_key(job, export, inputs))
+        measured += [evaluation_key(job, export, text)]
+        measured += [task_key(export_subject(job, export), one) for one in items]
     stages = [
         Stage("calibrate", bool(calibration)),
         Stage("float type", bool(chosen)),
@@ -118,7 +117,7 @@ def cached_stages(recipe: Recipe, job: "Job") -> list[Stage]:
         *stages,
         Stage("export", bool(export)),
         Stage("verify", bool(verified)),
-        Stage("evaluate", bool(alone) + bool(beside), 2),
+        Stage("evaluate", sum(map(bool, map(cached_result, measured))), 2 + 2 * len(items)),
         Stage("register", 0),
     ]
 

@@ -37,8 +37,8 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
     began = time.monotonic()
     device = study_device(recipe)
     run = Run(
-        PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, device),
         began,
+        job=PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, device),
     )
     pretrained = _stage(
         run,

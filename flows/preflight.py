@@ -23,7 +23,8 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.documents import read_documents
 from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import InputError
-from normtweak_core.evaluate.config import PerplexityConfig
+from normtweak_core.evaluate.config import EvaluationConfig, PerplexityConfig
+from normtweak_core.evaluate.tasks import read_items
 from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
@@ -65,9 +66,7 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
         InputError: A folder cannot be written, a text is missing, empty or malformed, the model is
             unsuitable, the format cannot hold it, or the disk is too small.
     """
-    found = check_inputs(
-        recipe.model, recipe.calibration, recipe.evaluation.perplexity, root, result
-    )
+    found = check_inputs(recipe.model, recipe.calibration, recipe.evaluation, root, result)
     check_exportable(
         recipe.export,
         recipe.quantization,
@@ -80,7 +79,7 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
 def check_inputs(
     model: ModelConfig,
     data: CalibrationConfig,
-    measured: PerplexityConfig,
+    measured: EvaluationConfig,
     root: Path,
     result: Path | None,
     section: str = "calibration",
@@ -90,7 +89,7 @@ def check_inputs(
     Args:
         model: The float model.
         data: The text to calibrate with or to train on.
-        measured: The text to measure on.
+        measured: The text and the tasks to measure on.
         root: The state root; it need not exist yet.
         result: Where the result file shall go, if anywhere.
         section: What the recipe calls ``data``.
@@ -103,12 +102,13 @@ def check_inputs(
         check_result_file(result)
     check_state_root(root)
     with told_of(section):
-        warnings = [in_section(text, section) for text in check_texts(data, measured)]
+        warnings = [in_section(text, section) for text in check_texts(data, measured.perplexity)]
+        check_items(measured)
         check_registry_of_the_user(root)
         source = resolve_source(model)
         check_model_folder(source.path)
-        require_evaluation_text(measured, source)
-        length = checked_lengths(data, measured, model_context(source.path))
+        require_evaluation_text(measured.perplexity, source)
+        length = checked_lengths(data, measured.perplexity, model_context(source.path))
     require_reader_files(source.path)
     return Ready(source, model_shape(source.path), length, {}, warnings)
 
@@ -206,6 +206,21 @@ def check_texts(calibration: CalibrationConfig, evaluation: PerplexityConfig) ->
     return []
 
 
+def check_items(evaluation: EvaluationConfig) -> None:
+    """Read the items of named tasks that lie in files.
+
+    Raises:
+        InputError: A file is missing or empty, or a line is not an item of its task.
+    """
+    if evaluation.data is None:
+        return
+    for task in evaluation.tasks:
+        try:
+            read_items(Path(evaluation.data).expanduser(), task)
+        except InputError as error:
+            raise InputError(f"{str(error).rstrip('.')}.") from error
+
+
 def check_disk(needed: int, root: Path) -> None:
     """Accept a disk with room for what a run writes at most.
 
@@ -224,10 +239,13 @@ def check_disk(needed: int, root: Path) -> None:
         )
 
 
-def only_local(data: CalibrationConfig, source: ModelFolder) -> bool:
+def only_local(data: CalibrationConfig, evaluation: EvaluationConfig, source: ModelFolder) -> bool:
     """Tell whether nothing of a run has to come from the hub."""
-    return source.revision is None and (
-        data.source != "dataset" or Path(data.path).expanduser().exists()
+    tasks_of_the_hub = evaluation.tasks and evaluation.data is None
+    return (
+        source.revision is None
+        and not tasks_of_the_hub
+        and (data.source != "dataset" or Path(data.path).expanduser().exists())
     )
 
 

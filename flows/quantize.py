@@ -7,10 +7,12 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.evaluating import measure_export
+from flows.evaluation_report import write_evaluation
 from flows.params import Recipe
 from flows.preflight import preflight
 from flows.report import Reports, publish_reports
-from flows.running import Run, calibration_set, evaluate_export, outcome, read_json, register
+from flows.running import Run, calibration_set, outcome, read_json, register
 from normtweak_core.errors import ProblemError
 from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
 from normtweak_core.quantize.report import BlockReport
@@ -51,7 +53,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     # The command has done so before it started a server; a scheduled run has not.
     for warning in preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
-    run = Run(open_job(recipe.model, recipe.seed), began)
+    run = Run(began, job=open_job(recipe.model, recipe.seed))
     calibration = calibration_set(run, recipe.calibration, "calibrate")
     settings = _settings(run, recipe)
     blocks = _quantize_blocks(run, recipe, calibration, settings, "block")
@@ -60,7 +62,8 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     export = _export(run, recipe, calibration, blocks, tuned, settings)
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.calibration)
-    metrics = evaluate_export(run, recipe.evaluation.perplexity, length, export)
+    measured = measure_export(run, recipe.evaluation, length, export)
+    metrics = measured.metrics
     reports = Reports(
         recipe=recipe,
         blocks=[_block_report(block) for block in blocks],
@@ -72,6 +75,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         export=state_root() / export.folder,
     )
     files = publish_reports(reports)
+    files += write_evaluation(reports.folder, measured, recipe.seed, recipe.name)
     registered = register(run, recipe, export, metrics, reports, files)
     rows = [_block_row(run, block) for block in blocks]
     return outcome(run, export, metrics, reports, registered, rows)

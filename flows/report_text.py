@@ -205,10 +205,32 @@ def result_rows(metrics: dict[str, float]) -> list[tuple[str, ...]]:
             measured("nll_difference/mean", sign="+"),
         ),
         ("KL divergence (nats per token)", "", measured("kl/mean", 4), ""),
+        ("the other way", "", measured("kl_reverse/mean", 4), ""),
         ("same first choice", "", _share(metrics, "top1_agreement"), ""),
+        *_task_rows(metrics),
         ("size", "", f"{metrics['size_bytes'] / 1e6:,.2f} MB", ""),
         ("bits per weight", "", f"{metrics['bits_per_weight']:.3f}", ""),
     ]
+
+
+def _task_rows(metrics: dict[str, float]) -> list[tuple[str, ...]]:
+    rows = []
+    for name in metrics:
+        measure, _, whose = name.rpartition("/")
+        if whose != "float" or not measure.endswith(("/acc", "/acc_norm")):
+            continue
+        stderr = metrics.get(f"{measure}/drop_stderr")
+        change = percent(-metrics[f"{measure}/drop"], signed=True)
+        change += "" if stderr is None else f" ± {percent(stderr)}"
+        rows.append(
+            (
+                measure,
+                _share(metrics, name),
+                _share(metrics, f"{measure}/quantized"),
+                f"{change} (p {metrics[f'{measure}/mcnemar_p']:.3g})",
+            )
+        )
+    return rows
 
 
 def _share(metrics: dict[str, float], name: str) -> str:

@@ -1,6 +1,5 @@
-"""What every flow does with its stages: run them or take their results, and evaluate an export."""
+"""What every flow does with its stages: run them or take their results, and register an export."""
 
-import hashlib
 import json
 import logging
 import time
@@ -14,20 +13,11 @@ from prefect.utilities.annotations import quote
 
 from flows.budget import peak_rss_bytes
 from normtweak_core.calibration.config import CalibrationConfig
-from normtweak_core.evaluate.config import PerplexityConfig
 from normtweak_core.evaluate.gate import gate_failures
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached_result
 from tasks.calibrate import calibrate, calibration_key
 from tasks.environment import state_root
-from tasks.evaluating import (
-    evaluate_float_stage,
-    evaluate_stage,
-    evaluation_inputs,
-    evaluation_key,
-    evaluation_length,
-    float_evaluation_key,
-)
 from tasks.job import Job
 from tasks.progress import Progress
 from tasks.registering import register_stage
@@ -37,14 +27,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Run:
-    """One execution of a recipe."""
+class Stages:
+    """The stages of one execution: run, or taken from the cache."""
 
-    job: Job
-    began: float  # of the monotonic clock: before the model was hashed
+    began: float  # of the monotonic clock: before a model was hashed
     progress: Progress = field(default_factory=Progress)
     cached: dict[str, bool] = field(default_factory=dict)
-    measured_on: str = ""  # hash of what the evaluation has read; equal where two can be compared
 
     def stage(self, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:
         """Run a stage, or take its cached result; arguments in memory are not walked through."""
@@ -56,6 +44,14 @@ class Run:
         }
         return task(key=key, **quoted)
 
+
+@dataclass
+class Run(Stages):
+    """One execution of a recipe."""
+
+    job: Job = field(kw_only=True)
+    measured_on: str = ""  # hash of what the evaluation has read; equal where two can be compared
+
     def source_facts(self, calibration: CalibrationResult) -> dict[str, str]:
         """Return names and hashes of what the result is made from."""
         return {
@@ -64,47 +60,6 @@ class Run:
             "source_sha256": self.job.fingerprint.sha256,
             "calibration_sha256": calibration.windows.sha256,
         }
-
-
-def evaluate_export(
-    run: Run,
-    config: PerplexityConfig,
-    calibration_length: int,
-    export: ExportResult,
-    name: str = "evaluate",
-) -> dict[str, float]:
-    """Return the metrics of the export beside those of the float model.
-
-    Args:
-        run: The run.
-        config: What to measure on.
-        calibration_length: Tokens per window where the recipe names no other length.
-        export: The export.
-        name: Of the stage.
-    """
-    length = evaluation_length(run.job, config, calibration_length)
-    inputs = evaluation_inputs(run.job, config, length)
-    run.measured_on = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    alone = run.stage(
-        "evaluate float",
-        float_evaluation_key(run.job, inputs),
-        evaluate_float_stage,
-        config=config,
-        length=length,
-        job=run.job,
-        progress=run.progress,
-    )
-    beside = run.stage(
-        name,
-        evaluation_key(run.job, export, inputs),
-        evaluate_stage,
-        config=config,
-        length=length,
-        job=run.job,
-        export=export,
-        progress=run.progress,
-    )
-    return beside.metrics | alone.metrics
 
 
 def calibration_set(run: Run, config: CalibrationConfig, name: str) -> CalibrationResult:

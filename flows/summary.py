@@ -28,6 +28,7 @@ def summary_lines(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("divergence", f"KL {_with_error(metrics, 'kl/mean', 'kl/stderr')} nats per token"),
         ("agreement", f"top-1 token the same at {_percent(metrics, 'top1_agreement')}"),
+        *_task_lines(metrics),
         (
             "size",
             f"{readable_bytes(metrics['size_bytes'])}, "
@@ -49,6 +50,24 @@ def summary_lines(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
     if len(problems) > PROBLEMS_SHOWN:
         lines.append(("problem", f"{len(problems) - PROBLEMS_SHOWN} more, in the block report"))
     return [("model", name), *lines, ("look at it", "normtweak ui")]
+
+
+def _task_lines(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    """Return a line for each accuracy that was measured, with how sure its change is."""
+    lines = []
+    for name in metrics:
+        measure, _, whose = name.rpartition("/")
+        if whose == "float" and measure.endswith(("/acc", "/acc_norm")):
+            task, _, kind = measure.rpartition("/")
+            lines.append(
+                (
+                    task[:11],
+                    f"{kind} {100 * metrics[name]:.1f} % -> "
+                    f"{100 * metrics[f'{measure}/quantized']:.1f} % "
+                    f"(McNemar p {metrics[f'{measure}/mcnemar_p']:.2g})",
+                )
+            )
+    return lines
 
 
 def print_summary(name: str, result: dict[str, Any]) -> None:

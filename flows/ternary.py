@@ -8,7 +8,9 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.running import Run, evaluate_export, outcome, read_json, register
+from flows.evaluating import measure_export
+from flows.evaluation_report import write_evaluation
+from flows.running import Run, outcome, read_json, register
 from flows.ternary_preflight import ternary_preflight
 from flows.ternary_recipe import TernaryRecipe
 from flows.ternary_report import TernaryReports, publish_ternary_reports, step_metrics
@@ -39,7 +41,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     began = time.monotonic()
     for warning in ternary_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
-    run = Run(open_job(recipe.model, recipe.seed), began)
+    run = Run(began, job=open_job(recipe.model, recipe.seed))
     data = training_data(run, recipe.ternary.data, "ternary.data")
     surgery = run.stage(
         "surgery",
@@ -54,7 +56,8 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     export = _export(run, recipe, data, surgery, trained)
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.ternary.data)
-    metrics = evaluate_export(run, recipe.evaluation.perplexity, length, export)
+    measured = measure_export(run, recipe.evaluation, length, export)
+    metrics = measured.metrics
     reports = TernaryReports(
         recipe=recipe,
         num_blocks=run.job.blocks[1],
@@ -68,6 +71,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         export=state_root() / export.folder,
     )
     files = publish_ternary_reports(reports)
+    files += write_evaluation(reports.folder, measured, recipe.seed, recipe.name)
     registered = register(run, recipe, export, metrics, reports, files)
     return outcome(run, export, metrics, reports, registered, []) | {
         "surgery": surgery.losses,

@@ -23,7 +23,7 @@ def ternary_preflight(recipe: TernaryRecipe, root: Path, result: Path | None = N
     found = check_inputs(
         recipe.model,
         recipe.ternary.data,
-        recipe.evaluation.perplexity,
+        recipe.evaluation,
         root,
         result,
         "ternary.data",

@@ -1,16 +1,16 @@
 """The recipe of a ternary training, as one pydantic model."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from flows.params import RegistryConfig
 from flows.recipe_file import read_with_overrides
 from flows.training_recipe import parse_training_recipe
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
-from normtweak_core.evaluate.gate import GateConfig
+from normtweak_core.evaluate.gate import GateConfig, require_measured
 from normtweak_core.export.checks import check_ternary_format
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.model.config import ModelConfig
@@ -32,6 +32,11 @@ class TernaryRecipe(BaseModel, frozen=True, extra="forbid"):
     gate: GateConfig = GateConfig()
     export: ExportConfig = ExportConfig()
     registry: RegistryConfig = RegistryConfig()
+
+    @model_validator(mode="after")
+    def _gate_asks_for_what_is_measured(self) -> Self:
+        require_measured(self.gate, self.evaluation)
+        return self
 
 
 def load_ternary_recipe(path: Path, overrides: list[str] | None = None) -> TernaryRecipe:

@@ -1,5 +1,6 @@
-"""The evaluation stages: the float model alone, once per model, and the export beside it."""
+"""The evaluation stages on a text: one model alone, once per model, and two of them in pairs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,29 +8,72 @@ from prefect import task
 
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import PerplexityConfig
-from normtweak_core.model.source import REFERENCE_PREFIX, model_context
+from normtweak_core.model.source import REFERENCE_PREFIX, ModelFolder
 from tasks import events
-from tasks.artifacts import content_hash, file_sha256
-from tasks.environment import state_root
-from tasks.job import STAGE, Job, torch_dtype
+from tasks.artifacts import file_sha256, publish_json
+from tasks.job import STAGE, Job
 from tasks.progress import Progress
 from tasks.results import Evaluation, ExportResult
+from tasks.subjects import Subject, export_subject, float_subject
 
-FLOAT_SOURCES = [
-    "normtweak_core.calibration.text",
-    "normtweak_core.evaluate.divergence",
-    "normtweak_core.model.loading",
-]
-EXPORT_SOURCES = [*FLOAT_SOURCES, "normtweak_core.export.loading"]
+SOURCES = ["normtweak_core.calibration.text", "normtweak_core.evaluate.divergence"]
 HELD_OUT_TEXT = "held-out.jsonl"
 
 
-def evaluation_text(job: Job, config: PerplexityConfig) -> Path:
-    """Return the text to evaluate on.
+@dataclass(frozen=True)
+class Text:
+    """The windows of a text to measure on."""
+
+    path: Path
+    length: int  # tokens per window
+    max_tokens: int | None  # stop after so many; None: all
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what is read, as values of a key."""
+        return {
+            "text": file_sha256(self.path),
+            "length": self.length,
+            "max_tokens": self.max_tokens,
+        }
+
+    def windows(self, subject: Subject) -> Any:
+        """Return the windows as a model's tokenizer cuts them.
+
+        Raises:
+            InputError: The text is empty, malformed or shorter than one window.
+        """
+        from normtweak_core.calibration.text import cut_windows, read_documents
+
+        windows = cut_windows(read_documents(self.path), subject.tokenizer, self.length)
+        most = None if self.max_tokens is None else max(1, self.max_tokens // self.length)
+        return windows[:most]
+
+
+def text_of(
+    config: PerplexityConfig, source: ModelFolder, calibration_length: int, context: int | None
+) -> Text:
+    """Return the text of a recipe.
+
+    Args:
+        config: What to measure on.
+        source: The float model.
+        calibration_length: Tokens per window where no other length is asked for.
+        context: The longest window the model was made for; None: no limit.
 
     Raises:
-        InputError: None is given and the model ships none, or the file does not exist.
+        InputError: The text does not exist, none is given and the model ships none, or a window is
+            longer than the model's context.
     """
+    length = config.length or calibration_length
+    if context is not None and length > context:
+        raise InputError(
+            f"evaluation.perplexity.length must be at most the model's context of {context} "
+            f"tokens; found {length}: lower it"
+        )
+    return Text(_text_path(config, source), length, config.max_tokens)
+
+
+def _text_path(config: PerplexityConfig, source: ModelFolder) -> Path:
     if config.path is not None:
         path = Path(config.path).expanduser()
         if not path.is_file():
@@ -37,102 +81,95 @@ def evaluation_text(job: Job, config: PerplexityConfig) -> Path:
                 f"evaluation.perplexity.path must be a text file; {config.path} does not exist"
             )
         return path
-    if not job.source.name.startswith(REFERENCE_PREFIX):
+    if not source.name.startswith(REFERENCE_PREFIX):
         raise InputError(
             "evaluation.perplexity.path is required for a model that ships no held-out text; "
-            f"found none for {job.source.name}: give a .txt or .jsonl file"
+            f"found none for {source.name}: give a .txt or .jsonl file"
         )
-    return job.folder / HELD_OUT_TEXT
+    return source.path / HELD_OUT_TEXT
 
 
-def evaluation_length(job: Job, config: PerplexityConfig, calibration_length: int) -> int:
-    """Return the tokens per window.
-
-    Raises:
-        InputError: More is asked than the model's context holds.
-    """
-    length, context = config.length or calibration_length, model_context(job.folder)
-    if context is not None and length > context:
-        raise InputError(
-            f"evaluation.perplexity.length must be at most the model's context of {context} "
-            f"tokens; found {length}: lower it"
-        )
-    return length
+def alone_key(subject: Subject, text: Text) -> str:
+    """Return the key of a model's evaluation by itself."""
+    return subject.key("evaluate-alone", text.inputs(), SOURCES)
 
 
-def evaluation_inputs(job: Job, config: PerplexityConfig, length: int) -> dict[str, Any]:
-    """Return the recipe fields and hashes that an evaluation reads."""
-    return {
-        "text": file_sha256(evaluation_text(job, config)),
-        "length": length,
-        "max_tokens": config.max_tokens,
-        "model": job.fingerprint.sha256,
-        "tokenizer": job.tokenizer_sha256,
-    }
+def pair_key(subject: Subject, beside: Subject, text: Text) -> str:
+    """Return the key of a model's evaluation beside its float model."""
+    return subject.key("evaluate", text.inputs(), SOURCES, beside)
 
 
-def float_evaluation_key(job: Job, inputs: dict[str, Any]) -> str:
-    """Return the key of the float model's evaluation."""
-    return job.key("evaluate-float", parents=[], inputs=inputs, sources=FLOAT_SOURCES)
+def float_evaluation_key(job: Job, text: Text) -> str:
+    """Return the key of the float model's evaluation in a run."""
+    return alone_key(float_subject(job), text)
 
 
-def evaluation_key(job: Job, export: ExportResult, inputs: dict[str, Any]) -> str:
-    """Return the key of an export's evaluation."""
-    return job.key(
-        "evaluate", parents=[content_hash(export)], inputs=inputs, sources=EXPORT_SOURCES
-    )
+def evaluation_key(job: Job, export: ExportResult, text: Text) -> str:
+    """Return the key of an export's evaluation in a run."""
+    return pair_key(export_subject(job, export), float_subject(job), text)
 
 
-def evaluation_windows(job: Job, config: PerplexityConfig, length: int) -> Any:
-    """Return the windows of the evaluation text, up to ``max_tokens``.
+@task(task_run_name="{label}", **STAGE)
+def evaluate_alone_stage(
+    key: str, label: str, text: Any, subject: Any, progress: Any
+) -> Evaluation:
+    """Return how well a model predicts a text; metrics are called ``float``.
 
     Raises:
         InputError: The text is empty, malformed or shorter than one window.
+        NonFiniteError: A logit is NaN or infinite.
     """
-    from transformers import AutoTokenizer
-
-    from normtweak_core.calibration.text import cut_windows, read_documents
-
-    tokenizer = AutoTokenizer.from_pretrained(job.folder)
-    windows = cut_windows(read_documents(evaluation_text(job, config)), tokenizer, length)
-    return windows if config.max_tokens is None else windows[: max(1, config.max_tokens // length)]
-
-
-@task(task_run_name="evaluate-float", **STAGE)
-def evaluate_float_stage(
-    key: str, config: PerplexityConfig, length: int, job: Any, progress: Any
-) -> Evaluation:
-    """Return how well the float model predicts the text."""
     from normtweak_core.evaluate.divergence import perplexity
-    from normtweak_core.model.loading import load_causal_lm
 
-    events.record("evaluate-float", part="begin")
+    events.record(label, part="begin")
     bar: Progress = progress
-    model = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
-    with bar.stage("evaluate float model", "windows") as advance:
-        result = perplexity(model, evaluation_windows(job, config, length), advance)
-    return Evaluation(metrics=result.metrics("float"))
+    windows = text.windows(subject)
+    with bar.stage(label, "windows") as advance:
+        result = perplexity(subject.model, windows, advance)
+    details = {"tokens_sha256": tokens_sha256(windows)} | result.model_dump(mode="json")
+    return Evaluation(
+        metrics=result.metrics("float"), details=publish_json("evaluation", key, details)
+    )
 
 
-@task(task_run_name="evaluate", **STAGE)
-def evaluate_stage(
-    key: str, config: PerplexityConfig, length: int, job: Any, export: Any, progress: Any
+@task(task_run_name="{label}", **STAGE)
+def evaluate_pair_stage(
+    key: str, label: str, text: Any, subject: Any, beside: Any, progress: Any
 ) -> Evaluation:
-    """Return the export's metrics beside the float model's, as reloaded from the export.
+    """Return a model's metrics beside those of its float model, on the same tokens.
 
     Raises:
+        InputError: The tokenizers differ, the text is too short, or the vocabularies differ.
         NonFiniteError: A logit is NaN or infinite.
     """
     from normtweak_core.evaluate.divergence import compare
-    from normtweak_core.export.loading import load_export
-    from normtweak_core.model.loading import load_causal_lm
 
-    events.record("evaluate", part="begin")
+    events.record(label, part="begin")
     bar: Progress = progress
-    dtype = torch_dtype(job.model.dtype)
-    float_model = load_causal_lm(job.folder, dtype, job.device)
-    quantized = load_export(state_root() / export.folder, job.folder, dtype, job.device)
-    with bar.stage("evaluate export", "windows") as advance:
-        result = compare(quantized, float_model, evaluation_windows(job, config, length), advance)
-    sizes = {"bits_per_weight": export.bits_per_weight, "size_bytes": float(export.size_bytes)}
-    return Evaluation(metrics=result.metrics() | sizes)
+    windows = text.windows(beside)
+    require_same_tokens(windows, text.windows(subject), beside.name, subject.name)
+    with bar.stage(label, "windows") as advance:
+        result = compare(subject.model, beside.model, windows, advance)
+    details = {"tokens_sha256": tokens_sha256(windows)} | result.model_dump(mode="json")
+    return Evaluation(metrics=result.metrics(), details=publish_json("evaluation", key, details))
+
+
+def require_same_tokens(expected: Any, found: Any, expected_name: str, found_name: str) -> None:
+    """Accept two tokenizers that cut the same windows.
+
+    Raises:
+        InputError: They do not.
+    """
+    if expected.shape == found.shape and bool((expected == found).all()):
+        return
+    raise InputError(
+        f"both models must read the same tokens; the tokenizer of {found_name} cuts the text into "
+        f"others than that of {expected_name}: compare models that share a tokenizer"
+    )
+
+
+def tokens_sha256(windows: Any) -> str:
+    """Return the hash of the token ids that were predicted: equal where models can be compared."""
+    import hashlib
+
+    return hashlib.sha256(windows.numpy().tobytes() + str(list(windows.shape)).encode()).hexdigest()

@@ -15,7 +15,7 @@ from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.fingerprint import ModelFingerprint, fingerprint
 from normtweak_core.model.layout import block_list
-from normtweak_core.model.source import ModelFolder, resolve_device, resolve_source
+from normtweak_core.model.source import ModelFolder, model_context, resolve_device, resolve_source
 from tasks.artifacts import file_sha256
 from tasks.caching import StageSerializer, stage_key, stage_policy
 
@@ -45,6 +45,11 @@ class Job:
     def folder(self) -> Path:
         """Folder of the float model."""
         return self.source.path
+
+    @functools.cached_property
+    def context(self) -> int | None:
+        """The longest window the model was made for; None: it has no limit."""
+        return model_context(self.folder)
 
     @functools.cached_property
     def blocks(self) -> tuple[str, int]:
@@ -98,7 +103,7 @@ def open_job(model: ModelConfig, seed: int) -> Job:
     return Job(
         source=source,
         fingerprint=fingerprint(source.path),
-        tokenizer_sha256=_tokenizer_sha256(source.path),
+        tokenizer_sha256=tokenizer_hash(source.path),
         generation_sha256=file_sha256(generation) if generation.is_file() else None,
         model=model,
         device=resolve_device(model.device),
@@ -107,8 +112,8 @@ def open_job(model: ModelConfig, seed: int) -> Job:
     )
 
 
-def _tokenizer_sha256(folder: Path) -> str:
-    """Return the hashes of the tokenizer's files, and the one entry it reads of config.json.
+def tokenizer_hash(folder: Path) -> str:
+    """Return the hashes of a folder's tokenizer files, and the one entry it reads of config.json.
 
     AutoTokenizer tells by `transformers_version` whether a Mistral tokenizer is to be mended. The
     model's fingerprint leaves it out, so that who saved the model does not redo its blocks.

@@ -75,6 +75,14 @@ class VerificationResult(BaseModel, frozen=True):
 
 
 class Evaluation(BaseModel, frozen=True):
-    """Flat metric names and values."""
+    """Flat metric names and values, and what they were computed from, window by window."""
 
     metrics: dict[str, float]
+    details: ArtifactRef
+
+
+class TaskEvaluation(BaseModel, frozen=True):
+    """A model's score of every item of a task, as `TaskScores`."""
+
+    task: str
+    scores: ArtifactRef

@@ -139,18 +139,30 @@ def _open_hub(path: str, revision: str | None) -> "datasets.IterableDataset":
     import datasets
 
     name, configuration = split_hub_name(path)
-    builder = datasets.load_dataset_builder(name, configuration, revision=revision)
+    builder = hub_builder(path, revision)
+    splits = datasets.get_dataset_split_names(name, configuration, revision=revision)
+    _require_train(path, splits)
+    if revision is not None:
+        remember_revision(name)
+    return builder.as_streaming_dataset(split="train")
+
+
+def hub_builder(path: str, revision: str | None) -> "datasets.DatasetBuilder":
+    """Return the builder of a hub data set ``name:configuration`` at a commit.
+
+    Raises:
+        InputError: The hub is out of reach, and another commit is all that was prepared here.
+    """
+    import datasets
+
+    builder = datasets.load_dataset_builder(*split_hub_name(path), revision=revision)
     # Without the hub, datasets takes whatever copy it prepared last and ignores the revision.
     if revision is not None and builder.hash != revision:
         raise InputError(
             f"data set {path} must be read at commit {revision}; only commit {builder.hash} is "
             "here: connect to the hub, or give a file"
         )
-    splits = datasets.get_dataset_split_names(name, configuration, revision=revision)
-    _require_train(path, splits)
-    if revision is not None:
-        remember_revision(name)
-    return builder.as_streaming_dataset(split="train")
+    return builder
 
 
 def _require_train(path: str, splits: list[str]) -> None:

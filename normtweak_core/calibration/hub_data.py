@@ -23,8 +23,12 @@ def split_hub_name(path: str) -> tuple[str, str | None]:
     return name, configuration or None
 
 
-def hub_data_revision(path: str) -> str:
+def hub_data_revision(path: str, key: str = "calibration.path") -> str:
     """Return the commit that a hub data set is at; without the hub, the one last seen here.
+
+    Args:
+        path: ``name`` or ``name:configuration``.
+        key: What to call it in a message.
 
     Writes nothing. ``HF_HUB_OFFLINE`` and the cache folder are huggingface_hub's own settings.
 
@@ -44,7 +48,7 @@ def hub_data_revision(path: str) -> str:
             log.warning("the hub is out of reach: data set %s is the one last seen here", name)
         except (HfHubHTTPError, HFValidationError) as error:
             raise InputError(
-                f"calibration.path must be a file, a folder or a hub data set that you can read; "
+                f"{key} must be a file, a folder or a hub data set that you can read; "
                 f"{path} is not: {' '.join(str(error).split())}"
             ) from error
     known = _cached_ref(name)

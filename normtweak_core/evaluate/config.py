@@ -1,6 +1,19 @@
 """What the quantized model is measured on."""
 
-from pydantic import BaseModel, Field
+from typing import Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+TaskName = Literal[
+    "lambada_openai",
+    "hellaswag",
+    "piqa",
+    "winogrande",
+    "arc_easy",
+    "arc_challenge",
+    "openbookqa",
+    "boolq",
+]
 
 
 class PerplexityConfig(BaseModel, frozen=True, extra="forbid"):
@@ -17,5 +30,29 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     """The evaluation of one model."""
 
     perplexity: PerplexityConfig = PerplexityConfig()
-    tasks: list[str] = Field([], max_length=0, description="Not built yet: must stay empty.")
-    data: None = Field(None, description="Not built yet: must stay null.")
+    tasks: list[TaskName] = Field([], description="Named tasks of lm-eval to score as well.")
+    data: str | None = Field(
+        None,
+        description="Folder of the tasks' items, as TASK/*.jsonl with the fields of the hub's data "
+        "set; null: the data sets themselves, from the hub.",
+    )
+    max_items: int | None = Field(
+        None, ge=2, description="Only so many items of each task, from the first; null: all."
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _are_named_once(cls, tasks: list[str]) -> list[str]:
+        if len(set(tasks)) != len(tasks):
+            raise ValueError(f"evaluation.tasks must name each task once; found {tasks}")
+        return tasks
+
+    @model_validator(mode="after")
+    def _has_tasks_for_what_only_they_read(self) -> "EvaluationConfig":
+        for key in ("data", "max_items"):
+            if not self.tasks and getattr(self, key) is not None:
+                raise ValueError(
+                    f"evaluation.{key} is read by named tasks alone; found evaluation.tasks empty: "
+                    "name tasks or leave it out"
+                )
+        return self

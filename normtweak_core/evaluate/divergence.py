@@ -67,6 +67,7 @@ def compare(
     nll_float: list[float] = []
     nll_quantized: list[float] = []
     kl: list[float] = []
+    reverse: list[float] = []
     agreement: list[float] = []
     for batch in _batches(windows, batch_size, (quantized_model, float_model)):
         done = len(kl)
@@ -80,8 +81,9 @@ def compare(
             )
         nll_quantized += _window_nll(quantized, batch).tolist()
         nll_float += _window_nll(reference, batch).tolist()
-        window_kl, window_agreement = _window_divergence(quantized, reference)
+        window_kl, window_reverse, window_agreement = _window_divergence(quantized, reference)
         kl += window_kl.tolist()
+        reverse += window_reverse.tolist()
         agreement += window_agreement.tolist()
         if progress:
             progress(len(kl), len(windows))
@@ -90,6 +92,7 @@ def compare(
         float_result=FloatResult(tokens=tokens, window_nll=nll_float),
         quantized_result=FloatResult(tokens=tokens, window_nll=nll_quantized),
         window_kl=kl,
+        window_kl_reverse=reverse,
         window_agreement=agreement,
     )
 
@@ -157,13 +160,15 @@ def _window_nll(
 def _window_divergence(
     quantized: Float[Tensor, "batch predicted vocab"],
     reference: Float[Tensor, "batch predicted vocab"],
-) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"]]:
-    """Return KL(float || quantized) and top-1 agreement, the mean over each window's tokens."""
-    kl, same = [], []
+) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"], Float64[Tensor, " batch"]]:
+    """Return KL both ways and top-1 agreement, the mean over each window's tokens."""
+    kl, reverse, same = [], [], []
     for q, f in zip(_chunks(quantized), _chunks(reference), strict=True):
         # Both terms near 0 cancel in the sum over the vocabulary: multiply and add in float64.
         log_q, log_f = q.float().log_softmax(-1).double(), f.float().log_softmax(-1).double()
-        kl.append((log_f.exp() * (log_f - log_q)).sum(-1))
+        difference = log_f - log_q
+        kl.append((log_f.exp() * difference).sum(-1))
+        reverse.append(-(log_q.exp() * difference).sum(-1))
         same.append((q.argmax(-1) == f.argmax(-1)).double())
     shape = quantized.shape[:2]
-    return torch.cat(kl).view(shape).mean(1), torch.cat(same).view(shape).mean(1)
+    return tuple(torch.cat(part).view(shape).mean(1) for part in (kl, reverse, same))

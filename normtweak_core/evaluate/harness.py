@@ -20,9 +20,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from normtweak_core.errors import NonFiniteError
+from normtweak_core.calibration.dataset import hub_builder
+from normtweak_core.calibration.hub_data import remember_revision, split_hub_name
+from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.evaluate.task_scores import TaskScores
 from normtweak_core.evaluate.tasks import TASKS
+from normtweak_core.model.architecture import first_line
 
 BATCH = 16  # sequences of one forward pass
 SPLIT = "items"
@@ -38,6 +41,7 @@ def score_task(
     items: list[dict[str, Any]] | None,
     max_items: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    revision: str | None = None,
 ) -> TaskScores:
     """Return how a model answers the items of a task.
 
@@ -48,12 +52,14 @@ def score_task(
         items: From `read_items`; None: the data set that lm-eval names, from the hub.
         max_items: Only so many, from the beginning.
         progress: Called with the sequences done and those in all.
+        revision: Commit of the data set on the hub, where no items are given.
 
     Raises:
+        InputError: The data set cannot be had at that commit.
         NonFiniteError: The model gives an answer a likelihood of NaN.
     """
     with _undisturbed():
-        loaded = _load(task, items)
+        loaded = _load_local(task, items) if items is not None else _load_hub(task, revision)
         loaded.set_config(key="num_fewshot", value=0)
         # Not `simple_evaluate`, which sets the global generators, and takes longer to describe the
         # machine than a small task takes.
@@ -80,23 +86,41 @@ def score_task(
     return TaskScores(task=task, version=str(results["versions"][task]), values=values)
 
 
-def _load(task: str, items: list[dict[str, Any]] | None) -> Any:
-    """Return lm-eval's task; of local items, in the place of its own data set."""
-    folder = Path(lm_eval.__file__).parent / "tasks" / TASKS[task].folder
-    manager = TaskManager(include_path=folder, include_defaults=False)
-    if items is None:
-        return manager.load(task)["tasks"][task]
+def _load_hub(task: str, revision: str | None) -> Any:
+    """Return lm-eval's task with the data set that it names, at a commit."""
+    path = TASKS[task].hub
+    try:
+        hub_builder(path, revision)
+        loaded = _load(task, {"dataset_kwargs": {"revision": revision}})
+    except (OSError, ValueError) as error:  # of datasets: it has many, all of them one of these
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the data set {path} of {task} must be readable; it is not: {first_line(error)}. Give "
+            "its items as files with evaluation.data"
+        ) from error
+    remember_revision(split_hub_name(path)[0])
+    return loaded
+
+
+def _load_local(task: str, items: list[dict[str, Any]]) -> Any:
+    """Return lm-eval's task with items in the place of its own data set."""
     rows = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(items)})
     local = {
-        "task": task,
         "custom_dataset": lambda **_: rows,
         "training_split": None,
         "validation_split": None,
         "fewshot_split": None,
         "test_split": SPLIT,
     }
+    return _load(task, local)
+
+
+def _load(task: str, replaced: dict[str, Any]) -> Any:
+    folder = Path(lm_eval.__file__).parent / "tasks" / TASKS[task].folder
+    manager = TaskManager(include_path=folder, include_defaults=False)
     # A group, since only its members are the registered task with some of its keys replaced.
-    return manager.load({"group": "local", "task": [local]})["tasks"][task]
+    return manager.load({"group": "ours", "task": [{"task": task, **replaced}]})["tasks"][task]
 
 
 class _Model(HFLM):

@@ -66,12 +66,18 @@ class Comparison(BaseModel, frozen=True):
     float_result: FloatResult
     quantized_result: FloatResult
     window_kl: list[float]  # KL(float || quantized), nats per token, one mean per window
+    window_kl_reverse: list[float]  # KL(quantized || float), the same way
     window_agreement: list[float]  # share of tokens where both models rank the same token first
 
     @property
     def kl(self) -> Estimate:
         """Mean KL divergence of the quantized from the float model, nats per token."""
         return Estimate.of(self.window_kl)
+
+    @property
+    def kl_reverse(self) -> Estimate:
+        """Mean KL divergence of the float from the quantized model, nats per token."""
+        return Estimate.of(self.window_kl_reverse)
 
     @property
     def top1_agreement(self) -> Estimate:
@@ -92,6 +98,7 @@ class Comparison(BaseModel, frozen=True):
             **named("perplexity/ratio", self.nll_difference.exp()),
             **named("nll_difference", self.nll_difference, "/mean"),
             **named("kl", self.kl, "/mean"),
+            **named("kl_reverse", self.kl_reverse, "/mean"),
             **named("top1_agreement", self.top1_agreement),
         }
 

@@ -5,6 +5,7 @@ of an item are those of the data set that lm-eval would download, so that a file
 is read as it is.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,30 +20,60 @@ class NamedTask:
     """Where lm-eval keeps a task, and what an item of it looks like."""
 
     folder: str  # below lm-eval's own folder of tasks
+    hub: str  # the data set that lm-eval takes its items from, and its configuration
     fields: dict[str, type | tuple[type, ...]]
     lists: tuple[str, ...] = ()  # keys of `choices`, lists of one length
 
 
 CHOICES = ("text", "label")
 TASKS = {
-    "lambada_openai": NamedTask("lambada", {"text": str}),
+    "lambada_openai": NamedTask("lambada", "EleutherAI/lambada_openai:default", {"text": str}),
     "hellaswag": NamedTask(
         "hellaswag",
+        "Rowan/hellaswag",
         {"ctx_a": str, "ctx_b": str, "activity_label": str, "endings": list, "label": (str, int)},
     ),
-    "piqa": NamedTask("piqa", {"goal": str, "sol1": str, "sol2": str, "label": int}),
+    "piqa": NamedTask("piqa", "baber/piqa", {"goal": str, "sol1": str, "sol2": str, "label": int}),
     "winogrande": NamedTask(
-        "winogrande", {"sentence": str, "option1": str, "option2": str, "answer": str}
+        "winogrande",
+        "allenai/winogrande:winogrande_xl",
+        {"sentence": str, "option1": str, "option2": str, "answer": str},
     ),
-    "arc_easy": NamedTask("arc", {"question": str, "choices": dict, "answerKey": str}, CHOICES),
+    "arc_easy": NamedTask(
+        "arc",
+        "allenai/ai2_arc:ARC-Easy",
+        {"question": str, "choices": dict, "answerKey": str},
+        CHOICES,
+    ),
     "arc_challenge": NamedTask(
-        "arc", {"question": str, "choices": dict, "answerKey": str}, CHOICES
+        "arc",
+        "allenai/ai2_arc:ARC-Challenge",
+        {"question": str, "choices": dict, "answerKey": str},
+        CHOICES,
     ),
     "openbookqa": NamedTask(
-        "openbookqa", {"question_stem": str, "choices": dict, "answerKey": str}, CHOICES
+        "openbookqa",
+        "allenai/openbookqa:main",
+        {"question_stem": str, "choices": dict, "answerKey": str},
+        CHOICES,
     ),
-    "boolq": NamedTask("super_glue/boolq", {"question": str, "passage": str, "label": int}),
+    "boolq": NamedTask(
+        "super_glue/boolq", "aps/super_glue:boolq", {"question": str, "passage": str, "label": int}
+    ),
 }
+
+
+def items_sha256(data: Path, task: str) -> str:
+    """Return one hash of the files that hold a task's items, in their order.
+
+    Raises:
+        InputError: There is none.
+    """
+    digest = hashlib.sha256()
+    for file in item_files(data, task):
+        digest.update(file.read_bytes())
+        digest.update(b"\n")
+    return digest.hexdigest()
 
 
 def item_files(data: Path, task: str) -> list[Path]:

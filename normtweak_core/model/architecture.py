@@ -22,6 +22,7 @@ CONTEXT_KEYS = (
     "max_sequence_length",
     "n_ctx",
 )
+OPENED_METHODS = ("compressed-tensors", "bitnet", "gptq")
 DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 
 
@@ -99,6 +100,24 @@ def check_decoder(config: dict[str, Any], name: str) -> None:
             f"the model must be a causal language model (...ForCausalLM); {name} is "
             f"{', '.join(found)}. Choose a causal language model."
         )
+
+
+def quantization_method(folder: Path) -> str | None:
+    """Return how a folder's model is quantized; None: it is a float model.
+
+    Raises:
+        InputError: In a way that nothing here opens.
+    """
+    config = read_config(folder).get("quantization_config")
+    if not config:
+        return None
+    method = config.get("quant_method", "an unnamed method")
+    if method not in OPENED_METHODS:
+        raise InputError(
+            f"a quantized model must be {', '.join(OPENED_METHODS)} or a GGUF file; {folder} is "
+            f"quantized with {method}, which nothing here opens: convert it to one of them"
+        )
+    return method
 
 
 def model_context(folder: Path) -> int | None:

@@ -24,7 +24,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedM
     config = load_config(folder)
     stored_tensors(folder)
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -52,7 +52,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedM
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Keep transformers from drawing its own bar for the time of a load."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

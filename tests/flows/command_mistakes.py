@@ -146,11 +146,12 @@ COMMANDS = {
         "the hub cache: run `hf download nobody/nothing-of-this-name` first.",
     ),
 }  # fmt: skip
-for command in ("evaluate", "ablate", "sweep", "rebuild"):
+for command in ("ablate", "sweep", "rebuild"):
     COMMANDS[f"the command {command}"] = (
         f"{command} x --task y",
         f"normtweak {command} is not built yet; built are quantize, ternary, finetune, "
-        "plan, polynomial, verify, promote, rollback, clean, reference, ui, serve.",
+        "plan, polynomial, evaluate, compare, verify, promote, rollback, clean, reference, ui, "
+        "serve.",
     )
 
 PLACES = {

@@ -99,12 +99,32 @@ OPTIONS = {
         "quantize: run that, or remove the section.",
     ),
     "evaluation tasks": (
-        "--set evaluation.tasks=[piqa]",
-        "evaluation.tasks is not built yet; found ['piqa']: remove it or leave it at [].",
+        "--set evaluation.tasks=[quiz]",
+        "evaluation.tasks must be lambada_openai, hellaswag, piqa, winogrande, arc_easy, "
+        "arc_challenge, openbookqa or boolq; found 'quiz'.",
+    ),
+    "a task twice": (
+        "--set evaluation.tasks=[piqa,piqa]",
+        "evaluation.tasks must name each task once; found ['piqa', 'piqa'].",
+    ),
+    "items that are not there": (
+        "--set evaluation.tasks=[piqa] --set evaluation.data={0}/items",
+        "evaluation.data must hold the items of piqa as {0}/items/piqa/*.jsonl; there is no such "
+        "file: save the data set's evaluation split there, one JSON object a line.",
+    ),
+    "a gate on a task that is not evaluated": (
+        "--set gate.max_accuracy_drop={{piqa: 0.02}}",
+        "gate.max_accuracy_drop must name evaluated tasks; piqa is not in evaluation.tasks, which "
+        "is []: add it there.",
+    ),
+    "a gate on no task at all": (
+        "--set gate.max_accuracy_drop={{quiz: 0.02}}",
+        "X",
     ),
     "evaluation data": (
         "--set evaluation.data=x",
-        "evaluation.data is not built yet; found 'x': remove it or leave it at null.",
+        "evaluation.data is read by named tasks alone; found evaluation.tasks empty: name tasks "
+        "or leave it out.",
     ),
     "bitnet": (
         "--set export.format=bitnet",

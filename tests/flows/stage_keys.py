@@ -13,8 +13,27 @@ GATE = {
     "gate.max_perplexity_ratio",
     "gate.max_kl",
     "gate.min_top1_agreement",
+    "gate.max_accuracy_drop",
+    "gate.confidence",
     "registry.promote_to",
 }
+
+TASK_ITEMS = Path(__file__).parents[1] / "data" / "tasks"
+# Keys that only named tasks read: another value, and what stands beside it before and after.
+TASKED = {"evaluation.data": str(TASK_ITEMS), "evaluation.tasks": ["piqa"]}
+TASK_KEYS = {
+    "evaluation.tasks": (["piqa", "boolq"], TASKED),
+    "evaluation.max_items": (5, TASKED),
+    "evaluation.data": ("{0}/tasks", TASKED),
+}
+
+
+def write_other_items(folder: Path) -> None:
+    """Write the first nine items of a task below a folder."""
+    place = folder / "tasks" / "piqa"
+    place.mkdir(parents=True)
+    lines = (TASK_ITEMS / "piqa" / "items.jsonl").read_text().splitlines(keepends=True)
+    (place / "items.jsonl").write_text("".join(lines[:9]))
 
 
 def changed(values: dict, key: str, value: object) -> dict:
@@ -36,16 +55,13 @@ def stage_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
     from tasks.blocks import block_key
     from tasks.calibrate import calibration_key, calibration_length
     from tasks.chain import ChainSettings
-    from tasks.evaluating import (
-        evaluation_inputs,
-        evaluation_key,
-        evaluation_length,
-        float_evaluation_key,
-    )
+    from tasks.evaluating import evaluation_key, float_evaluation_key, text_of
     from tasks.exporting import export_key, verify_key
     from tasks.float_type import float_type_key
     from tasks.job import open_job
     from tasks.results import BlockResult, CalibrationResult, ExportResult, FinalTuneResult
+    from tasks.subjects import export_subject, float_subject
+    from tasks.task_scoring import items_of, task_key
     from tasks.tune import final_tune_key
 
     job = dataclasses.replace(open_job(recipe.model, recipe.seed), device=device)
@@ -69,10 +85,12 @@ def stage_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
     write_manifest(state_root() / export.folder, recipe.export.format)
     keys["verify"] = verify_key(job, export)
     length = calibration_length(job, recipe.calibration)
-    length = evaluation_length(job, recipe.evaluation.perplexity, length)
-    inputs = evaluation_inputs(job, recipe.evaluation.perplexity, length)
-    keys["evaluate float"] = float_evaluation_key(job, inputs)
-    keys["evaluate"] = evaluation_key(job, export, inputs)
+    text = text_of(recipe.evaluation.perplexity, job.source, length, job.context)
+    keys["evaluate float"] = float_evaluation_key(job, text)
+    keys["evaluate"] = evaluation_key(job, export, text)
+    for items in items_of(recipe.evaluation):
+        keys[f"evaluate float: {items.task}"] = task_key(float_subject(job), items)
+        keys[f"evaluate: {items.task}"] = task_key(export_subject(job, export), items)
     return keys
 
 

@@ -9,7 +9,7 @@ from flows.finetune_recipe import FinetuneRecipe, parse_finetune_recipe
 from flows.params import NOT_BUILT
 from flows.recipe_errors import known_keys
 from normtweak_core.finetune.source import ExportSource
-from tests.flows.stage_keys import GATE, changed, made
+from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, write_other_items
 from tests.flows.tiny_model import recipe_values, variables_of, write_project
 
 OTHER = {
@@ -34,6 +34,7 @@ OTHER = {
 }
 # Read only beside another key.
 BESIDE = {
+    **TASK_KEYS,
     "finetune.lora.rank": (4, {"finetune.lora.lr_ratio": 0.1}),
     "finetune.lora.lr_ratio": (0.2, {"finetune.lora.rank": 4}),
     "finetune.data.languages": (
@@ -50,12 +51,14 @@ ELSEWHERE = {
 
 def keys_of(values: dict, project) -> dict[str, str]:
     from tasks.calibrate import calibration_key, calibration_length
-    from tasks.evaluating import evaluation_inputs, evaluation_length, float_evaluation_key
+    from tasks.evaluating import float_evaluation_key, text_of
     from tasks.finetune_blocks import TrainedBlockResult, trained_block_key
     from tasks.finetune_source import StartingPoint
     from tasks.finetuning import finetune_export_key, finetune_origin
     from tasks.job import open_job
     from tasks.results import CalibrationResult, ExportResult
+    from tasks.subjects import float_subject
+    from tasks.task_scoring import items_of, task_key
     from tasks.training import SegmentResult, segment_key
 
     recipe = parse_finetune_recipe(values)
@@ -76,15 +79,18 @@ def keys_of(values: dict, project) -> dict[str, str]:
     trained = made(SegmentResult, keys["train"])
     keys["export"] = finetune_export_key(job, start, trained, recipe.export)
     measured = recipe.evaluation.perplexity
-    length = evaluation_length(job, measured, calibration_length(job, config.data))
-    inputs = evaluation_inputs(job, measured, length)
-    return keys | {"evaluate float": float_evaluation_key(job, inputs)}
+    text = text_of(measured, job.source, calibration_length(job, config.data), job.context)
+    keys["evaluate float"] = float_evaluation_key(job, text)
+    for items in items_of(recipe.evaluation):
+        keys[f"evaluate float: {items.task}"] = task_key(float_subject(job), items)
+    return keys
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("leaves")
     write_project(folder)
+    write_other_items(folder)
     with variables_of(folder / "state") as root:
         from tasks.environment import default_variables
 

@@ -8,7 +8,9 @@ from flows import budget
 from flows.params import parse_recipe
 from flows.preflight import check_disk, check_state_root, only_local, preflight
 from normtweak_core.errors import InputError
+from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.model.source import ModelFolder
+from tests.flows.stage_keys import TASK_ITEMS
 from tests.flows.tiny_model import (
     HIDDEN,
     SHAPES,
@@ -136,7 +138,15 @@ def test_each_kind_of_vocabulary_that_readers_open_is_accepted(project, tmp_path
 def test_the_hub_is_left_out_where_nothing_comes_from_it(project, source, revision, local):
     data = {} if source == "text" else {"source": "dataset", "path": source}
     wanted = recipe(project, calibration=recipe_values(project)["calibration"] | data)
-    assert only_local(wanted.calibration, ModelFolder(project, "x", revision)) is local
+    source = ModelFolder(project, "x", revision)
+    assert only_local(wanted.calibration, wanted.evaluation, source) is local
+
+
+def test_tasks_without_files_need_the_hub(project):
+    source = ModelFolder(project, "x", None)
+    for data, local in ((None, False), (str(TASK_ITEMS), True)):
+        named = EvaluationConfig(tasks=["piqa"], data=data)
+        assert only_local(recipe(project).calibration, named, source) is local
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from flows.params import NOT_BUILT, Recipe, parse_recipe
 from flows.recipe_errors import known_keys
 from normtweak_core.errors import InputError
-from tests.flows.stage_keys import GATE, changed, stage_keys
+from tests.flows.stage_keys import GATE, TASK_KEYS, changed, stage_keys, write_other_items
 from tests.flows.tiny_model import recipe_values, variables_of, write_model, write_project
 
 # Another accepted value of each key. A new key of the recipe fails here until it is listed.
@@ -56,6 +56,7 @@ ELSEWHERE = {"model.revision", "model.device", "ternary", "finetune"}
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("leaves")
     write_project(folder)
+    write_other_items(folder)
     write_model(folder / "other-model", seed=1)
     with variables_of(folder / "state") as root:
         import os
@@ -77,6 +78,7 @@ def test_every_key_of_the_recipe_is_accounted_for():
         *OTHER,
         *GENERATED,
         *SYMMETRIC,
+        *TASK_KEYS,
         *NO_STAGE,
         *ELSEWHERE,
         *NOT_BUILT,
@@ -94,6 +96,19 @@ def test_changing_a_key_changes_a_stage(key, project, base):
     value = value.format(project) if isinstance(value, str) else value
     recipe = parse_recipe(changed(recipe_values(project), key, value))
     assert stage_keys(recipe) != base
+
+
+@pytest.mark.parametrize("key", TASK_KEYS)
+def test_what_only_tasks_read_changes_their_stages_alone(key, project):
+    value, beside = TASK_KEYS[key]
+    value = value.format(project) if isinstance(value, str) else value
+    before, after = (
+        stage_keys(parse_recipe(with_values(project, changes)))
+        for changes in (beside, beside | {key: value})
+    )
+    differing = {name for name in before.keys() | after if before.get(name) != after.get(name)}
+    task = "boolq" if key == "evaluation.tasks" else "piqa"
+    assert differing == {f"evaluate float: {task}", f"evaluate: {task}"}
 
 
 def test_the_levels_of_a_symmetric_grid_change_a_stage(project):

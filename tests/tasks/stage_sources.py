@@ -17,7 +17,7 @@ FOLDER = Path(tasks.__file__).parent
 NOT_FOLLOWED = {
     ("tasks.job", "Job"),
     ("tasks.calibrate", "calibration_length"),
-    ("tasks.evaluating", "evaluation_text"),
+    ("tasks.subjects", "Subject"),  # counts the opener of each model itself
     ("tasks.artifacts", "publish"),
     ("tasks.artifacts", "publish_json"),
     ("tasks.artifacts", "ArtifactRef"),
@@ -40,8 +40,6 @@ class DeclaredStage:
 CONSTANTS = {
     "export_stage": "EXPORT_SOURCES",
     "verify_stage": "VERIFY_SOURCES",
-    "evaluate_float_stage": "FLOAT_SOURCES",
-    "evaluate_stage": "EXPORT_SOURCES",
     "finetune_export_stage": "EXPORT_SOURCES",
 }
 

@@ -1,6 +1,8 @@
 """What a stage reads besides the recipe is in its key: code it runs, files, versions, readers."""
 
+import dataclasses
 import importlib.metadata
+import inspect
 import json
 from pathlib import Path
 
@@ -38,7 +40,8 @@ def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 def test_every_cached_stage_is_looked_at():
     names = {"calibrate", "float_type_stage", "quantize_block_stage", "final_tune_stage"}
-    names |= {"export_stage", "verify_stage", "evaluate_float_stage", "evaluate_stage"}
+    names |= {"export_stage", "verify_stage", "evaluate_alone_stage", "evaluate_pair_stage"}
+    names |= {"evaluate_task_stage"}
     names |= {"float_stage", "cell_stage"}
     names |= {"surgery_stage", "train_stage", "ternary_export_stage"}
     names |= {"finetune_block_stage", "finetune_stage", "finetune_export_stage"}
@@ -62,6 +65,24 @@ def test_what_the_verification_launches_by_path_is_among_its_sources(engine_envi
 
     hashes = source_hashes(tuple(exporting.VERIFY_SOURCES))
     assert hashes["normtweak_core.export.reader"] == file_sha256(READER)
+
+
+@pytest.mark.parametrize("kind", ["float", "export", "quantized"])
+def test_the_code_that_opens_a_measured_model_counts(kind, monkeypatch, engine_environment):
+    from tasks import subjects
+
+    subject = subjects.Subject("it", kind, Path("it"), "1", "2", "float32", "cpu")
+    asked = []
+    monkeypatch.setattr(subjects, "stage_key", lambda *_, sources, **__: asked.append(sources))
+    subject.key("alone", {}, ["normtweak_core.errors"])
+    beside = dataclasses.replace(subject, kind="float")
+    subject.key("pair", {}, ["normtweak_core.errors"], beside)
+    opener = subjects.OPENERS[kind]
+    assert asked == [
+        ["normtweak_core.errors", opener],
+        ["normtweak_core.errors", opener, subjects.OPENERS["float"]],
+    ]
+    assert opener in inspect.getsource(subjects.Subject.model.func)
 
 
 # Files of the model

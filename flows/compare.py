@@ -1,0 +1,127 @@
+"""The flow of `normtweak compare`: several models on the same tokens and items, in pairs."""
+
+import hashlib
+import itertools
+import json
+import time
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.budget import peak_rss_bytes
+from flows.evaluate import FOLDER, common_text, opened, with_sizes
+from flows.evaluate_request import EvaluationRequest, check_request
+from flows.evaluating import Measured, measure_alone, measure_pair
+from flows.running import Stages
+from normtweak_core.evaluate.scores import Estimate, named
+from normtweak_core.evaluate.task_scores import TaskComparison
+from tasks.artifacts import write_atomically
+from tasks.environment import state_root
+from tasks.runs import own_run
+from tasks.task_scoring import items_of
+
+# What a pair measurement adds to the two models' own numbers.
+BETWEEN = ("kl/", "kl_reverse/", "top1_agreement")
+
+
+@flow(name="compare", flow_run_name="compare {request.models}", validate_parameters=True)
+def compare(request: EvaluationRequest) -> dict[str, Any]:
+    """Measure several models on the same text and tasks, and every pair of them in pairs.
+
+    Divergences are those from the first model.
+
+    Args:
+        request: The models, and what to measure on.
+    """
+    own_run(state_root(), flow_run.id)
+    began = time.monotonic()
+    check_request(request, state_root(), None)
+    run = Stages(began)
+    with opened(request.models, request) as models:
+        text = common_text(models, request)
+        items = items_of(request.evaluation)
+        subjects = [model.subject for model in models]
+        alone = [
+            with_sizes(measure_alone(run, text, items, model.subject), model) for model in models
+        ]
+        beside_first = {
+            number: measure_pair(
+                run,
+                text,
+                [],
+                subjects[number],
+                subjects[0],
+                (
+                    f"{subjects[number].name} beside {subjects[0].name}",
+                    f"evaluate {subjects[0].name}",
+                ),
+            )
+            for number in range(1, len(models))
+        }
+    pairs = [
+        _pair(request.models, alone, first, second, beside_first.get(second) if not first else None)
+        for first, second in itertools.combinations(range(len(models)), 2)
+    ]
+    result = {
+        "models": [
+            {
+                "name": address,
+                "address": address,
+                "size_bytes": one.metrics["size_bytes"],
+                "bits_per_weight": one.metrics.get("bits_per_weight"),
+                "metrics": _own(one.metrics),
+            }
+            for address, one in zip(request.models, alone, strict=True)
+        ],
+        "pairs": pairs,
+        "settings": {key: value for key, value in alone[0].settings().items() if key != "versions"}
+        | {"dtype": request.dtype},
+        "environment": alone[0].settings()["versions"],
+    }
+    files = _write(result)
+    return result | {
+        "files": files,
+        "cached": run.cached,
+        "seconds": time.monotonic() - began,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "flow_run_id": str(flow_run.id),
+    }
+
+
+def _own(metrics: dict[str, float]) -> dict[str, float]:
+    """Return a model's own numbers without the word that tells two models apart elsewhere."""
+    return {name.replace("/float", ""): value for name, value in metrics.items()}
+
+
+def _pair(
+    addresses: list[str],
+    alone: list[Measured],
+    first: int,
+    second: int,
+    beside: Measured | None,
+) -> dict[str, Any]:
+    """Return how the second of two models differs from the first, on the same windows and items."""
+    differences = [
+        b - a for a, b in zip(alone[first].window_nll, alone[second].window_nll, strict=True)
+    ]
+    metrics = named("nll_difference", Estimate.of(differences), "/mean")
+    metrics |= named("perplexity/ratio", Estimate.of(differences).exp())
+    if beside is not None:
+        metrics |= {k: v for k, v in beside.metrics.items() if k.startswith(BETWEEN)}
+    for task, scores in alone[first].scores.items():
+        both = TaskComparison(float_scores=scores, quantized_scores=alone[second].scores[task])
+        metrics |= {
+            name: value
+            for name, value in both.metrics().items()
+            if name.endswith(("/drop", "/drop_stderr", "/mcnemar_p"))
+        }
+    return {"first": addresses[first], "second": addresses[second], "metrics": metrics}
+
+
+def _write(result: dict[str, Any]) -> list[str]:
+    text = json.dumps(result, indent=1, sort_keys=True) + "\n"
+    folder = state_root() / FOLDER / f"compare-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "comparison.json", text.encode())
+    return [str(folder / "comparison.json")]

@@ -1,0 +1,101 @@
+"""The flow of `normtweak evaluate`: one model, by itself or beside its float model."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.budget import peak_rss_bytes
+from flows.evaluate_request import EvaluationRequest, check_request, in_options
+from flows.evaluating import Measured, measure_alone, measure_pair
+from flows.evaluation_report import write_evaluation
+from flows.measured_models import MeasuredModel, measured_model
+from flows.running import Stages
+from normtweak_core.calibration.length import effective_length
+from normtweak_core.errors import InputError
+from normtweak_core.model.source import resolve_device
+from tasks.environment import state_root
+from tasks.evaluating import Text, text_of
+from tasks.runs import own_run
+from tasks.task_scoring import items_of
+
+FOLDER = "evaluations"
+
+
+@flow(name="evaluate", flow_run_name="evaluate {request.models}", validate_parameters=True)
+def evaluate(request: EvaluationRequest) -> dict[str, Any]:
+    """Measure a model on a text and on named tasks, beside its float model if one is given.
+
+    Args:
+        request: The model, and what to measure on.
+    """
+    own_run(state_root(), flow_run.id)
+    began = time.monotonic()
+    check_request(request, state_root(), None)
+    run = Stages(began)
+    addresses = [request.models[0], *([request.against] if request.against else [])]
+    with opened(addresses, request) as models:
+        text = common_text(models, request)
+        items = items_of(request.evaluation)
+        subjects = [model.subject for model in models]
+        if request.against:
+            names = (f"evaluate {subjects[0].name}", f"evaluate {subjects[1].name}")
+            measured = measure_pair(run, text, items, *subjects, names)
+        else:
+            measured = measure_alone(run, text, items, subjects[0])
+        measured = with_sizes(measured, models[0])
+        folder = state_root() / FOLDER / subjects[0].sha256[:12]
+    folder = folder / measured.measured_on[:12]
+    files = write_evaluation(folder, measured, 0, request.models[0])
+    return {
+        "model": request.models[0],
+        "against": request.against,
+        "metrics": measured.metrics,
+        "settings": measured.settings() | {"dtype": request.dtype},
+        "files": [str(file) for file in files],
+        "cached": run.cached,
+        "seconds": time.monotonic() - began,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "flow_run_id": str(flow_run.id),
+    }
+
+
+@contextlib.contextmanager
+def opened(addresses: list[str], request: EvaluationRequest) -> Iterator[list[MeasuredModel]]:
+    """Yield the models at some addresses.
+
+    Raises:
+        InputError: One of them is not there.
+    """
+    device = resolve_device(request.device)
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(measured_model(address, request.dtype, device))
+            for address in addresses
+        ]
+
+
+def common_text(models: list[MeasuredModel], request: EvaluationRequest) -> Text:
+    """Return the text that all of some models are measured on.
+
+    Raises:
+        InputError: There is none, or a window is longer than the context of one of the models.
+    """
+    contexts = [model.context for model in models if model.context is not None]
+    context = min(contexts) if contexts else None
+    config = request.evaluation.perplexity
+    try:
+        return text_of(config, models[-1].text_source, effective_length(None, context), context)
+    except InputError as error:
+        raise InputError(in_options(str(error))) from error
+
+
+def with_sizes(measured: Measured, model: MeasuredModel) -> Measured:
+    """Return an evaluation with the size of its model."""
+    sizes = {"size_bytes": float(model.size_bytes)}
+    if model.bits_per_weight is not None:
+        sizes["bits_per_weight"] = model.bits_per_weight
+    return Measured(**{**vars(measured), "metrics": measured.metrics | sizes})

@@ -1,0 +1,89 @@
+"""What `normtweak evaluate` and `normtweak compare` are asked, as one pydantic model each."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from flows.preflight import check_items, check_result_file, check_state_root
+from flows.recipe_errors import sentences
+from normtweak_core.calibration.documents import read_documents
+from normtweak_core.errors import InputError
+from normtweak_core.evaluate.config import EvaluationConfig
+
+# What an option of the command sets.
+OPTIONS = {
+    "evaluation.tasks": "--tasks",
+    "evaluation.data": "--data",
+    "evaluation.max_items": "--max-items",
+    "evaluation.perplexity.path": "--text",
+    "evaluation.perplexity.length": "--length",
+    "evaluation.perplexity.max_tokens": "--max-tokens",
+    "models": "MODEL",
+    "against": "--against",
+    "dtype": "--dtype",
+    "device": "--device",
+}
+
+
+class EvaluationRequest(BaseModel, frozen=True, extra="forbid"):
+    """Models to measure, and on what."""
+
+    models: list[str] = Field(
+        min_length=1,
+        description="Folders, hub ids, reference:NAME, models:/NAME/VERSION, models:/NAME@ALIAS or "
+        "GGUF files.",
+    )
+    against: str | None = Field(None, description="The float model to measure it beside.")
+    evaluation: EvaluationConfig = EvaluationConfig()
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Float type that the models compute in."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+
+    @model_validator(mode="after")
+    def _names_each_model_once(self) -> Self:
+        if len(set(self.models)) != len(self.models):
+            raise ValueError(f"each model must be named once; found {', '.join(self.models)}")
+        return self
+
+
+def parse_request(data: dict[str, Any]) -> EvaluationRequest:
+    """Return the validated request of a command's options.
+
+    Raises:
+        InputError: A value is out of range; the message names the option.
+    """
+    try:
+        return EvaluationRequest.model_validate(data)
+    except ValidationError as error:
+        raise InputError(in_options(sentences(error, EvaluationRequest))) from error
+
+
+def check_request(request: EvaluationRequest, root: Path, result: Path | None) -> None:
+    """Accept a request whose files are there, before anything heavy is imported.
+
+    Raises:
+        InputError: A file is missing, empty or malformed, or a folder cannot be written.
+    """
+    if result is not None:
+        check_result_file(result)
+    check_state_root(root)
+    try:
+        check_items(request.evaluation)
+    except InputError as error:
+        raise InputError(in_options(str(error))) from error
+    path = request.evaluation.perplexity.path
+    if path is not None:
+        try:
+            read_documents(Path(path).expanduser())
+        except InputError as error:
+            raise InputError(f"--text: {str(error).rstrip('.')}.") from error
+
+
+def in_options(message: str) -> str:
+    """Return a message about a recipe's evaluation with the names of the options."""
+    for key in sorted(OPTIONS, key=len, reverse=True):
+        if key.startswith("evaluation."):
+            message = message.replace(key, OPTIONS[key])
+    return message

@@ -1,0 +1,169 @@
+"""What every flow measures: a text in pairs, and named tasks, of a model beside its float model."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.running import Run, Stages, read_json
+from normtweak_core.evaluate.config import EvaluationConfig
+from normtweak_core.evaluate.task_scores import TaskComparison, TaskScores
+from tasks.evaluating import (
+    Text,
+    alone_key,
+    evaluate_alone_stage,
+    evaluate_pair_stage,
+    pair_key,
+    text_of,
+)
+from tasks.results import ExportResult
+from tasks.subjects import Subject, export_subject, float_subject
+from tasks.task_scoring import ENGINE, Items, evaluate_task_stage, items_of, task_key
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("torch", "transformers", ENGINE)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The evaluation of one model: numbers, and how each was come by."""
+
+    metrics: dict[str, float]  # flat names
+    window_nll: list[float]  # of the model itself, nats per token
+    tokens_sha256: str
+    scores: dict[str, TaskScores] = field(default_factory=dict)  # of the model itself, by task
+    inputs: dict[str, Any] = field(default_factory=dict)  # texts and items, by content
+
+    @property
+    def measured_on(self) -> str:
+        """One hash of tokens and items: equal where the numbers of two models can be compared."""
+        text = json.dumps([self.inputs, self.tokens_sha256], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was measured on and with, as plain data."""
+        return {
+            "inputs": self.inputs,
+            "windows": len(self.window_nll),
+            "tasks": {
+                task: {"version": one.version, "items": one.num_items}
+                for task, one in self.scores.items()
+            },
+            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
+
+
+def measure_alone(run: Stages, text: Text, items: list[Items], subject: Subject) -> Measured:
+    """Return how a model does by itself; metrics are called ``float``."""
+    found = run.stage(
+        f"evaluate {subject.name}",
+        alone_key(subject, text),
+        evaluate_alone_stage,
+        label=f"evaluate {subject.name}",
+        text=text,
+        subject=subject,
+        progress=run.progress,
+    )
+    scores = {one.task: _scores(run, subject, one, subject.name) for one in items}
+    metrics = dict(found.metrics)
+    for one in scores.values():
+        metrics |= one.metrics("float")
+    return _measured(read_json(found.details), metrics, scores, text, items)
+
+
+def measure_pair(
+    run: Stages,
+    text: Text,
+    items: list[Items],
+    subject: Subject,
+    beside: Subject,
+    names: tuple[str, str] = ("evaluate", "evaluate float"),
+) -> Measured:
+    """Return how a model does beside its float model, on the same tokens and items.
+
+    Args:
+        run: The run.
+        text: To predict.
+        items: Of named tasks.
+        subject: The quantized model.
+        beside: The float model, whose own numbers are computed once for all that is compared.
+        names: Of the two stages, for people.
+    """
+    alone = run.stage(
+        names[1],
+        alone_key(beside, text),
+        evaluate_alone_stage,
+        label=names[1],
+        text=text,
+        subject=beside,
+        progress=run.progress,
+    )
+    pair = run.stage(
+        names[0],
+        pair_key(subject, beside, text),
+        evaluate_pair_stage,
+        label=names[0],
+        text=text,
+        subject=subject,
+        beside=beside,
+        progress=run.progress,
+    )
+    metrics, scores = pair.metrics | alone.metrics, {}
+    for one in items:
+        expected = _scores(run, beside, one, names[1])
+        scores[one.task] = _scores(run, subject, one, names[0])
+        both = TaskComparison(float_scores=expected, quantized_scores=scores[one.task])
+        metrics |= both.metrics()
+    return _measured(read_json(pair.details), metrics, scores, text, items)
+
+
+def measure_export(
+    run: Run,
+    config: EvaluationConfig,
+    calibration_length: int,
+    export: ExportResult,
+    name: str = "evaluate",
+) -> Measured:
+    """Return how the export of a run does beside the float model.
+
+    Args:
+        run: The run.
+        config: What to measure on.
+        calibration_length: Tokens per window where the recipe names no other length.
+        export: The export.
+        name: Of the stage.
+    """
+    text = text_of(config.perplexity, run.job.source, calibration_length, run.job.context)
+    subjects = export_subject(run.job, export), float_subject(run.job)
+    found = measure_pair(run, text, items_of(config), *subjects, (name, "evaluate float"))
+    run.measured_on = found.measured_on
+    sizes = {"bits_per_weight": export.bits_per_weight, "size_bytes": float(export.size_bytes)}
+    return Measured(**{**vars(found), "metrics": found.metrics | sizes})
+
+
+def _scores(run: Stages, subject: Subject, items: Items, name: str) -> TaskScores:
+    found = run.stage(
+        f"{name}: {items.task}",
+        task_key(subject, items),
+        evaluate_task_stage,
+        label=f"{name}: {items.task}",
+        items=items,
+        subject=subject,
+        progress=run.progress,
+    )
+    return TaskScores.model_validate(read_json(found.scores))
+
+
+def _measured(
+    details: dict[str, Any],
+    metrics: dict[str, float],
+    scores: dict[str, TaskScores],
+    text: Text,
+    items: list[Items],
+) -> Measured:
+    own = details.get("quantized_result", details)["window_nll"]
+    inputs = text.inputs() | ({"tasks": [one.inputs() for one in items]} if items else {})
+    return Measured(metrics, own, details["tokens_sha256"], scores, inputs)

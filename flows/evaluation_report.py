@@ -1,0 +1,41 @@
+"""An evaluation as files: every number in a parquet table, and the whole of it as JSON."""
+
+import json
+from pathlib import Path
+
+from flows.evaluating import Measured
+from tasks.artifacts import write_atomically
+
+TABLE, FACTS = "evaluation.parquet", "evaluation.json"
+
+
+def write_evaluation(folder: Path, measured: Measured, seed: int, name: str) -> list[Path]:
+    """Write the table and the facts of an evaluation, and return the files.
+
+    Args:
+        folder: Where to write.
+        measured: The evaluation.
+        seed: Of the run.
+        name: Of the model.
+
+    Raises:
+        EvaluationTableError: A value is not a number.
+    """
+    from tasks.evaluation_table import evaluation_frame, write_evaluation_table
+
+    tasks = {task: (one.version, one.num_items) for task, one in measured.scores.items()}
+    settings = measured.settings() | {"seed": seed}
+    frame = evaluation_frame(
+        measured.metrics, len(measured.window_nll), tasks, seed, settings["versions"]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_evaluation_table(folder / TABLE, frame)
+    facts = {
+        "model": name,
+        "measured_on": measured.measured_on,
+        "settings": settings,
+        "metrics": dict(sorted(measured.metrics.items())),
+        "items": {task: one.values for task, one in measured.scores.items()},
+    }
+    write_atomically(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+    return [folder / TABLE, folder / FACTS]

@@ -113,13 +113,14 @@ OPTIONS = {
         "file: save the data set's evaluation split there, one JSON object a line.",
     ),
     "a gate on a task that is not evaluated": (
-        "--set gate.max_accuracy_drop={{piqa: 0.02}}",
+        "--set gate.max_accuracy_drop.piqa=0.02",
         "gate.max_accuracy_drop must name evaluated tasks; piqa is not in evaluation.tasks, which "
         "is []: add it there.",
     ),
     "a gate on no task at all": (
-        "--set gate.max_accuracy_drop={{quiz: 0.02}}",
-        "X",
+        "--set gate.max_accuracy_drop.quiz=0.02",
+        "gate.max_accuracy_drop must be lambada_openai, hellaswag, piqa, winogrande, arc_easy, "
+        "arc_challenge, openbookqa or boolq; found 'quiz'.",
     ),
     "evaluation data": (
         "--set evaluation.data=x",

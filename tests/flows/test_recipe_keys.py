@@ -5,7 +5,7 @@ import pytest
 from flows.params import NOT_BUILT, Recipe, parse_recipe
 from flows.recipe_errors import known_keys
 from normtweak_core.errors import InputError
-from tests.flows.stage_keys import GATE, TASK_KEYS, changed, stage_keys, write_other_items
+from tests.flows.stage_keys import GATE, TASK_KEYS, TASKED, changed, stage_keys, write_other_items
 from tests.flows.tiny_model import recipe_values, variables_of, write_model, write_project
 
 # Another accepted value of each key. A new key of the recipe fails here until it is listed.
@@ -191,10 +191,13 @@ def test_changing_a_key_of_generation_changes_the_calibration(key, project):
 
 @pytest.mark.parametrize("key", sorted(NO_STAGE))
 def test_what_belongs_to_the_registry_or_the_end_of_a_run_redoes_no_stage(key, project, base):
-    texts = {"name": "b", "registry.alias": "b", "registry.promote_to": "b", "on_problem": "fail"}
-    recipe = parse_recipe(changed(recipe_values(project), key, texts.get(key, 0.5)))
-    assert recipe != parse_recipe(recipe_values(project))
-    assert stage_keys(recipe) == base
+    values = {"name": "b", "registry.alias": "b", "registry.promote_to": "b", "on_problem": "fail"}
+    values |= {"gate.confidence": 0.9, "gate.max_accuracy_drop": {"piqa": 0.5}}
+    tasks = TASKED if "drop" in key else {}
+    plain = parse_recipe(with_values(project, tasks))
+    recipe = parse_recipe(with_values(project, tasks, {key: values.get(key, 0.5)}))
+    assert recipe != plain
+    assert stage_keys(recipe) == (stage_keys(plain) if tasks else base)
 
 
 def test_another_type_of_device_changes_every_stage(project, base):

@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check kill-test kill-test-ternary bench study study-ternary study-polynomial ui reader-gptq
+.PHONY: setup run test check kill-test kill-test-ternary gpu-test bench study study-ternary study-polynomial ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ kill-test: setup
 
 kill-test-ternary: setup
 	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_TERNARY_KILLS=10 $(BIN)/python -m pytest tests/flows/test_ternary.py
+
+# On a machine with a CUDA device; elsewhere these tests are skipped.
+gpu-test: setup
+	$(BIN)/python -m pytest -m gpu -rs tests/core/test_gpu.py tests/flows/test_gpu_runs.py
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.blocks

@@ -106,7 +106,8 @@ def start_latent(
     Each starts at its level, moved towards the float weight by at most `REACH`, so that where that
     lies near another level a shorter way leads there.
     """
-    levels = quantized.codes.float().unflatten(1, (grid.scales.shape[1], -1)) - grid.zeros
+    codes = quantized.codes.to(grid.scales.device, torch.float32)
+    levels = codes.unflatten(1, (grid.scales.shape[1], -1)) - grid.zeros
     wanted = float_weight.float().unflatten(1, levels.shape[1:]) / grid.scales[:, :, None]
     return (levels + torch.clamp(wanted - levels, -REACH, REACH)).flatten(1)
 

@@ -33,8 +33,7 @@ class GridLinear(nn.Module):
         super().__init__()
         weight = float_linear.weight.detach()
         self._like, self.grid = quantized, Grid.of(quantized, levels, dtype, weight.device)
-        start = start_latent(weight.cpu(), quantized, Grid.of(quantized, levels, dtype))
-        self.weight = nn.Parameter(start.to(weight.device))  # in levels
+        self.weight = nn.Parameter(start_latent(weight, quantized, self.grid))  # in levels
         self.factors = nn.Parameter(torch.ones_like(self.grid.scales))
         self.register_buffer(
             "bias", None if float_linear.bias is None else float_linear.bias.detach()

@@ -86,7 +86,7 @@ def plan_surgery(model: nn.Module, windows: Int64[Tensor, "samples seq"]) -> Sur
             if not norm.per_head:
                 handles.append(norm.module.register_forward_hook(_writer(record, name)))
     try:
-        model(windows, use_cache=False)
+        model(windows.to(next(model.parameters()).device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

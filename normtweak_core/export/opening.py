@@ -73,7 +73,7 @@ def _from_gptq(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         linear, _, last = name.rpartition(".")
         if last == "qweight":
             parts = {
-                part: read_tensor(stored[f"{linear}.{part}"], name)
+                part: read_tensor(stored[f"{linear}.{part}"], f"{linear}.{part}")
                 for part in GPTQ_PARTS
                 if f"{linear}.{part}" in stored
             }
@@ -104,7 +104,7 @@ def dequantize_gptq(parts: dict[str, Tensor], quantization: dict[str, Any], line
         raise InputError(f"{linear} must have {', '.join(GPTQ_PARTS)}; it lacks {missing[0]}")
     bits, columns = quantization["bits"], parts["g_idx"].shape[0]
     scales = parts["scales"].T.to(torch.float32)
-    zeros = unpack_rows(parts["qzeros"], bits, scales.shape[0]).T
+    zeros = unpack_rows(parts["qzeros"], bits, scales.shape[0]).T.to(torch.int32)
     if quantization.get("checkpoint_format", "gptq") == "gptq":  # version 1 stores zero - 1
         zeros = (zeros + 1) % 2**bits
     codes = unpack_rows(parts["qweight"].T.contiguous(), bits, columns)

@@ -39,7 +39,7 @@ def some_windows(count: int = 5, length: int = 12) -> torch.Tensor:
 
 
 def slow_windows(quantized, reference, windows):
-    """Per window: list of (nll quantized, nll float, kl, same first) per token, all in float64."""
+    """Per window: list of (nll quantized, nll float, kl, same first, reverse kl), in float64."""
     rows = []
     for window in windows:
         q = quantized(input_ids=window[None]).logits[0].double()
@@ -52,10 +52,13 @@ def slow_windows(quantized, reference, windows):
             kl = sum(
                 math.exp(log_f[v]) * (log_f[v].item() - log_q[v].item()) for v in range(len(log_f))
             )
-            same = q[before].argmax() == f[before].argmax()
-            tokens.append((-log_q[target].item(), -log_f[target].item(), kl, float(same)))
+            reverse = sum(
+                math.exp(log_q[v]) * (log_q[v].item() - log_f[v].item()) for v in range(len(log_q))
+            )
+            same = float(q[before].argmax() == f[before].argmax())
+            tokens.append((-log_q[target].item(), -log_f[target].item(), kl, same, reverse))
         rows.append(tokens)
-    return torch.tensor(rows, dtype=torch.float64)  # (windows, tokens, 4)
+    return torch.tensor(rows, dtype=torch.float64)  # (windows, tokens, 5)
 
 
 @torch.no_grad()
@@ -65,9 +68,9 @@ def test_all_numbers_agree_with_a_loop_over_tokens():
 
     result = compare(quantized, reference, windows)
 
-    means = expected.mean(1)  # (windows, 4)
+    means = expected.mean(1)  # (windows, 5)
     errors = means.std(0) / math.sqrt(len(windows))
-    nll_q, nll_f, kl, same = means.mean(0).tolist()
+    nll_q, nll_f, kl, same, reverse = means.mean(0).tolist()
     metrics = result.metrics()
     assert metrics["tokens"] == 5 * 11
     assert metrics["nll/quantized"] == pytest.approx(nll_q, abs=1e-6)
@@ -76,6 +79,9 @@ def test_all_numbers_agree_with_a_loop_over_tokens():
     assert metrics["perplexity/float"] == pytest.approx(math.exp(nll_f), rel=1e-6)
     assert metrics["kl/mean"] == pytest.approx(kl, abs=1e-6)
     assert metrics["kl/stderr"] == pytest.approx(errors[2].item(), rel=1e-5)
+    assert metrics["kl_reverse/mean"] == pytest.approx(reverse, abs=1e-6)
+    assert metrics["kl_reverse/stderr"] == pytest.approx(errors[4].item(), rel=1e-5)
+    assert metrics["kl_reverse/mean"] != pytest.approx(kl, rel=0.01)
     assert metrics["top1_agreement"] == pytest.approx(same)
     assert metrics["top1_agreement_stderr"] == pytest.approx(errors[3].item())
     assert metrics["perplexity/float_stderr"] == pytest.approx(
@@ -90,7 +96,7 @@ def test_all_numbers_agree_with_a_loop_over_tokens():
 def test_a_model_does_not_diverge_from_itself():
     model = tiny_llama(1)
     result = compare(model, model, some_windows())
-    assert result.window_kl == [0.0] * 5
+    assert result.window_kl == result.window_kl_reverse == [0.0] * 5
     assert result.window_agreement == [1.0] * 5
     assert result.nll_difference.mean == 0 == result.nll_difference.stderr
 

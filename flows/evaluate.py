@@ -47,8 +47,8 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
         else:
             measured = measure_alone(run, text, items, subjects[0])
         measured = with_sizes(measured, models[0])
-        folder = state_root() / FOLDER / subjects[0].sha256[:12]
-    folder = folder / measured.measured_on[:12]
+    names = [subject.sha256[:12] for subject in subjects]  # the model, and what it is beside
+    folder = state_root() / FOLDER / "-beside-".join(names) / measured.measured_on[:12]
     files = write_evaluation(folder, measured, 0, request.models[0])
     return {
         "model": request.models[0],

@@ -4,10 +4,12 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -181,3 +183,59 @@ def test_lm_eval_by_itself_finds_the_same_to_the_last_item(task, llama, by_itsel
         assert estimate.mean == pytest.approx(reported[f"{metric},none"], rel=1e-6)
         if metric != "perplexity":
             assert estimate.stderr == pytest.approx(reported[f"{metric}_stderr,none"], rel=1e-6)
+
+
+# A home of the hub's libraries in which `datasets` once prepared the data set of a task.
+COMMIT, OTHER = "a" * 40, "b" * 40
+OFFLINE = """
+import json, sys
+import torch
+from transformers import AutoTokenizer
+from normtweak_core.errors import InputError
+from normtweak_core.evaluate.harness import score_task
+from normtweak_core.model.loading import load_causal_lm
+folder, commits = sys.argv[1], sys.argv[2:]
+model = load_causal_lm(__import__("pathlib").Path(folder), torch.float32, "cpu")
+found = []
+for commit in commits:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        found.append(score_task(model, tokenizer, "piqa", None, revision=commit).values)
+    except InputError as error:
+        found.append(str(error))
+print(json.dumps(found))
+"""
+
+
+def prepare(home, items):
+    folder = home / "datasets" / "baber___piqa" / "default" / "0.0.0" / COMMIT
+    folder.mkdir(parents=True)
+    splits = {}
+    for split in ("train", "validation"):
+        rows = datasets.Dataset.from_list(items if split == "validation" else items[:1])
+        rows.save_to_disk(home / split)
+        shutil.copy(next((home / split).glob("*.arrow")), folder / f"piqa-{split}.arrow")
+        splits[split] = {
+            "name": split, "num_bytes": 1, "num_examples": len(rows), "dataset_name": "piqa",
+        }  # fmt: skip
+    info = {
+        "config_name": "default", "dataset_name": "piqa", "builder_name": "parquet",
+        "version": "0.0.0", "features": rows.features.to_dict(), "splits": splits,
+    }  # fmt: skip
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_items_from_the_hubs_cache_score_as_those_of_files_at_that_commit_alone(llama, tmp_path):
+    items = read_items(DATA, "piqa")
+    prepare(tmp_path, items)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, str(reference_folder("llama")), COMMIT, OTHER],
+        env=environment, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    at_commit, elsewhere = json.loads(done.stdout.splitlines()[-1])
+    assert at_commit == score_task(*llama, "piqa", items).values
+    assert f"must be read at commit {OTHER}; only commit {COMMIT} is here" in elsewhere

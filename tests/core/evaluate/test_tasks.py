@@ -3,10 +3,15 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
+import lm_eval
 import pytest
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from normtweak_core.errors import InputError
+from normtweak_core.evaluate.config import TaskName
 from normtweak_core.evaluate.tasks import TASKS, read_items
 
 DATA = Path(__file__).parents[2] / "data" / "tasks"
@@ -98,3 +103,16 @@ def test_a_line_that_is_no_item_is_told_with_its_place(task, line, said, tmp_pat
     (folder / "x.jsonl").write_text(line)
     with pytest.raises(InputError, match=f"^{re.escape(said.format(folder))}$"):
         read_items(tmp_path, task)
+
+
+def test_a_recipe_can_name_exactly_the_tasks_there_are():
+    assert list(get_args(TaskName)) == list(TASKS)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_data_set_of_a_task_is_the_one_that_lm_eval_names(task):
+    folder = Path(lm_eval.__file__).parent / "tasks" / TASKS[task].folder
+    entry = TaskManager(include_path=folder, include_defaults=False).task_index[task]
+    theirs = load_yaml(entry.yaml_path, resolve_func=False)
+    name = theirs.get("dataset_name")
+    assert TASKS[task].hub == theirs["dataset_path"] + (f":{name}" if name else "")

@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check kill-test kill-test-ternary gpu-test bench study study-ternary study-polynomial ui reader-gptq
+.PHONY: setup run test check kill-test kill-test-ternary tasks-test gpu-test bench study study-ternary study-polynomial ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ kill-test: setup
 
 kill-test-ternary: setup
 	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_TERNARY_KILLS=10 $(BIN)/python -m pytest tests/flows/test_ternary.py
+
+# Every item of LAMBADA and PIQA, by lm-eval alone and by us.
+tasks-test: setup
+	NORMTWEAK_ALL_ITEMS=1 $(BIN)/python -m pytest --timeout 3600 -k by_itself tests/core/evaluate/test_harness.py
 
 # On a machine with a CUDA device; elsewhere these tests are skipped.
 gpu-test: setup

@@ -15,6 +15,7 @@ from tasks.locks import held, try_lock
 
 USE_LOCK = "in-use.lock"  # shared by running commands, taken alone by clean
 RECORDS, ARTEFACTS, EXPORTS, LOGS = "results", "artifacts", "exports", "logs"
+EVALUATIONS = "evaluations"
 STREAMS = f"{ARTEFACTS}/streams"
 CHECKPOINTS = f"{ARTEFACTS}/training"  # of unfinished trainings, which go on from them
 
@@ -52,8 +53,8 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
 
     Args:
         root: The state root; one that does not exist is clean, and is not made.
-        everything: Remove all stage records, artefacts, exports and logs too; the registry with
-            its copies of the models, and Prefect's history, stay.
+        everything: Remove all stage records, artefacts, exports, evaluations and logs too; the
+            registry with its copies of the models, and Prefect's history, stay.
 
     Raises:
         InputError: It is no state root, or a run, `normtweak ui` or `normtweak serve` uses it.
@@ -70,7 +71,7 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
             # What is inside, not the folders: by them the next clean knows the root.
             kinds = {
                 kind: sorted((root / kind).glob("*"))
-                for kind in (RECORDS, ARTEFACTS, EXPORTS, LOGS)
+                for kind in (RECORDS, ARTEFACTS, EXPORTS, EVALUATIONS, LOGS)
             }
         else:
             kept, dead = _referenced(root)

@@ -10,7 +10,8 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.budget import peak_rss_bytes
-from flows.evaluate import FOLDER, common_text, opened, with_sizes
+from flows.cleaning import EVALUATIONS
+from flows.evaluate import common_text, opened, with_sizes
 from flows.evaluate_request import EvaluationRequest, check_request
 from flows.evaluating import Measured, measure_alone, measure_pair
 from flows.running import Stages
@@ -121,7 +122,9 @@ def _pair(
 
 def _write(result: dict[str, Any]) -> list[str]:
     text = json.dumps(result, indent=1, sort_keys=True) + "\n"
-    folder = state_root() / FOLDER / f"compare-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    folder = (
+        state_root() / EVALUATIONS / f"compare-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "comparison.json", text.encode())
     return [str(folder / "comparison.json")]

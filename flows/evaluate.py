@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.budget import peak_rss_bytes
+from flows.cleaning import EVALUATIONS
 from flows.evaluate_request import EvaluationRequest, check_request, in_options
 from flows.evaluating import Measured, measure_alone, measure_pair
 from flows.evaluation_report import write_evaluation
@@ -21,8 +22,6 @@ from tasks.environment import state_root
 from tasks.evaluating import Text, text_of
 from tasks.runs import own_run
 from tasks.task_scoring import items_of
-
-FOLDER = "evaluations"
 
 
 @flow(name="evaluate", flow_run_name="evaluate {request.models}", validate_parameters=True)
@@ -48,7 +47,7 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
             measured = measure_alone(run, text, items, subjects[0])
         measured = with_sizes(measured, models[0])
     names = [subject.sha256[:12] for subject in subjects]  # the model, and what it is beside
-    folder = state_root() / FOLDER / "-beside-".join(names) / measured.measured_on[:12]
+    folder = state_root() / EVALUATIONS / "-beside-".join(names) / measured.measured_on[:12]
     files = write_evaluation(folder, measured, 0, request.models[0])
     return {
         "model": request.models[0],

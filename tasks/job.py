@@ -118,7 +118,8 @@ def tokenizer_hash(folder: Path) -> str:
     AutoTokenizer tells by `transformers_version` whether a Mistral tokenizer is to be mended. The
     model's fingerprint leaves it out, so that who saved the model does not redo its blocks.
     """
-    version = read_config(folder).get("transformers_version")
+    described = (folder / "config.json").is_file()  # not where a tokenizer lies by itself
+    version = read_config(folder).get("transformers_version") if described else None
     entries = [f"{path.name}={file_sha256(path)}" for path in tokenizer_files(folder)]
     return ",".join([*entries, f"transformers_version={version}"])
 

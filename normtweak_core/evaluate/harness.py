@@ -55,9 +55,15 @@ def score_task(
         revision: Commit of the data set on the hub, where no items are given.
 
     Raises:
-        InputError: The data set cannot be had at that commit.
+        InputError: The data set cannot be had at that commit, or the tokenizer lacks a token that
+            lm-eval begins a text with.
         NonFiniteError: The model gives an answer a likelihood of NaN.
     """
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise InputError(
+            "named tasks need a tokenizer with a BOS or an EOS token, which lm-eval begins a text "
+            "with; the model's has neither: name one in tokenizer_config.json"
+        )
     with _undisturbed():
         loaded = _load_local(task, items) if items is not None else _load_hub(task, revision)
         loaded.set_config(key="num_fewshot", value=0)

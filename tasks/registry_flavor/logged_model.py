@@ -36,6 +36,7 @@ HEADLINES = (
     "bits_per_weight",
     "size_bytes",
 )
+HEADLINES_OF_TASKS = ("/acc/quantized", "/acc/drop")
 PER_RUN = "prefect."  # tags that differ between equal runs begin so
 
 
@@ -55,7 +56,9 @@ class Export:
     @property
     def headlines(self) -> dict[str, str]:
         """The metrics that a version carries as tags."""
-        return {name: str(self.metrics[name]) for name in HEADLINES if name in self.metrics}
+        names = [name for name in HEADLINES if name in self.metrics]
+        names += [name for name in self.metrics if name.endswith(HEADLINES_OF_TASKS)]
+        return {name: str(self.metrics[name]) for name in names}
 
     @property
     def evaluation_sha256(self) -> str:

@@ -1,5 +1,6 @@
 """Tasks scored on a model in memory: lm-eval's own numbers, item by item."""
 
+import copy
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from normtweak_core.errors import NonFiniteError
+from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.evaluate.harness import _undisturbed, score_task
 from normtweak_core.evaluate.tasks import TASKS, read_items
 from normtweak_core.model.loading import load_causal_lm
@@ -114,6 +115,14 @@ def test_a_model_of_nan_is_refused(llama):
         model.get_input_embeddings().weight.copy_(kept)
 
 
+def test_a_tokenizer_without_a_token_to_begin_with_is_refused(llama):
+    model, tokenizer = llama
+    bare = copy.deepcopy(tokenizer)
+    bare.bos_token = bare.eos_token = None
+    with pytest.raises(InputError, match="need a tokenizer with a BOS or an EOS token, which lm-e"):
+        score_task(model, bare, "piqa", read_items(DATA, "piqa"), max_items=1)
+
+
 # lm-eval without any of our code: it loads model, tokenizer and files, and reports.
 BY_ITSELF = """
 import json, sys
@@ -138,6 +147,8 @@ found = lm_eval.simple_evaluate(
 kept = {"samples": found["samples"], "results": found["results"]}
 Path("found.json").write_text(json.dumps(kept, default=str))
 """
+# The suite looks at the first items of LAMBADA and PIQA; `make tasks-test` at every one.
+ITEMS = None if os.environ.get("NORMTWEAK_ALL_ITEMS") else 100
 COMPARED = {
     "lambada_openai": "lambada/lambada_test.jsonl",
     "piqa": "piqa/valid.labelled.jsonl",
@@ -155,7 +166,7 @@ def by_itself(tmp_path_factory):
         real = None if file is None else SHARED / file
         # Without the shared data, LAMBADA and PIQA are compared on ten items as well.
         path = real if real and real.is_file() else DATA / task / "items.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines()[:100]
+        lines = path.read_text(encoding="utf-8").splitlines()[:ITEMS]
         (folder / task).mkdir()
         (folder / task / "items.jsonl").write_text("\n".join(lines) + "\n")
     done = subprocess.run(

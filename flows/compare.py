@@ -11,9 +11,11 @@ from prefect.runtime import flow_run
 
 from flows.budget import peak_rss_bytes
 from flows.cleaning import EVALUATIONS
+from flows.comparison_page import comparison_page
 from flows.evaluate import common_text, opened, with_sizes
 from flows.evaluate_request import EvaluationRequest, check_request
 from flows.evaluating import Measured, measure_alone, measure_pair
+from flows.page_link import PAGE, publish_page
 from flows.running import Stages
 from normtweak_core.evaluate.scores import Estimate, named
 from normtweak_core.evaluate.task_scores import TaskComparison
@@ -127,4 +129,7 @@ def _write(result: dict[str, Any]) -> list[str]:
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "comparison.json", text.encode())
-    return [str(folder / "comparison.json")]
+    page = folder / PAGE
+    write_atomically(page, comparison_page(result).encode())
+    publish_page("comparison", page)
+    return [str(folder / "comparison.json"), str(page)]

@@ -15,6 +15,7 @@ from flows.finetune_recipe import FinetuneRecipe
 from flows.finetune_report import FinetuneReports, distance_kept, publish_finetune_reports
 from flows.running import Run, outcome, read_json, register
 from flows.training import Shown, train, training_data, training_facts
+from normtweak_core.export.payload import payload_bytes
 from normtweak_core.finetune.source import GRID
 from normtweak_core.training.rates import Rates
 from tasks.calibrate import calibration_length
@@ -76,6 +77,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         metrics=after,
         origin=run.source_facts(data) | {"export_sha256": export.export_sha256},
         export=state_root() / export.folder,
+        float_bytes=payload_bytes(run.job.source.path),
     )
     files = publish_finetune_reports(reports)
     files += write_evaluation(reports.folder, measured, recipe.seed, recipe.name)

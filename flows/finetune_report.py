@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.html_page import Cell, Column, Section, Table, drawing, number
 from flows.report_text import markdown_table, precision, result_rows
+from flows.training_page import Told
 from flows.training_report import (
     PLOT,
     TrainingReports,
@@ -14,6 +16,7 @@ from normtweak_core.finetune.source import ExportSource
 from normtweak_core.training.rates import Rates
 from tasks.finetune_blocks import TrainedBlockResult
 
+DISTANCE = "Distance: |output - float output| / |float output| of tokens of held-out windows."
 COLUMNS = ("", "float", "before", "after", "difference to float")
 
 
@@ -64,42 +67,32 @@ def distance_kept(start: dict[str, float], metrics: dict[str, float]) -> float |
 
 def publish_finetune_reports(reports: FinetuneReports) -> list[Path]:
     """Write the reports under the export folder, publish them in Prefect, return the files."""
+    files = write_finetune_reports(reports)
+    publish_training_artifacts(reports, lambda plot: _summary(reports, plot))
+    return files
+
+
+def write_finetune_reports(reports: FinetuneReports) -> list[Path]:
+    """Write the reports under the export folder and return the files."""
     rates = Rates(reports.recipe.finetune.steps, reports.recipe.finetune.scale_lr)
     rows = [
         {"step": step + 1, "loss": loss, "learning_rate": rates.lr_at(step)}
         for step, loss in enumerate(reports.losses)
     ]
-    files = write_training_reports(
+    return write_training_reports(
         reports,
         _summary(reports, PLOT),
+        _told(reports),
         rows,
         {
             "title": f"{reports.recipe.name}: fine-tuning end to end",
             "measured_as": "divergence on held-out windows",
         },
     )
-    publish_training_artifacts(reports, lambda plot: _summary(reports, plot))
-    return files
 
 
 def _summary(reports: FinetuneReports, plot: str) -> str:
     config, source = reports.recipe.finetune, reports.source
-    group = f"groups of {source.group_size}" if source.group_size else "one group a row"
-    start = dict(
-        zip(
-            ("perplexity", "KL divergence (nats per token)", "same first choice"),
-            (
-                f"{reports.start['perplexity/quantized']:.3f}",
-                f"{reports.start['kl/mean']:.4f}",
-                f"{100 * reports.start['top1_agreement']:.1f} %",
-            ),
-            strict=True,
-        )
-    )
-    results = [
-        (what, whole, start.get(what, ""), trained, difference)
-        for what, whole, trained, difference in result_rows(reports.metrics)
-    ]
     blocks = [
         (
             block.block,
@@ -109,32 +102,27 @@ def _summary(reports: FinetuneReports, plot: str) -> str:
         )
         for block in reports.blocks
     ]
-    what = "whole weights"
-    if config.lora is not None:
-        what = f"an update of rank {config.lora.rank}, merged before rounding"
     return "\n".join(
         [
             f"# {reports.recipe.name}",
             "",
-            f"`{source.folder.name}` ({source.bits} bits, {group}), trained on towards "
-            f"`{source.float_name}`: {what}, scales and norms. Export: `{reports.export.name}`.",
+            f"`{source.folder.name}` ({_grid(source)}), trained on towards "
+            f"`{source.float_name}`: {_what(reports)}. Export: `{reports.export.name}`.",
             "",
-            *markdown_table(COLUMNS, results, "lrrrr"),
+            *markdown_table(COLUMNS, _results(reports), "lrrrr"),
             "",
             f"On {reports.metrics['tokens']:,.0f} predicted tokens{precision(reports.metrics)}."
             + _left(reports),
             "",
             "## Block by block",
             "",
-            f"{config.block_steps} steps a block. Distance: |output - float output| / |float "
-            "output| of tokens of held-out windows.",
+            f"{config.block_steps} steps a block. {DISTANCE}",
             "",
             *markdown_table(("block", "before", "after", ""), blocks, "rrrl"),
             "",
             "## End to end",
             "",
-            f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens, on the "
-            "float model's logits.",
+            f"{_training(reports)}",
             "",
             *markdown_table(
                 ("step", "divergence on held-out windows"),
@@ -146,6 +134,90 @@ def _summary(reports: FinetuneReports, plot: str) -> str:
             "",
         ]
     )
+
+
+def _told(reports: FinetuneReports) -> Told:
+    source, metrics = reports.source, reports.metrics
+    return Told(
+        kind="Fine-tuning",
+        lead=f"{source.folder.name} ({_grid(source)}), trained on towards {source.float_name}: "
+        f"{_what(reports)}. Export: {reports.export.name}.",
+        columns=COLUMNS,
+        results=_results(reports),
+        models=[
+            ("float", reports.float_bytes, metrics, "perplexity/float"),
+            ("before", reports.start["size_bytes"], reports.start, "perplexity/quantized"),
+            ("after", metrics["size_bytes"], metrics, "perplexity/quantized"),
+        ],
+        own=[_blocks_section(reports)],
+        training=_training(reports),
+        held_out="divergence on held-out windows",
+        after_result=_left(reports),
+    )
+
+
+def _blocks_section(reports: FinetuneReports) -> Section:
+    from normtweak_core.evaluate.plot import drift_figure
+
+    columns = (Column("block"), Column("before"), Column("after"), Column("outcome", numbers=False))
+    blocks = reports.blocks
+    rows = [
+        (
+            number(block.block, "d"),
+            number(block.distance_before),
+            number(block.distance_after),
+            Cell("kept" if block.accepted else "rolled back"),
+        )
+        for block in blocks
+    ]
+    caption = f"{reports.recipe.finetune.block_steps} steps a block. {DISTANCE}"
+    table = Table(columns, rows, "Distance by block")
+    if not blocks:  # block_steps: 0
+        return Section("Block by block", [table])
+    series = {
+        "before": [block.distance_before for block in blocks],
+        "after": [block.distance_after for block in blocks],
+    }
+    picture = drawing(drift_figure(series, "", "relative distance"), "blocks", caption)
+    return Section("Block by block", [picture, table])
+
+
+def _grid(source: ExportSource) -> str:
+    group = f"groups of {source.group_size}" if source.group_size else "one group a row"
+    return f"{source.bits} bits, {group}"
+
+
+def _what(reports: FinetuneReports) -> str:
+    lora, what = reports.recipe.finetune.lora, "whole weights"
+    if lora is not None:
+        what = f"an update of rank {lora.rank}, merged before rounding"
+    return f"{what}, scales and norms"
+
+
+def _training(reports: FinetuneReports) -> str:
+    config = reports.recipe.finetune
+    return (
+        f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens, on the "
+        "float model's logits."
+    )
+
+
+def _results(reports: FinetuneReports) -> list[tuple[str, ...]]:
+    start = dict(
+        zip(
+            ("perplexity", "KL divergence (nats per token)", "same first choice"),
+            (
+                f"{reports.start['perplexity/quantized']:.3f}",
+                f"{reports.start['kl/mean']:.4f}",
+                f"{100 * reports.start['top1_agreement']:.1f} %",
+            ),
+            strict=True,
+        )
+    )
+    return [
+        (what, whole, start.get(what, ""), trained, difference)
+        for what, whole, trained, difference in result_rows(reports.metrics)
+    ]
 
 
 def _left(reports: FinetuneReports) -> str:

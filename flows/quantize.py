@@ -14,6 +14,7 @@ from flows.preflight import preflight
 from flows.report import Reports, publish_reports
 from flows.running import Run, calibration_set, outcome, read_json, register
 from normtweak_core.errors import ProblemError
+from normtweak_core.export.payload import payload_bytes
 from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
 from normtweak_core.quantize.report import BlockReport
 from normtweak_core.tweak.config import NormTweakConfig
@@ -73,6 +74,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         metrics=metrics,
         origin=run.source_facts(calibration) | {"export_sha256": export.export_sha256},
         export=state_root() / export.folder,
+        float_bytes=payload_bytes(run.job.source.path),
     )
     files = publish_reports(reports)
     files += write_evaluation(reports.folder, measured, recipe.seed, recipe.name)

@@ -10,13 +10,13 @@ import base64
 import hashlib
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flows.page_link import PAGE, artifact_key, publish_page
 from flows.params import Recipe
 from flows.report_text import (
     PLOT,
@@ -52,6 +52,7 @@ class Reports:
     metrics: dict[str, float]
     origin: dict[str, str]  # hashes and names of what the export was made from, and its own
     export: Path  # its folder
+    float_bytes: int  # size of the float model's files
 
     @property
     def folder(self) -> Path:
@@ -94,6 +95,7 @@ def write_reports(reports: Reports) -> list[Path]:
     Raises:
         BlockTableError: As `publish_reports`.
     """
+    from flows.quantize_page import quantize_page
     from normtweak_core.evaluate.plot import drift_plot
     from tasks.block_table import block_frame, read_block_table, write_block_table
 
@@ -106,6 +108,7 @@ def write_reports(reports: Reports) -> list[Path]:
         "summary.md": _summary(reports, PLOT),
         "recipe.yaml": yaml.safe_dump(reports.recipe.model_dump(mode="json"), sort_keys=False),
         "lineage.json": json.dumps(reports.lineage(), indent=1, sort_keys=True) + "\n",
+        PAGE: quantize_page(reports, _drift_series(reports)),
     }
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
@@ -139,6 +142,7 @@ def publish_artifacts(reports: Reports) -> None:
     # Both of Prefect's pages draw an image inside the text; its image artifact would print the
     # whole address, 40 kB of it, below the picture.
     picture = base64.b64encode((folder / PLOT).read_bytes()).decode()
+    publish_page(name, folder / PAGE)
     ratio = reports.metrics["perplexity/ratio"]
     create_markdown_artifact(
         key=artifact_key(name, "summary"),
@@ -151,11 +155,6 @@ def recipe_sha256(recipe: Recipe) -> str:
     """Return the hash of every value of a recipe, defaults included."""
     text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def artifact_key(name: str, report: str) -> str:
-    """Return the key under which Prefect keeps the history of a report over runs of one recipe."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{name}-{report}".lower()).strip("-")
 
 
 def block_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:

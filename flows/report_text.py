@@ -90,10 +90,36 @@ def calibration_markdown(recipe: Recipe, quality: dict[str, Any]) -> str:
         recipe: Names the run.
         quality: A `QualityReport` as JSON.
     """
+    return "\n".join(
+        [
+            f"# {recipe.name}: calibration set",
+            "",
+            f"{windows_of(quality)}, source `{quality['source']}`, seed {recipe.seed}.",
+            "",
+            f"**Verdict: {VERDICTS[quality['verdict']]}.**",
+            *(f"\n* {reason}" for reason in quality["reasons"]),
+            "",
+            *markdown_table(("what", "value"), calibration_rows(quality), "ll"),
+            "",
+        ]
+    )
+
+
+def windows_of(quality: dict[str, Any]) -> str:
+    """Return how much text a calibration set has."""
     samples, length = quality["samples"], quality["length"]
+    return f"{samples} windows of {length} tokens ({samples * length:,} tokens)"
+
+
+def calibration_rows(quality: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what is known of a calibration set as rows: what, value.
+
+    Args:
+        quality: A `QualityReport` as JSON.
+    """
     scripts = ", ".join(f"{name} {percent(share)}" for name, share in quality["scripts"].items())
     distinct = quality["distinct_in_window"].items()
-    rows = [
+    return [
         ("Tokens of the vocabulary that occur", percent(quality["token_coverage"])),
         *(
             (
@@ -107,20 +133,6 @@ def calibration_markdown(recipe: Recipe, quality: dict[str, Any]) -> str:
         ("Letters by script", scripts or "no letters"),
         ("Mean loss of the float model", f"{quality['mean_nll']:.3f} nats per token"),
     ]
-    return "\n".join(
-        [
-            f"# {recipe.name}: calibration set",
-            "",
-            f"{samples} windows of {length} tokens ({samples * length:,} tokens), source "
-            f"`{quality['source']}`, seed {recipe.seed}.",
-            "",
-            f"**Verdict: {VERDICTS[quality['verdict']]}.**",
-            *(f"\n* {reason}" for reason in quality["reasons"]),
-            "",
-            *markdown_table(("what", "value"), rows, "ll"),
-            "",
-        ]
-    )
 
 
 def summary_markdown(
@@ -145,16 +157,11 @@ def summary_markdown(
         export: Name of the export folder.
         plot: Address of the drift plot.
     """
-    stages = [
-        ("calibration", VERDICTS[quality["verdict"]]),
-        ("norm tweak", _tweak_outcome(blocks)),
-        ("final tune", _final_outcome(final_tune)),
-    ]
     return "\n".join(
         [
             f"# {recipe.name}",
             "",
-            f"{_scheme(recipe)}. Export: `{export}`.",
+            f"`{recipe.model.source}` {scheme(recipe)}. Export: `{export}`.",
             "",
             *markdown_table(("", "float", "quantized", "difference"), result_rows(metrics), "lrrr"),
             "",
@@ -164,7 +171,7 @@ def summary_markdown(
             "",
             "## Stages",
             "",
-            *markdown_table(("stage", "outcome"), stages, "ll"),
+            *markdown_table(("stage", "outcome"), stage_rows(blocks, final_tune, quality), "ll"),
             "",
             "## Problems",
             "",
@@ -176,6 +183,17 @@ def summary_markdown(
             "",
         ]
     )
+
+
+def stage_rows(
+    blocks: list[BlockReport], final_tune: FinalTuneReport | None, quality: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """Return what became of every stage as rows: stage, outcome; arguments as the summary's."""
+    return [
+        ("calibration", VERDICTS[quality["verdict"]]),
+        ("norm tweak", _tweak_outcome(blocks)),
+        ("final tune", _final_outcome(final_tune)),
+    ]
 
 
 def percent(value: float, signed: bool = False) -> str:
@@ -250,12 +268,13 @@ def _stderr(name: str) -> str:
     return f"{name.removesuffix('/mean')}/stderr" if name.endswith("/mean") else f"{name}_stderr"
 
 
-def _scheme(recipe: Recipe) -> str:
+def scheme(recipe: Recipe) -> str:
+    """Return what was made of the model, such as "in 4 bits by GPTQ"."""
     config = recipe.quantization
     method = {"gptq": "GPTQ", "rtn": "round to nearest"}[config.method]
     groups = f"groups of {config.group_size}" if config.group_size else "one scale per row"
     grid = "symmetric" if config.symmetric else "asymmetric"
-    return f"`{recipe.model.source}` in {config.bits} bits by {method} ({grid}, {groups})"
+    return f"in {config.bits} bits by {method} ({grid}, {groups})"
 
 
 def _tweak_outcome(blocks: list[BlockReport]) -> str:

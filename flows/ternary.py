@@ -15,6 +15,7 @@ from flows.ternary_preflight import ternary_preflight
 from flows.ternary_recipe import TernaryRecipe
 from flows.ternary_report import TernaryReports, publish_ternary_reports, step_metrics
 from flows.training import Shown, train, training_data, training_facts
+from normtweak_core.export.payload import payload_bytes
 from tasks.calibrate import calibration_length
 from tasks.environment import state_root
 from tasks.exporting import verify_key, verify_stage
@@ -69,6 +70,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         metrics=metrics,
         origin=run.source_facts(data) | {"export_sha256": export.export_sha256},
         export=state_root() / export.folder,
+        float_bytes=payload_bytes(run.job.source.path),
     )
     files = publish_ternary_reports(reports)
     files += write_evaluation(reports.folder, measured, recipe.seed, recipe.name)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.html_page import Column, Section, Table
 from flows.report_text import (
     markdown_table,
     percent,
@@ -10,6 +11,7 @@ from flows.report_text import (
     result_rows,
 )
 from flows.ternary_recipe import TernaryRecipe
+from flows.training_page import Told
 from flows.training_report import (
     PLOT,
     TrainingReports,
@@ -19,6 +21,7 @@ from flows.training_report import (
 from normtweak_core.ternary.schedule import lambdas
 from normtweak_core.training.rates import Rates
 
+CUT_LOSS = "loss on training text, nats per token"
 CUTS = {
     "float": "float model",
     "norms_without_care": "a norm of gain one before every linear",
@@ -42,7 +45,7 @@ class TernaryReports(TrainingReports):
 
 def publish_ternary_reports(reports: TernaryReports) -> list[Path]:
     """Write the reports under the export folder, publish them in Prefect, return the files."""
-    files = _write(reports)
+    files = write_ternary_reports(reports)
     publish_training_artifacts(reports, lambda plot: _summary(reports, plot))
     return files
 
@@ -61,7 +64,8 @@ def step_metrics(recipe: TernaryRecipe, num_blocks: int, step: int) -> dict[str,
     return {"learning_rate": rates.lr_at(step), **values}
 
 
-def _write(reports: TernaryReports) -> list[Path]:
+def write_ternary_reports(reports: TernaryReports) -> list[Path]:
+    """Write the reports under the export folder and return the files."""
     rows = [
         {"step": step + 1, "loss": loss, **step_metrics(reports.recipe, reports.num_blocks, step)}
         for step, loss in enumerate(reports.losses)
@@ -69,6 +73,7 @@ def _write(reports: TernaryReports) -> list[Path]:
     return write_training_reports(
         reports,
         _summary(reports, PLOT),
+        _told(reports),
         rows,
         {
             "title": f"{reports.recipe.name}: ternary training",
@@ -80,21 +85,52 @@ def _write(reports: TernaryReports) -> list[Path]:
     )
 
 
-def _summary(reports: TernaryReports, plot: str) -> str:
-    recipe, config = reports.recipe, reports.recipe.ternary
-    norm = {"rms": "an RMSNorm before every linear", "none": "no extra norm"}[config.norm]
-    cuts = [
+def _told(reports: TernaryReports) -> Told:
+    recipe, metrics = reports.recipe, reports.metrics
+    columns = (Column(CUT_LOSS, numbers=False), Column("loss"), Column("change"))
+    return Told(
+        kind="Ternary training",
+        lead=f"{recipe.model.source} {_scheme(reports)}. Export: {reports.export.name}.",
+        columns=("", "float", "ternary", "difference"),
+        results=result_rows(metrics),
+        models=[
+            ("float", reports.float_bytes, metrics, "perplexity/float"),
+            ("ternary", metrics["size_bytes"], metrics, "perplexity/quantized"),
+        ],
+        own=[Section("Surgery", [Table(columns, _cut_rows(reports), sorts=False)])],
+        training=f"{_training(reports)}.".replace("`", ""),
+        held_out="loss of held-out windows, all blocks ternary",
+    )
+
+
+def _scheme(reports: TernaryReports) -> str:
+    norm = {"rms": "an RMSNorm before every linear", "none": "no extra norm"}
+    return f"in ternary weights (1.58 bits), 8-bit activations, {norm[reports.recipe.ternary.norm]}"
+
+
+def _cut_rows(reports: TernaryReports) -> list[tuple[str, str, str]]:
+    return [
         (CUTS[name], f"{loss:.4f}", f"{loss - reports.cuts['float']:+.4f}")
         for name, loss in reports.cuts.items()
     ]
-    results = result_rows(reports.metrics)
+
+
+def _training(reports: TernaryReports) -> str:
+    config = reports.recipe.ternary
     schedule = f"{config.schedule}, {config.scope}, over {percent(config.warmup)} of training"
+    return (
+        f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens; objective "
+        f"`{config.objective}`; lambda {schedule if config.warmup else '1 from the start'}"
+    )
+
+
+def _summary(reports: TernaryReports, plot: str) -> str:
+    recipe, results = reports.recipe, result_rows(reports.metrics)
     return "\n".join(
         [
             f"# {recipe.name}",
             "",
-            f"`{recipe.model.source}` in ternary weights (1.58 bits), 8-bit activations, {norm}. "
-            f"Export: `{reports.export.name}`.",
+            f"`{recipe.model.source}` {_scheme(reports)}. Export: `{reports.export.name}`.",
             "",
             *markdown_table(("", "float", "ternary", "difference"), results, "lrrr"),
             "",
@@ -102,12 +138,11 @@ def _summary(reports: TernaryReports, plot: str) -> str:
             "",
             "## Surgery",
             "",
-            *markdown_table(("loss on training text, nats per token", "", "change"), cuts, "lrr"),
+            *markdown_table((CUT_LOSS, "", "change"), _cut_rows(reports), "lrr"),
             "",
             "## Training",
             "",
-            f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens; objective "
-            f"`{config.objective}`; lambda {schedule if config.warmup else '1 from the start'}.",
+            f"{_training(reports)}.",
             "",
             *markdown_table(
                 ("step", "loss of held-out windows, all blocks ternary"),

@@ -80,7 +80,7 @@ def _shown(run: Run, training: Training, shown: Shown) -> Iterator[Callable[...,
     """Show a training while it runs: on the terminal, on Prefect's page, in MLflow."""
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-    from flows.report import artifact_key
+    from flows.page_link import artifact_key
     from tasks.tracking import TrainingRun
 
     artifact = create_progress_artifact(

@@ -5,13 +5,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flows.report import FOLDER, artifact_key, recipe_sha256
+from flows.page_link import PAGE, artifact_key, publish_page
+from flows.report import FOLDER, recipe_sha256
 from flows.report_text import calibration_markdown, percent
 from tasks.artifacts import write_atomically
+
+if TYPE_CHECKING:
+    from flows.training_page import Told
 
 CURVES, PLOT = "training.csv", "training.png"
 
@@ -28,6 +32,7 @@ class TrainingReports:
     metrics: dict[str, float]
     origin: dict[str, str]
     export: Path
+    float_bytes: int  # size of the float model's files
 
     @property
     def folder(self) -> Path:
@@ -49,6 +54,7 @@ class TrainingReports:
 def write_training_reports(
     reports: TrainingReports,
     summary: str,
+    told: "Told",
     rows: list[dict[str, float]],
     plot: dict[str, Any],
 ) -> list[Path]:
@@ -57,9 +63,11 @@ def write_training_reports(
     Args:
         reports: What they are made of.
         summary: The summary, with the picture beside it.
+        told: What the page says of this kind of training.
         rows: Curves, a row a step.
         plot: Further arguments of `training_plot`.
     """
+    from flows.training_page import training_page
     from normtweak_core.training.plot import training_plot
 
     folder = reports.folder
@@ -72,6 +80,7 @@ def write_training_reports(
         "summary.md": summary,
         "recipe.yaml": yaml.safe_dump(reports.recipe.model_dump(mode="json"), sort_keys=False),
         "lineage.json": json.dumps(reports.lineage(), indent=1, sort_keys=True) + "\n",
+        PAGE: training_page(reports, told, rows, plot),
     }
     for name, text in everything.items():
         write_atomically(folder / name, text.encode())
@@ -95,6 +104,7 @@ def publish_training_artifacts(reports: TrainingReports, summary: Callable[[str]
         markdown=(folder / "data.md").read_text(encoding="utf-8"),
         description=f"Training text: {reports.quality['verdict']}",
     )
+    publish_page(name, folder / PAGE)
     picture = base64.b64encode((folder / PLOT).read_bytes()).decode()
     change = percent(reports.metrics["perplexity/ratio"] - 1, signed=True)
     create_markdown_artifact(

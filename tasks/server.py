@@ -132,7 +132,11 @@ class EmbeddedServer:
                 environment["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
             self.child = Child(
                 "tasks.server_child",
-                [f"--socket={listener.fileno()}", f"--ready={child_ready}"],
+                [
+                    f"--socket={listener.fileno()}",
+                    f"--ready={child_ready}",
+                    f"--root={self.root}",
+                ],
                 environment,
                 self.log,
                 inherited=(listener.fileno(), child_ready),

@@ -20,6 +20,9 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
+
+from tasks.report_pages import report_route
 
 PR_SET_PDEATHSIG = 1
 SECONDS_TO_STOP = 8
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("--ready", type=int, required=True, help="pipe that hears when we serve")
     parser.add_argument("--alive", type=int, required=True, help="pipe that closes with the parent")
     parser.add_argument("--parent", type=int, required=True, help="pid of the parent")
+    parser.add_argument("--root", type=Path, required=True, help="state root, for the reports")
     parser.add_argument("--main-thread", action="store_true", help="started by its main thread")
     options = parser.parse_args()
     for fd in (options.socket, options.ready, options.alive):
@@ -42,7 +46,7 @@ def main() -> None:
     if os.getppid() != options.parent:  # it died before the line above
         sys.exit(1)
     threading.Thread(target=_end_with_parent, args=(options.alive,), daemon=True).start()
-    _serve(socket.socket(fileno=options.socket), options.ready)
+    _serve(socket.socket(fileno=options.socket), options.ready, options.root)
 
 
 def _end_with_parent(alive: int) -> None:
@@ -52,7 +56,7 @@ def _end_with_parent(alive: int) -> None:
     os._exit(1)
 
 
-def _serve(listener: socket.socket, ready: int) -> None:
+def _serve(listener: socket.socket, ready: int, root: Path) -> None:
     # The import allocates half a million objects that all stay: collecting in between costs a
     # fifth of it.
     gc.disable()
@@ -72,8 +76,11 @@ def _serve(listener: socket.socket, ready: int) -> None:
             await _handle_queues()
             await super().shutdown(sockets)
 
+    app = create_app()
+    # Before Prefect's own routes, the last of which answers every address.
+    app.router.routes.insert(0, report_route(root))
     config = uvicorn.Config(
-        create_app(),
+        app,
         log_level="warning",
         access_log=False,
         lifespan="on",

@@ -15,6 +15,17 @@ RELATIVE_DRIFT = r"$\|x_q - x_f\| \; / \; \|x_f\|$"
 def drift_plot(series: dict[str, list[float]], title: str, y_label: str = RELATIVE_DRIFT) -> bytes:
     """Return a PNG with one line per series over the blocks; equal input gives equal bytes.
 
+    Raises:
+        InputError: As `drift_figure`.
+    """
+    return as_png(drift_figure(series, title, y_label))
+
+
+def drift_figure(
+    series: dict[str, list[float]], title: str, y_label: str = RELATIVE_DRIFT
+) -> Figure:
+    """Return a picture with one line per series over the blocks.
+
     The vertical axis is logarithmic where all values are positive and span a factor of 30.
 
     Raises:
@@ -43,8 +54,7 @@ def drift_plot(series: dict[str, list[float]], title: str, y_label: str = RELATI
     axes.set(title=title, xlabel="block", ylabel=y_label)
     axes.grid(visible=True, alpha=0.3)
     axes.legend(frameon=False)
-
-    return as_png(figure)
+    return figure
 
 
 def as_png(figure: Figure) -> bytes:

@@ -18,6 +18,21 @@ def training_plot(
 ) -> bytes:
     """Return a PNG with curves over the optimizer steps; equal input gives equal bytes.
 
+    Args: as `training_figure`.
+    """
+    return as_png(training_figure(losses, rates, held_out, title, measured_as, lambdas))
+
+
+def training_figure(
+    losses: list[float],
+    rates: list[float],
+    held_out: dict[int, float],
+    title: str,
+    measured_as: str,
+    lambdas: list[list[float]] | None = None,
+) -> Figure:
+    """Return a picture with curves over the optimizer steps.
+
     Args:
         losses: Of every step, nats per token.
         rates: Learning rate of every step.
@@ -32,7 +47,7 @@ def training_plot(
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     top, measured, bottom = axes[0], axes[1], axes[-1]
     steps = range(1, len(losses) + 1)
-    top.plot(steps, losses, linewidth=0.7, alpha=0.4, label="objective of a batch")
+    top.plot(steps, losses, linewidth=1, alpha=0.55, label="objective of a batch")
     top.plot(steps, running_mean(losses), linewidth=2, label="running mean")
     top.set(title=title, ylabel="nats per token")
     measured.plot(list(held_out), list(held_out.values()), marker="o", label=measured_as)
@@ -50,7 +65,7 @@ def training_plot(
     bottom.set(ylabel="learning rate", xlabel="optimizer step")
     for one in axes:
         one.grid(visible=True, alpha=0.3)
-    return as_png(figure)
+    return figure
 
 
 def running_mean(values: list[float], smoothing: float = SMOOTHING) -> list[float]:

@@ -143,6 +143,7 @@ def open_browser(folder: Path) -> Iterator[Browser]:
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
         options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     service = webdriver.ChromeService(driver, log_output=str(folder / "chromedriver.log"))
     opened = webdriver.Chrome(options=options, service=service)
     pictures = folder / "pictures"

@@ -96,8 +96,36 @@ def test_the_run_shows_its_state_and_every_block_task(browser: Browser, pages: P
     browser.shows(f"{pages.run_page()}?tab=TaskRuns", *tasks, "Completed", picture="tasks")
 
 
-def test_the_run_leads_to_its_three_reports(browser: Browser, pages: Pages):
-    keys = [f"{NAME}-{report}" for report in ("blocks", "calibration", "summary")]
+@pytest.mark.parametrize("version", ["v2", "v1"])
+def test_the_link_of_a_run_opens_its_page(browser: Browser, pages: Pages, version: str):
+    from selenium.webdriver.common.by import By
+
+    browser.driver.get(f"{pages.prefect}/v2/")  # the cookie belongs to this address
+    browser.driver.add_cookie({"name": "prefect_ui_version", "value": version})
+    place = f"{pages.prefect}/{'v2/' if version == 'v2' else ''}{pages.artifact('page')}"
+    browser.shows(place, "Open the report", picture=f"link-{version}")
+    before = set(browser.driver.window_handles)
+    browser.driver.find_element(By.LINK_TEXT, "Open the report").click()
+    # The one page opens the report in place of itself, the other in a tab of its own.
+    opened = set(browser.driver.window_handles) - before
+    if opened:
+        browser.driver.switch_to.window(opened.pop())
+    numbers = f"{pages.result['metrics']['perplexity/quantized']:.3f}"
+    browser.until(
+        lambda: all(text in browser.text() for text in ("Quantization", NAME, numbers)), "the page"
+    )
+    assert browser.driver.current_url.startswith(f"{pages.prefect}/normtweak/exports/")
+    browser.driver.save_screenshot(str(browser.pictures / f"opened-{version}.png"))
+    buttons = browser.run("return document.querySelectorAll('th button').length")
+    assert buttons > 0, "the rules of the server keep the page's script from running"
+    if set(browser.driver.window_handles) != before:
+        browser.driver.close()
+        browser.driver.switch_to.window(before.pop())
+    browser.driver.delete_cookie("prefect_ui_version")
+
+
+def test_the_run_leads_to_its_reports(browser: Browser, pages: Pages):
+    keys = [f"{NAME}-{report}" for report in ("blocks", "calibration", "summary", "page")]
     browser.shows(f"{pages.run_page()}?tab=Artifacts", *keys, picture="artifacts")
 
 

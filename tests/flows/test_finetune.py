@@ -177,6 +177,9 @@ def test_a_run_leaves_a_verified_registered_model_on_the_same_grid(project, fini
     assert len((reports / "training.csv").read_text().splitlines()) == SETTINGS["steps"] + 1
     assert (reports / "training.png").read_bytes().startswith(b"\x89PNG")
     assert "## Block by block" in (reports / "summary.md").read_text()
+    page = (reports / "report.html").read_text()
+    assert f"{metrics['start/perplexity/quantized']:.3f}" in page
+    assert f"{metrics['perplexity/quantized']:.3f}" in page
     assert [row["index"] for row in finished["blocks"]] == [0, 1]
 
 

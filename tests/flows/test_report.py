@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.page_link import artifact_key
 from flows.params import parse_recipe
 from flows.report import (
     Reports,
-    artifact_key,
     block_rows,
     publish_reports,
     write_reports,
@@ -32,6 +32,8 @@ METRICS = {
     "nll_difference/stderr": 0.0197,
     "kl/mean": 0.3431,
     "kl/stderr": 0.0139,
+    "kl_reverse/mean": 0.3127,
+    "kl_reverse/stderr": 0.0118,
     "top1_agreement": 0.7096,
     "top1_agreement_stderr": 0.0096,
     "tokens": 4064.0,
@@ -105,6 +107,7 @@ def reports(folder: Path, blocks=None, final_tune=True, metrics=None, **recipe) 
         metrics=metrics or METRICS,
         origin={"source_model": "reference:llama", "export_sha256": "e" * 64},
         export=folder,
+        float_bytes=1_054_976,
     )
 
 
@@ -126,7 +129,7 @@ def text(written: dict[str, Path], name: str) -> str:
 def test_the_files_lie_in_a_folder_of_the_export(written, tmp_path):
     assert set(written) == {
         "blocks.parquet", "blocks.md", "calibration.md", "summary.md", "recipe.yaml",
-        "lineage.json", "drift.png",
+        "lineage.json", "drift.png", "report.html",
     }  # fmt: skip
     assert {path.parent for path in written.values()} == {reports(tmp_path / "export-w3").folder}
     folder = written["summary.md"].parent
@@ -195,6 +198,7 @@ def test_a_single_window_has_no_standard_errors_and_is_reported_all_the_same(tmp
         float_result=float_result,
         quantized_result=FloatResult(tokens=127, window_nll=[1.75]),
         window_kl=[0.25],
+        window_kl_reverse=[0.125],
         window_agreement=[0.75],
     )
     sizes = {"size_bytes": 197916.0, "bits_per_weight": 3.3121}

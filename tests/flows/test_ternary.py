@@ -113,6 +113,10 @@ def test_a_run_leaves_a_verified_registered_model_and_its_curves(undisturbed):
     assert [float(value) for value in lines[-1].split(",")[3:]] == [1.0] * BLOCKS
     assert (reports / "training.png").read_bytes().startswith(b"\x89PNG")
     assert "## Surgery" in (reports / "summary.md").read_text()
+    page = (reports / "report.html").read_bytes()
+    assert f"{result['metrics']['perplexity/quantized']:.3f}" in page.decode()
+    kept = [path.read_bytes() for path in (runs.root / "mlartifacts").rglob("report.html")]
+    assert page in kept, "the page is not with the version"
     assert not any((runs.root / "artifacts" / "training").iterdir()), "checkpoints were left"
 
 

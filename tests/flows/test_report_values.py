@@ -1,0 +1,143 @@
+"""The pages of runs as text: their numbers are those of the metrics and of the blocks."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from flows.finetune_report import write_finetune_reports
+from flows.report import write_reports
+from flows.ternary_report import write_ternary_reports
+from tests.flows.page_reader import PageReader
+from tests.flows.report_values import LOSSES, finetune_reports, ternary_reports
+from tests.flows.test_report import METRICS, block, reports
+
+HOSTILE = "models/<script>alert(1)</script>"
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("NORMTWEAK_HOME", str(tmp_path / "state"))
+
+
+def page_of(files: list[Path]) -> str:
+    (page,) = [path for path in files if path.name == "report.html"]
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def quantization(tmp_path) -> PageReader:
+    return PageReader(page_of(write_reports(reports(tmp_path / "export-w3"))))
+
+
+def test_every_metric_stands_on_the_page_with_all_its_digits(quantization):
+    (number,) = [
+        index for index, table in enumerate(quantization.tables) if "standard error" in table[0]
+    ]
+    names = [row[0] for row in quantization.tables[number][1:]]
+    found = dict(zip(names, quantization.numbers[number][1:], strict=True))
+    values = {name: value for name, value in METRICS.items() if not name.endswith("stderr")}
+    assert {name: row[1] for name, row in found.items()} == values
+    assert found["kl/mean"][2] == METRICS["kl/stderr"]
+    assert found["perplexity/float"][2] == METRICS["perplexity/float_stderr"]
+    assert found["size_bytes"][2] is None
+
+
+def test_the_blocks_and_linears_are_those_of_the_run(quantization):
+    first, second = quantization.table("round to nearest", "tweaked")
+    assert list(first.values()) == ["0", "0.5000", "0.2000", "0.1800", "kept"]
+    assert list(second.values()) == ["1", "0.5000", "0.3000", "0.2700", "rolled back"]
+    linears = quantization.table("weight error", "output error")
+    assert [row["layer"] for row in linears] == ["mlp.up_proj", "mlp.down_proj"] * 2
+    assert list(linears[3].values()) == [
+        "1", "mlp.down_proj", "3", "0.2500", "0.1250", "0.01", "0.02", "0",
+    ]  # fmt: skip
+
+
+def test_the_page_tells_result_recipe_origin_and_versions(quantization):
+    result = quantization.table("float", "quantized", "difference")
+    assert result[0]["quantized"] == "5.997 ± 0.260"
+    assert "float 1.1 MB, 5.33 times; 3.312 bits per weight" in quantization.words
+    assert "On it: quantized, float." in quantization.words
+    assert "name: Tiny.llama_w3" in quantization.code
+    tags = {row["tag"]: row["value"] for row in quantization.table("tag")}
+    assert tags["export_sha256"] == "e" * 64
+    assert {row["package"] for row in quantization.table("package")} >= {"Python", "torch"}
+    assert "block 1: norm tweak rolled back" in quantization.words
+    assert "3 windows are copies of another" in quantization.words
+
+
+@pytest.mark.parametrize(
+    ("gate", "texts"),
+    [
+        ({}, ["The recipe sets no threshold for the gate."]),
+        ({"max_kl": 0.5}, ["The gate passed", "max_kl"]),
+        (
+            {"max_perplexity_ratio": 1.25, "max_kl": 0.5},
+            [
+                "The gate failed:",
+                "perplexity/ratio must be at most 1.25 (gate.max_perplexity_ratio); found 1.3445",
+            ],
+        ),
+    ],
+)
+def test_the_gate_is_told_as_it_is(tmp_path, gate, texts):
+    words = PageReader(page_of(write_reports(reports(tmp_path / "gated", gate=gate)))).words
+    for text in texts:
+        assert text in words
+
+
+def test_the_name_of_a_model_cannot_bring_a_script(tmp_path):
+    page = page_of(write_reports(reports(tmp_path / "hostile", model={"source": HOSTILE})))
+    reader = PageReader(page)
+    assert sum(tag == "script" for tag, _ in reader.elements) == 1
+    assert f"{HOSTILE} in 3 bits by GPTQ" in reader.words
+    assert HOSTILE in reader.code
+
+
+def test_errors_that_were_not_measured_are_left_blank(tmp_path):
+    blank = reports(tmp_path / "blank", [block(0, output_error=None)])
+    reader = PageReader(page_of(write_reports(blank)))
+    (up, _) = reader.table("weight error", "output error")
+    assert up["output error"] == ""
+
+
+def test_the_page_of_a_ternary_training_has_its_surgery_and_its_curves(tmp_path):
+    written = write_ternary_reports(ternary_reports(tmp_path))
+    reader = PageReader(page_of(written))
+    assert reader.headings[:2] == ["tiny-ternary", "Result"]
+    surgery = reader.table("loss", "change")
+    assert [row["change"] for row in surgery] == [
+        "+0.0000", "+4.7500", "+0.0000", "+0.0000", "+6.5000",
+    ]  # fmt: skip
+    steps = reader.table("step", "loss of held-out windows, all blocks ternary")
+    assert [list(row.values()) for row in steps] == [["6", "2.2500"], ["12", "1.8750"]]
+    assert "12 steps of 2 windows, 6,144 tokens; objective kd" in reader.words
+    assert "learning rate, and lambda of every block." in reader.words
+
+
+def test_the_page_of_a_fine_tuning_has_its_blocks_and_three_models(tmp_path):
+    reader = PageReader(page_of(write_finetune_reports(finetune_reports(tmp_path))))
+    first, second = reader.table("block", "before", "after")
+    assert list(first.values()) == ["0", "0.5000", "0.2500", "kept"]
+    assert list(second.values()) == ["1", "0.3750", "0.5000", "rolled back"]
+    assert reader.table("before", "after", "difference to float")[0]["before"] == "8.000"
+    assert "On it: before, after, float." in reader.words
+    assert "Of the distance to the float perplexity, 43 % are left." in reader.words
+    assert "block 1: training rolled back" in reader.words
+
+
+def test_a_fine_tuning_without_block_steps_has_no_picture_of_them(tmp_path):
+    reader = PageReader(page_of(write_finetune_reports(finetune_reports(tmp_path, 0))))
+    assert reader.table("block", "before", "after") == []
+    assert sum(tag == "svg" for tag, _ in reader.elements) == 2  # size and curves
+
+
+def test_equal_trainings_write_equal_bytes(tmp_path):
+    first = {path: path.read_bytes() for path in write_ternary_reports(ternary_reports(tmp_path))}
+    again = write_ternary_reports(ternary_reports(tmp_path))
+    assert {path: path.read_bytes() for path in again} == first
+    other = dataclasses.replace(ternary_reports(tmp_path), losses=[*LOSSES[:-1], 9.0])
+    assert page_of(write_ternary_reports(other)) not in {
+        data.decode() for path, data in first.items() if path.name == "report.html"
+    }

@@ -13,7 +13,7 @@ from flows.evaluation_report import write_evaluation
 from flows.finetune_preflight import finetune_preflight
 from flows.finetune_recipe import FinetuneRecipe
 from flows.finetune_report import FinetuneReports, distance_kept, publish_finetune_reports
-from flows.running import Run, outcome, read_json, register
+from flows.running import Run, calibration_sample, outcome, read_json, register
 from flows.training import Shown, train, training_data, training_facts
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.finetune.source import GRID
@@ -150,6 +150,7 @@ def _export(
     }
     details = {
         "recipe": recipe_and_grid,
+        "calibration_sample": calibration_sample(data),
         "lineage": run.source_facts(data) | {"parent_export_sha256": start.export.export_sha256},
     }
     return run.stage(

@@ -12,7 +12,14 @@ from flows.evaluation_report import write_evaluation
 from flows.params import Recipe
 from flows.preflight import preflight
 from flows.report import Reports, publish_reports
-from flows.running import Run, calibration_set, outcome, read_json, register
+from flows.running import (
+    Run,
+    calibration_sample,
+    calibration_set,
+    outcome,
+    read_json,
+    register,
+)
 from normtweak_core.errors import ProblemError
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
@@ -22,6 +29,7 @@ from normtweak_core.tweak.report import FinalTuneReport
 from tasks.blocks import block_key, quantize_block_stage
 from tasks.calibrate import calibration_length
 from tasks.chain import BlockChain, ChainSettings
+from tasks.drift_table import measured_stages
 from tasks.environment import state_root
 from tasks.exporting import export_key, export_stage, verify_key, verify_stage
 from tasks.float_type import float_type_key, float_type_stage
@@ -69,6 +77,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         recipe=recipe,
         blocks=[_block_report(block) for block in blocks],
         baseline=[_block_report(block) for block in baseline],
+        drift=measured_stages(blocks, baseline, tuned, recipe.norm_tweak.enabled),
         final_tune=_final_report(tuned),
         quality=read_json(calibration.quality),
         metrics=metrics,
@@ -193,6 +202,7 @@ def _export(
         "about": ABOUT_THE_MANIFEST,
         "recipe": recipe.model_dump(mode="json"),
         "lineage": run.source_facts(calibration),
+        "calibration_sample": calibration_sample(calibration),
         "blocks": [read_json(block.report) for block in blocks],
         "final_tune": read_json(tuned.report) if tuned else None,
     }

@@ -19,6 +19,8 @@ import yaml
 from flows.page_link import PAGE, artifact_key, publish_page
 from flows.params import Recipe
 from flows.report_text import (
+    CHANNELS_PLOT,
+    DRIFT_TABLE,
     PLOT,
     blocks_markdown,
     calibration_markdown,
@@ -31,6 +33,9 @@ from tasks.artifacts import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from normtweak_core.evaluate.channel_drift import ChannelDrift
+    from tasks.drift_table import Stage
 
 FOLDER = "reports"
 TABLE = "blocks.parquet"
@@ -47,6 +52,7 @@ class Reports:
     recipe: Recipe
     blocks: list[BlockReport]
     baseline: list[BlockReport]  # round to nearest, for the drift plot
+    drift: "dict[Stage, ChannelDrift]"  # of every channel, at each stage of the run
     final_tune: FinalTuneReport | None
     quality: dict[str, Any]
     metrics: dict[str, float]
@@ -83,6 +89,7 @@ def publish_reports(reports: Reports) -> list[Path]:
 
     Raises:
         BlockTableError: An error or drift of a block is not finite, or a layer occurs twice.
+        DriftTableError: The drift of a channel is not finite or cannot be.
     """
     files = write_reports(reports)
     publish_artifacts(reports)
@@ -94,14 +101,18 @@ def write_reports(reports: Reports) -> list[Path]:
 
     Raises:
         BlockTableError: As `publish_reports`.
+        DriftTableError: As `publish_reports`.
     """
     from flows.quantize_page import quantize_page
+    from normtweak_core.evaluate.drift_figure import channel_figure
     from normtweak_core.evaluate.plot import drift_plot
     from tasks.block_table import block_frame, read_block_table, write_block_table
+    from tasks.drift_table import drift_frame, write_drift_table
 
     folder = reports.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_block_table(folder / TABLE, block_frame(reports.blocks, reports.baseline))
+    write_drift_table(folder / DRIFT_TABLE, drift_frame(reports.drift))
     texts = {
         "blocks.md": blocks_markdown(reports.recipe, read_block_table(folder / TABLE)),
         "calibration.md": calibration_markdown(reports.recipe, reports.quality),
@@ -114,7 +125,9 @@ def write_reports(reports: Reports) -> list[Path]:
         write_atomically(folder / name, text.encode())
     title = f"{reports.recipe.name}: drift of the quantized stream"
     write_atomically(folder / PLOT, drift_plot(_drift_series(reports), title))
-    return [folder / name for name in (TABLE, *texts, PLOT)]
+    title = f"{reports.recipe.name}: mean and variance of each channel"
+    write_atomically(folder / CHANNELS_PLOT, channel_figure(reports.drift, title))
+    return [folder / name for name in (TABLE, DRIFT_TABLE, *texts, PLOT, CHANNELS_PLOT)]
 
 
 def publish_artifacts(reports: Reports) -> None:
@@ -187,6 +200,8 @@ def _drift_series(reports: Reports) -> dict[str, list[float]]:
     }
     if reports.recipe.norm_tweak.enabled:
         series["after the norm tweak"] = [block.drift_tweaked for block in reports.blocks]
+    if "final tune" in reports.drift:
+        series["after the final tune"] = reports.drift["final tune"].relative_norm().tolist()
     return series
 
 

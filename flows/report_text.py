@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PLOT = "drift.png"
+CHANNELS_PLOT = "drift-channels.png"
+DRIFT_TABLE = "drift.parquet"
 LINEAR_COLUMNS = (
     "block",
     "layer",
@@ -180,6 +182,8 @@ def summary_markdown(
             "## Drift",
             "",
             f"![Drift of the quantized stream, block by block]({plot})",
+            "",
+            f"Mean and variance of every channel: `{CHANNELS_PLOT}` and `{DRIFT_TABLE}`.",
             "",
         ]
     )

@@ -80,6 +80,14 @@ def calibration_set(run: Run, config: CalibrationConfig, name: str) -> Calibrati
     )
 
 
+def calibration_sample(calibration: CalibrationResult) -> dict[str, Any]:
+    """Return the first window of the text and its ids, as the stage that made them decoded it."""
+    from tasks.calibration_table import read_calibration_table
+
+    table = read_calibration_table(state_root() / calibration.table.path, calibration.vocab_size)
+    return {"ids": table["input_ids"][0].tolist(), "text": table["text"][0]}
+
+
 def read_json(reference: ArtifactRef) -> Any:
     """Return what a published JSON file holds."""
     return json.loads((state_root() / reference.path).read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 
 from flows.evaluating import measure_export
 from flows.evaluation_report import write_evaluation
-from flows.running import Run, outcome, read_json, register
+from flows.running import Run, calibration_sample, outcome, read_json, register
 from flows.ternary_preflight import ternary_preflight
 from flows.ternary_recipe import TernaryRecipe
 from flows.ternary_report import TernaryReports, publish_ternary_reports, step_metrics
@@ -111,6 +111,7 @@ def _export(
     details = {
         "recipe": json.loads(recipe.model_dump_json()),
         "lineage": run.source_facts(data),
+        "calibration_sample": calibration_sample(data),
         "surgery": surgery.losses,
     }
     return run.stage(

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -11,7 +12,7 @@ from tasks import events
 from tasks.artifacts import content_hash, publish, publish_json
 from tasks.chain import BlockChain, ChainSettings
 from tasks.job import STAGE, Job
-from tasks.results import BlockResult, CalibrationResult
+from tasks.results import QUANTIZED, TWEAKED, BlockResult, CalibrationResult
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,10 @@ def quantize_block_stage(
         NonFiniteError: Activations or losses are not finite.
     """
     from normtweak_core.quantize.block import quantize_block
-    from normtweak_core.quantize.storage import save_block, stream_hash
+    from normtweak_core.quantize.storage import save_block, save_drift, stream_hash
+
+    def write_drift(path: Path) -> None:
+        save_drift(path, {QUANTIZED: [done.drift_quantized], TWEAKED: [done.drift_tweaked]})
 
     owner: BlockChain = chain
     began = time.monotonic()
@@ -91,6 +95,7 @@ def quantize_block_stage(
             "blocks", key, lambda path: save_block(path, done.layers, done.norms), "safetensors"
         ),
         report=publish_json("blocks", key, done.report.model_dump(mode="json")),
+        drift=publish("drift", key, write_drift, "safetensors"),
         x_f_sha256=stream_hash(done.streams.x_f),
         x_q_sha256=stream_hash(done.streams.x_q),
         seconds=time.monotonic() - began,

@@ -71,6 +71,7 @@ def export_stage(
     Raises:
         InputError: A tensor is missing or does not fit the float type.
         NonFiniteError: A tensor is NaN or infinite.
+        VerificationError: The tokenizer was replaced while the job ran.
     """
     from safetensors.torch import load_file
 
@@ -96,6 +97,7 @@ def export_stage(
         dtype=dtype,
         details=details,
     )
+    job.check_tokenizer()
     events.record("export", part="written")
     return exported(record)
 

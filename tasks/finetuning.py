@@ -174,6 +174,7 @@ def finetune_export_stage(
     Raises:
         InputError: A tensor does not fit the float type.
         NonFiniteError: A tensor is NaN or infinite.
+        VerificationError: The tokenizer was replaced while the job ran.
     """
     from safetensors.torch import load_file
 
@@ -196,5 +197,6 @@ def finetune_export_stage(
         dtype=torch_dtype(begun.source.dtype),
         details=details,
     )
+    job.check_tokenizer()
     events.record("export", part="written")
     return exported(record)

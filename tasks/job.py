@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normtweak_core.calibration.hub_data import hub_data_revision
+from normtweak_core.errors import VerificationError
 from normtweak_core.export.payload import GENERATION_CONFIG, tokenizer_files
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
@@ -67,6 +68,21 @@ class Job:
     def block_sha256(self, index: int) -> str:
         """Return the hash of one block's tensors."""
         return self.fingerprint.subset(f"{self.blocks[0]}.{index}")
+
+    def check_tokenizer(self) -> None:
+        """Return if the tokenizer is still the one that keys and calibration stand for.
+
+        Raises:
+            VerificationError: A file of it has changed since the job was opened.
+        """
+        before, now = self.tokenizer_sha256.split(","), tokenizer_hash(self.folder).split(",")
+        changed = sorted({entry.partition("=")[0] for entry in {*before} ^ {*now}})
+        if changed:
+            raise VerificationError(
+                f"the tokenizer of {self.folder} must be the one this run began with; since then "
+                f"{', '.join(changed)} changed, so that the export would hold another. Restore it, "
+                "or start again."
+            )
 
     def data_revision(self, path: str) -> str:
         """Return the commit of a hub data set, asked once: key and stage must mean the same one.

@@ -34,12 +34,17 @@ class CalibrationResult(BaseModel, frozen=True):
         return self
 
 
+# The stages whose drift a block or the final tune measures, as its file names them.
+QUANTIZED, TWEAKED, TUNED = "quantized", "tweaked", "tuned"
+
+
 class BlockResult(BaseModel, frozen=True):
     """A finished block and the hashes of its output streams."""
 
     block: int
     weights: ArtifactRef
     report: ArtifactRef
+    drift: ArtifactRef  # of its channels, after quantizing and after the norm tweak
     x_f_sha256: str
     x_q_sha256: str
     seconds: Annotated[float, NOT_CONTENT]
@@ -50,6 +55,7 @@ class FinalTuneResult(BaseModel, frozen=True):
 
     norms: ArtifactRef
     report: ArtifactRef
+    drift: ArtifactRef  # of the channels behind each block, with the norms that were kept
 
 
 class ExportResult(BaseModel, frozen=True):

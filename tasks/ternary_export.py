@@ -52,6 +52,7 @@ def ternary_export_stage(
     Raises:
         InputError: A tensor does not fit the float type.
         NonFiniteError: A tensor is NaN or infinite.
+        VerificationError: The tokenizer was replaced while the job ran.
     """
     from safetensors.torch import load_file
 
@@ -79,5 +80,6 @@ def ternary_export_stage(
         dtype=dtype,
         details=details,
     )
+    job.check_tokenizer()
     events.record("export", part="written")
     return exported(record)

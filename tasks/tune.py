@@ -1,7 +1,7 @@
 """The final stage: tune all norms of the quantized model end to end."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
@@ -13,13 +13,19 @@ from tasks.chain import ChainSettings
 from tasks.environment import state_root
 from tasks.job import STAGE, Job, torch_dtype
 from tasks.progress import Progress
-from tasks.results import BlockResult, CalibrationResult, FinalTuneResult
+from tasks.results import TUNED, BlockResult, CalibrationResult, FinalTuneResult
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
 SOURCES = [
     "normtweak_core.calibration.storage",
     "normtweak_core.model.loading",
+    "normtweak_core.quantize.model_drift",
     "normtweak_core.quantize.storage",
     "normtweak_core.tweak.final",
 ]
@@ -63,25 +69,16 @@ def final_tune_stage(
 
     from normtweak_core.calibration.storage import load_calibration_set
     from normtweak_core.model.loading import load_causal_lm
-    from normtweak_core.model.structure import find_blocks, find_linears, set_linear_weight
     from normtweak_core.quantize.block import num_training_windows
+    from normtweak_core.quantize.model_drift import model_drift
+    from normtweak_core.quantize.storage import save_drift
     from normtweak_core.tweak.final import TuningWindows, final_tune
-    from normtweak_core.tweak.tweak import norm_parameters
-    from tasks.quantized_model import QuantizedLayers
 
     events.record("final-tune", part="begin")
     bar: Progress = progress
-    dtype = torch_dtype(job.model.dtype)
-    float_model = load_causal_lm(job.folder, dtype, job.device)
-    quantized = load_causal_lm(job.folder, dtype, job.device)
+    float_model = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
     export_dtype = torch_dtype(settings.export_dtype)
-    layers = QuantizedLayers(find_blocks(quantized).prefix, blocks, settings.quantization)
-    linears = find_linears(quantized)
-    for name, weight in layers.items():
-        set_linear_weight(linears[name], weight.dequantize().to(job.device))
-    masters = {name: master.to(job.device) for name, master in layers.norms().items()}
-    for name, parameter in norm_parameters(quantized).items():
-        parameter.data.copy_(masters.get(name, parameter.data).to(export_dtype))
+    quantized, masters = _quantized_model(job, blocks, settings)
     ids = load_calibration_set(state_root() / calibration.windows.path).input_ids
     windows = TuningWindows(ids, num_training_windows(len(ids)))
     with bar.stage("final tune", "steps") as advance:
@@ -95,6 +92,8 @@ def final_tune_stage(
             job.seed,
             lambda step, steps, loss: advance(step, steps),
         )
+    _set_norms(quantized, masters | norms, export_dtype)
+    drift = model_drift(quantized, float_model, ids)
     tensors = {name: value.cpu().contiguous() for name, value in sorted(norms.items())}
     return FinalTuneResult(
         norms=publish(
@@ -104,4 +103,35 @@ def final_tune_stage(
             "safetensors",
         ),
         report=publish_json("final-tune", key, report.model_dump(mode="json")),
+        drift=publish(
+            "final-tune", key, lambda path: save_drift(path, {TUNED: drift}), "safetensors"
+        ),
     )
+
+
+def _quantized_model(
+    job: Job, blocks: list[BlockResult], settings: ChainSettings
+) -> "tuple[PreTrainedModel, dict[str, Tensor]]":
+    """Return the quantized model as exported so far, and the float32 masters of tweaked norms."""
+    from normtweak_core.model.loading import load_causal_lm
+    from normtweak_core.model.structure import find_blocks, find_linears, set_linear_weight
+    from tasks.quantized_model import QuantizedLayers
+
+    model = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
+    layers = QuantizedLayers(find_blocks(model).prefix, blocks, settings.quantization)
+    linears = find_linears(model)
+    for name, weight in layers.items():
+        set_linear_weight(linears[name], weight.dequantize().to(job.device))
+    masters = {name: master.to(job.device) for name, master in layers.norms().items()}
+    _set_norms(model, masters, torch_dtype(settings.export_dtype))
+    return model, masters
+
+
+def _set_norms(
+    model: "PreTrainedModel", masters: "dict[str, Tensor]", export_dtype: "torch.dtype"
+) -> None:
+    """Give each norm its master, or the value it has, rounded as in the export."""
+    from normtweak_core.tweak.tweak import norm_parameters
+
+    for name, parameter in norm_parameters(model).items():
+        parameter.data.copy_(masters.get(name, parameter.data).to(export_dtype))

@@ -12,7 +12,7 @@ from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.export.bitnet_format import check_conversion
 from normtweak_core.export.checks import conv1d_error
 from normtweak_core.export.formats import BITNET, Format
-from normtweak_core.export.manifest import dtype_name, tensor_entry
+from normtweak_core.export.manifest import dtype_name, quantized_entry, tensor_entry
 from normtweak_core.export.scheme import Scheme, TernaryScheme
 from normtweak_core.export.shards import ShardWriter
 from normtweak_core.export.stored import largest_absolute
@@ -99,8 +99,11 @@ class Contents:
         packed = self.form.pack(layer, self.dtype)
         for suffix, tensor in packed.items():
             shards.add(f"{module}.{suffix}", tensor)
-        found = {"weight": layer.dequantize().to(self.dtype)} if self.form.dense else packed
-        for suffix, tensor in found.items():
+        if self.form.dense:
+            entry = quantized_entry(layer.dequantize().to(self.dtype), layer.scales.to(self.dtype))
+            self.entries[f"{module}.weight"] = entry
+            return
+        for suffix, tensor in packed.items():
             self.entries[f"{module}.{suffix}"] = tensor_entry(tensor, quantized=suffix == "weight")
 
     def _is_layers(self, name: str) -> bool:

@@ -4,13 +4,18 @@
 
 * a quantized linear's ``weight``: the SHA-256 of the raw little-endian bytes, row-major, of
   ``QuantizedWeight.dequantize()`` rounded once to the export dtype (in float32 the product is
-  exact for half-precision scales);
+  exact for half-precision scales), and in ``scales_sha256`` that of its scales in the export dtype,
+  [out, groups]: a difference there tells wrong scales from wrong codes;
 * any other tensor, and every tensor of a bitnet export, whose readers keep the codes packed: the
   SHA-256 of its raw bytes as stored.
 
 ``probe`` says how the tensors of `PROBE_FILE` are compared. Logits: the largest difference; of a
 bitnet export the mean one, because readers that round activations differ at rounding boundaries
 and the model amplifies that. ``layers`` is there for bitnet: each linear on an input of its own.
+
+``calibration_sample``, where there is one, holds ids of the text that the model was calibrated or
+trained on and what they decode to. Those who made the text wrote it down: unlike the probe, which
+asks the tokenizer in the folder, it tells when that one is another model's.
 
 ``files`` holds the SHA-256 of every payload file, and ``payload_sha256`` their common hash. The
 manifest itself is outside the payload and may hold times.
@@ -54,6 +59,16 @@ def tensor_entry(tensor: Tensor, quantized: bool = False) -> dict[str, object]:
         "dtype": dtype_name(tensor.dtype),
         "quantized": quantized,
     }
+
+
+def quantized_entry(weight: Tensor, scales: Tensor) -> dict[str, object]:
+    """Return what the manifest says about a linear whose reader finds a dense weight.
+
+    Args:
+        weight: As dequantized, in the export dtype.
+        scales: In the export dtype, [out, groups], whatever the layout of the format.
+    """
+    return tensor_entry(weight, quantized=True) | {"scales_sha256": tensor_sha256(scales)}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 OUR_PACKAGES = ("normtweak_core", "tasks", "flows")
 PACKED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 PACKED += ("qweight", "qzeros", "scales", "g_idx")
-ORDER = ("loading", "weight", "layer", "file", "tokenizer", "logits", "argmax")
+SCALES = (".weight_scale", ".scales")  # of compressed-tensors [out, groups]; of gptq [groups, out]
+ORDER = ("loading", "scales", "weight", "layer", "file", "tokenizer", "logits", "argmax")
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
@@ -101,6 +102,34 @@ def check_tensors(model, expected, problems):
         for name, entry in left.items()
     )
     return len(expected) - len(left)
+
+
+def check_scales(folder, expected, problems):
+    """Compare the stored scales of each linear whose weight readers unpack."""
+    import torch
+    from safetensors import safe_open
+
+    left = {
+        name.removesuffix(".weight"): entry
+        for name, entry in expected.items()
+        if "scales_sha256" in entry
+    }
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for key in stored.keys():
+                module = next((key.removesuffix(end) for end in SCALES if key.endswith(end)), key)
+                if module == key or module not in left:
+                    continue
+                entry = left.pop(module)
+                scales = stored.get_tensor(key)
+                scales = scales.T if key.endswith(SCALES[1]) else scales
+                found = digest(scales, getattr(torch, entry["dtype"]))
+                if found != entry["scales_sha256"]:
+                    wanted = entry["scales_sha256"]
+                    problems.append(
+                        {"what": "scales", "name": module, "expected": wanted, "found": found}
+                    )
+    problems.extend({"what": "scales", "name": name, "found": "no such tensor"} for name in left)
 
 
 def check_layers(model, folder, probe, expected, problems):
@@ -198,18 +227,29 @@ def check_logits(model, folder, probe, problems):
     return {"difference": difference, "argmax_agreement": float(same.float().mean())}
 
 
-def check_tokenizer(folder, probe, problems):
-    """Compare ids and decoded text of the probe sentence; return whether there is a tokenizer."""
+def check_tokenizer(folder, probe, sample, problems):
+    """Compare ids and decoded text; return whether there is a tokenizer.
+
+    The probe was asked of the tokenizer in the folder as it was written; the sample, where there is
+    one, is what the model was calibrated on, and tells when that tokenizer was already wrong.
+    """
     if probe is None:
         return False
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    ids = tokenizer(probe["text"])["input_ids"]
-    for name, found, wanted in (
-        ("ids", ids, probe["ids"]),
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever a file that is no tokenizer leads to, plain ones among it
+        found = f"{type(error).__name__}: {error}"
+        problems.append({"what": "tokenizer", "name": "loading", "found": found})
+        return True
+    checks = [
+        ("ids", tokenizer(probe["text"])["input_ids"], probe["ids"]),
         ("decoded", tokenizer.decode(probe["ids"]), probe["decoded"]),
-    ):
+    ]
+    if sample is not None:
+        checks.append(("calibration text", tokenizer.decode(sample["ids"]), sample["text"]))
+    for name, found, wanted in checks:
         if found != wanted:
             problems.append({"what": "tokenizer", "name": name, "expected": wanted, "found": found})
     return True
@@ -228,9 +268,11 @@ def examine(folder):
     layers = check_layers(model.eval(), folder, manifest["probe"], manifest["tensors"], problems)
     # Logits before weights: compressed-tensors unpacks its weights in the first forward pass.
     logits = check_logits(model, folder, manifest["probe"], problems)
+    check_scales(folder, manifest["tensors"], problems)
     tensors = check_tensors(model, manifest["tensors"], problems)
     check_files(folder, manifest["files"] | other_files(manifest), problems)
-    tokenizer = check_tokenizer(folder, manifest["probe"]["tokenizer"], problems)
+    sample = manifest.get("calibration_sample")
+    tokenizer = check_tokenizer(folder, manifest["probe"]["tokenizer"], sample, problems)
     problems.sort(key=lambda problem: ORDER.index(problem["what"]))
     return {
         "problems": problems,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,12 @@ from pathlib import Path
 from normtweak_core.errors import InputError, VerificationError
 from normtweak_core.export.checks import GPTQ_READER, GPTQ_READER_DONE
 from normtweak_core.export.folder import MANIFEST
-from normtweak_core.export.payload import payload_sha256
+from normtweak_core.export.payload import file_hashes, hash_lines
 
 log = logging.getLogger(__name__)
 
 READER = Path(__file__).with_name("reader.py")
-SHOWN = 3  # problems named in the error
+SHOWN = 3  # problems named in the error, and one at least of each check
 TIMEOUT = 1800.0  # seconds
 
 
@@ -75,12 +76,7 @@ def verify_export(
     problems = report["problems"]
     if problems:
         raise VerificationError(_mismatch(folder, problems))
-    payload = payload_sha256(folder)
-    if payload != manifest["payload_sha256"]:
-        raise VerificationError(
-            f"the payload of {folder} must have the hash {manifest['payload_sha256']}; it has "
-            f"{payload}, although every recorded file is unchanged: a file was added. Export again."
-        )
+    payload = _payload(folder, manifest)
     return VerificationReport(
         format=manifest["export"]["format"],
         payload_sha256=payload,
@@ -143,6 +139,24 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
+def _payload(folder: Path, manifest: dict) -> str:
+    """Return the payload's hash, whose recorded files the reader has found unchanged.
+
+    Raises:
+        VerificationError: It is not the recorded one.
+    """
+    hashes = file_hashes(folder)
+    payload = hash_lines(hashes)
+    if payload != manifest["payload_sha256"]:
+        added = sorted(hashes.keys() - manifest["files"].keys())
+        why = f"{', '.join(added)} was added" if added else f"{MANIFEST} was altered"
+        raise VerificationError(
+            f"the payload of {folder} must have the hash {manifest['payload_sha256']}; it has "
+            f"{payload}, although every recorded file is unchanged: {why}. Export again."
+        )
+    return payload
+
+
 def _run_reader(folder: Path, python: str | Path, timeout: float) -> dict:
     """Return what the reader wrote."""
     with tempfile.TemporaryDirectory(prefix="normtweak-verify-") as scratch:
@@ -175,11 +189,19 @@ def _run_reader(folder: Path, python: str | Path, timeout: float) -> dict:
 
 
 def _mismatch(folder: Path, problems: Sequence[dict]) -> str:
-    """Return a sentence that names the first problems."""
-    shown = "; ".join(_describe(problem) for problem in problems[:SHOWN])
-    rest = len(problems) - SHOWN
+    """Return a sentence that names the checks that failed and the first problems."""
+    failed = Counter(problem["what"] for problem in problems)
+    checks = ", ".join(f"{what} ({count})" for what, count in failed.items())
+    # One of each check first: many of one kind would hide the others.
+    first = [next(p for p in problems if p["what"] == what) for what in failed]
+    ordered = first + [problem for problem in problems if problem not in first]
+    shown = "; ".join(_describe(problem) for problem in ordered[: max(SHOWN, len(first))])
+    rest = len(problems) - max(SHOWN, len(first))
     more = f"; and {rest} more" if rest > 0 else ""
-    return f"an independent reader finds something else in {folder}: {shown}{more}. Export again."
+    return (
+        f"an independent reader finds something else in {folder}: checks that fail: {checks}: "
+        f"{shown}{more}. Export again."
+    )
 
 
 def _describe(problem: dict) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
 from normtweak_core.quantize.config import QuantizationConfig
-from normtweak_core.quantize.drift import drift
+from normtweak_core.quantize.drift import Drift, drift
 from normtweak_core.quantize.gptq import SolvedWeight, gptq, round_to_nearest, split_rows
 from normtweak_core.quantize.grid import GridSpec
 from normtweak_core.quantize.hessian import InputStatistics, corrected_weight
@@ -74,6 +74,8 @@ class QuantizedBlock:
     norms: dict[str, Float[Tensor, " hidden"]]  # float32 masters of tweaked norm parameters
     report: BlockReport
     streams: Streams  # its output
+    drift_quantized: Drift  # behind it, after its linears were quantized
+    drift_tweaked: Drift  # and after the norm tweak; the same where there was none
 
 
 @dataclass
@@ -143,7 +145,7 @@ def quantize_block(
         mean_shift_quantized=quantized_drift.mean_shift,
         mean_shift_tweaked=tweaked.mean_shift,
     )
-    return QuantizedBlock(solved.layers, norms, report, Streams(x_f, x_q))
+    return QuantizedBlock(solved.layers, norms, report, Streams(x_f, x_q), quantized_drift, tweaked)
 
 
 @torch.no_grad()

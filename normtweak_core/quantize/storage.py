@@ -1,7 +1,8 @@
-"""A finished block on disk: codes, scales, zeros and norm masters in one safetensors file."""
+"""A finished block on disk: codes, scales, zeros and norm masters in one file, drift in another."""
 
 import copy
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from normtweak_core.model.structure import find_linears, set_linear_weight
 from normtweak_core.quantize.block import Streams
 from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantize.drift import Drift
 from normtweak_core.quantize.weight import QuantizedWeight
 from normtweak_core.tweak.tweak import norm_parameters, round_norms
 
@@ -50,6 +52,19 @@ def load_block(
         if key.startswith("norm.")
     }
     return layers, norms
+
+
+def save_drift(path: Path, stages: Mapping[str, Sequence[Drift]]) -> None:
+    """Write the drift of some stages, each a list over blocks, as ``STAGE.FIELD``.
+
+    Every tensor is [blocks, channels] in float64; the fields are those of `Drift.tensors`.
+    """
+    tensors = {
+        f"{stage}.{field}": torch.stack([block.tensors()[field] for block in blocks])
+        for stage, blocks in stages.items()
+        for field in blocks[0].tensors()
+    }
+    save_file(dict(sorted(tensors.items())), path, metadata=METADATA)
 
 
 def quantized_copy(

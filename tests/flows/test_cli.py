@@ -209,9 +209,17 @@ def test_verify_tells_what_was_compared_and_makes_no_state(export, home, capsys)
 def test_verify_fails_where_the_export_was_altered(export, home, capsys):
     tensors = load_file(export / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight_packed"][0, 0] ^= 1
+    scales = "model.layers.0.mlp.down_proj.weight_scale"
+    tensors[scales] = tensors[scales].roll(1, dims=0).contiguous()
     save_file(tensors, export / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = export / "tokenizer.json"
+    text = tokenizer.read_text().replace('"T": 51', '"T": 52').replace('"U": 52', '"U": 51')
+    tokenizer.write_text(text)
     assert main(["verify", str(export)]) == 1
     text = capsys.readouterr().err
     assert text.startswith("normtweak: an independent reader finds something else in ")
+    assert "checks that fail: scales (1), weight (2), file (2), tokenizer (2)" in text
+    assert "scales of model.layers.0.mlp.down_proj: expected " in text
     assert "weight of model.layers.1.mlp.up_proj.weight: expected " in text
+    assert "tokenizer of ids: expected " in text
     assert text.count("\n") == 1

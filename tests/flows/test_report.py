@@ -1,6 +1,7 @@
 import math
 from pathlib import Path
 
+import numpy
 import pytest
 import yaml
 
@@ -12,10 +13,12 @@ from flows.report import (
     publish_reports,
     write_reports,
 )
+from normtweak_core.evaluate.channel_drift import ChannelDrift
 from normtweak_core.evaluate.scores import Comparison, FloatResult
 from normtweak_core.quantize.report import BlockReport, LayerReport
 from normtweak_core.tweak.report import FinalTuneReport, TweakReport
 from tasks.block_table import BlockTableError, read_block_table
+from tasks.drift_table import DriftTableError, read_drift_table
 
 METRICS = {
     "perplexity/float": 4.46,
@@ -93,6 +96,15 @@ def block(index: int, accepted: bool | None = True, drift: float = 0.2, **layer)
     )
 
 
+def channel_drift(num_blocks: int, final_tune: bool) -> dict[str, ChannelDrift]:
+    draw = numpy.random.default_rng(0).random
+    names = ["round to nearest", "quantized", "norm tweak", *["final tune"] * final_tune]
+    return {
+        name: ChannelDrift(*(draw((num_blocks, 8)) for _ in range(4)), 1 + draw((num_blocks, 8)))
+        for name in names
+    }
+
+
 def reports(folder: Path, blocks=None, final_tune=True, metrics=None, **recipe) -> Reports:
     folder.mkdir(exist_ok=True)
     blocks = blocks or [block(0), block(1, accepted=False, drift=0.3)]
@@ -103,6 +115,7 @@ def reports(folder: Path, blocks=None, final_tune=True, metrics=None, **recipe) 
         final_tune=FinalTuneReport(held_out_before=0.5, held_out_after=0.4, accepted=True)
         if final_tune
         else None,
+        drift=channel_drift(len(blocks), final_tune),
         quality=QUALITY,
         metrics=metrics or METRICS,
         origin={"source_model": "reference:llama", "export_sha256": "e" * 64},
@@ -130,6 +143,7 @@ def test_the_files_lie_in_a_folder_of_the_export(written, tmp_path):
     assert set(written) == {
         "blocks.parquet", "blocks.md", "calibration.md", "summary.md", "recipe.yaml",
         "lineage.json", "drift.png", "report.html",
+        "drift.parquet", "drift-channels.png",
     }  # fmt: skip
     assert {path.parent for path in written.values()} == {reports(tmp_path / "export-w3").folder}
     folder = written["summary.md"].parent
@@ -262,6 +276,34 @@ def test_an_output_error_that_was_not_measured_is_left_blank(tmp_path, state):
 def test_a_drift_that_is_not_finite_stops_the_reports(tmp_path, state):
     with pytest.raises(BlockTableError, match="drift_quantized"):
         write_reports(reports(tmp_path / "bad", [block(0, drift=math.nan)]))
+
+
+def test_the_drift_of_every_channel_is_written_as_it_was_measured(written, tmp_path):
+    table = read_drift_table(written["drift.parquet"])
+    assert len(table) == 4 * 2 * 8
+    measured = reports(tmp_path / "export-w3").drift["norm tweak"]
+    rows = table[table["stage"] == "norm tweak"]
+    assert rows["variance"].tolist() == measured.variance.ravel().tolist()
+    assert written["drift-channels.png"].read_bytes().startswith(b"\x89PNG")
+    assert "Mean and variance of every channel: `drift-channels.png`" in text(written, "summary.md")
+
+
+def test_the_final_tune_has_a_line_of_its_own_in_the_plot(tmp_path, state):
+    with_it, without = (
+        {path.name: path.read_bytes() for path in write_reports(one)}
+        for one in (
+            reports(tmp_path / "with"),
+            reports(tmp_path / "without", final_tune=False),
+        )
+    )
+    assert with_it["drift.png"] != without["drift.png"]
+
+
+def test_a_channel_that_cannot_have_drifted_so_stops_the_reports(tmp_path, state):
+    bad = reports(tmp_path / "bad")
+    bad.drift["quantized"].square_error[1, 3] = 0.0
+    with pytest.raises(DriftTableError, match=r"square_error not below \(mean - mean_float\)"):
+        write_reports(bad)
 
 
 def test_a_row_of_the_page_is_a_block_with_numbers_a_person_can_read(written):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.params import parse_recipe
+from tasks.drift_table import read_drift_table, stages_of
 from tasks.events import read_events
 from tests.tiny_exports import save_tiny_model, tiny_config
 
@@ -96,6 +97,7 @@ KINDS = {
     "calibration/*.json": "calibrate",
     "blocks/*.safetensors": "block",
     "blocks/*.json": "block",
+    "drift/*.safetensors": "block",
     "final-tune/*.safetensors": "final tune",
     "final-tune/*.json": "final tune",
     "verification/*.json": "verify",
@@ -148,6 +150,22 @@ def test_one_altered_byte_is_noticed_and_the_file_made_again(run, first, home, p
 
 def test_nothing_is_left_to_do_after_all_that(run, first):
     assert executed(run()) == set()
+
+
+def test_the_drift_of_every_channel_stands_beside_that_of_the_blocks(first):
+    table = read_drift_table(Path(first["reports_dir"]) / "drift.parquet")
+    stages = stages_of(table)
+    assert list(stages) == ["round to nearest", "quantized", "norm tweak", "final tune"]
+    assert {stage.mean.shape for stage in stages.values()} == {(BLOCKS, 64)}
+    for stage, error in (("quantized", "error_before"), ("norm tweak", "error_after")):
+        expected = [row[error] for row in first["blocks"]]
+        assert stages[stage].relative_norm() == pytest.approx(expected, rel=1e-9)
+    # The last is measured in the whole model, the others in streams: the float model is the same.
+    for field in ("mean_float", "variance_float"):
+        whole, streams = (getattr(stages[name], field) for name in ("final tune", "norm tweak"))
+        assert whole == pytest.approx(streams, rel=1e-4, abs=1e-5)
+        assert (getattr(stages["round to nearest"], field) == streams).all()
+    assert (stages["final tune"].relative_norm() < stages["round to nearest"].relative_norm()).all()
 
 
 def record_of_block(home, first, index: int) -> Path:

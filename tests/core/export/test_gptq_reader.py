@@ -11,6 +11,15 @@ from normtweak_core.export.checks import GPTQ_READER
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.verify import reader_python, verify_export
 from normtweak_core.export.writer import write_export
+from tests.broken_exports import (
+    BREAKS,
+    OTHER,
+    WRONG_BEFORE,
+    give_tokenizer,
+    named,
+    sample,
+    source_model,
+)
 from tests.gptq_reader import REPOSITORY, needs_gptq_reader
 from tests.tiny_exports import quantize_all, read_json, save_tiny_model, tiny_config
 
@@ -51,6 +60,17 @@ def export(out, source, bits, group_size, symmetric, left_float=()):
     return out
 
 
+def examined(folders, tmp_path):
+    """What the reader finds in some folders, opened by one process."""
+    subprocess.run(
+        [PYTHON, "-I", "-c", EXAMINE, reader.__file__, tmp_path / "reports.json", *folders],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    return read_json(tmp_path / "reports.json")
+
+
 def test_every_width_is_read_bit_for_bit(tmp_path, sources):
     folders = [
         export(tmp_path / "-".join(map(str, [family, *scheme])), sources[family], *scheme)
@@ -58,17 +78,29 @@ def test_every_width_is_read_bit_for_bit(tmp_path, sources):
     ]
     partial = ["model.layers.1.self_attn.k_proj"]
     folders.append(export(tmp_path / "partial", sources["llama"], 2, 32, False, partial))
-    subprocess.run(
-        [PYTHON, "-I", "-c", EXAMINE, reader.__file__, tmp_path / "reports.json", *folders],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
-    reports = read_json(tmp_path / "reports.json")
+    reports = examined(folders, tmp_path)
     assert {name: report["problems"] for name, report in reports.items()} == {
         folder.name: [] for folder in folders
     }
     assert all(report["logits"]["argmax_agreement"] == 1 for report in reports.values())
+
+
+def test_every_break_is_noticed_by_its_check(tmp_path):
+    config, layers = ExportConfig(format="gptq"), None
+    folders = {}
+    for name in ("whole", *BREAKS, "wrong before"):
+        source = source_model(tmp_path / "models" / name)
+        if name == "wrong before":
+            give_tokenizer(source, OTHER)
+        layers = layers or quantize_all(source, 4, 32, True)
+        folders[name] = tmp_path / name
+        write_export(folders[name], source, layers, {}, config, details=sample())
+        if name in BREAKS:
+            BREAKS[name][0](folders[name])
+    found = examined(folders.values(), tmp_path)
+    expected = {name: checks for name, (_, checks) in BREAKS.items()}
+    expected |= {"whole": [], "wrong before": WRONG_BEFORE}
+    assert {name: named(report) for name, report in found.items()} == expected
 
 
 def test_a_fault_fails_verification_and_names_the_layer(tmp_path, sources):

@@ -63,6 +63,34 @@ def test_a_mismatch_is_an_error_that_names_the_first_layers(tmp_path, neox):
         verify_export(folder)
 
 
+def test_one_of_each_check_that_fails_is_named_however_many_fail(tmp_path, neox):
+    folder = copy(neox, tmp_path / "out")
+    tensors = load_file(folder / "model.safetensors")
+    for name in tensors:
+        if name.endswith("weight_scale"):
+            tensors[name] = tensors[name].roll(1, dims=0).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(VerificationError) as caught:
+        verify_export(folder)
+    message = str(caught.value)
+    assert (
+        "checks that fail: scales (8), weight (8), file (2), tokenizer (1), logits (1)" in message
+    )
+    assert "scales of gpt_neox.layers.0.attention.dense: expected " in message
+    assert "weight of gpt_neox.layers.0.attention" in message
+    assert "file of model.safetensors: expected " in message
+    assert "tokenizer of loading: " in message
+
+
+def test_a_file_that_was_added_is_named(tmp_path, neox):
+    folder = copy(neox, tmp_path / "out")
+    (folder / "added_tokens.json").write_text("{}")
+    message = r"every recorded file is unchanged: added_tokens\.json was added\. Export again"
+    with pytest.raises(VerificationError, match=message):
+        verify_export(folder)
+
+
 def test_a_reader_that_fails_is_an_error_with_its_last_line(tmp_path, neox):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     message = r"the reader must open .* code 1: ModuleNotFoundError: No module named 'torch'"

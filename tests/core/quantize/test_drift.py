@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from normtweak_core.errors import NonFiniteError
-from normtweak_core.quantize.drift import drift
+from normtweak_core.quantize.drift import RunningDrift, drift
 
 
 def streams(seeded) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,6 +20,33 @@ def test_drift_by_hand():
     found = drift(x_q, x_f)
     assert found.relative_norm == pytest.approx((5 / 25) ** 0.5)
     assert found.mean_shift == pytest.approx((0.5 + 1.0) / 2)
+
+
+def test_each_channel_by_hand():
+    x_f = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
+    x_q = torch.tensor([[[3.0, 4.0], [1.0, -2.0]]])
+    assert {name: tensor.tolist() for name, tensor in drift(x_q, x_f).tensors().items()} == {
+        "mean_float": [1.5, 2.0],
+        "variance_float": [2.25, 4.0],
+        "mean": [2.0, 1.0],
+        "variance": [1.0, 9.0],
+        "square_error": [0.5, 2.0],
+    }
+
+
+def test_pieces_of_any_size_give_the_drift_of_the_whole(seeded):
+    x_q, x_f = (stream.reshape(-1, 6) for stream in streams(seeded))
+    running = RunningDrift()
+    for part in (slice(0, 1), slice(1, 20), slice(20, 36)):
+        running.add(x_q[part], x_f[part])
+    whole = drift(x_q[None], x_f[None]).tensors()
+    for name, tensor in running.result().tensors().items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-13, atol=1e-15)
+
+
+def test_drift_without_tokens_is_refused():
+    with pytest.raises(ValueError, match="at least one token; none was added"):
+        RunningDrift().result()
 
 
 def test_drift_agrees_with_a_loop_over_tokens(seeded):

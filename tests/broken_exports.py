@@ -1,0 +1,104 @@
+"""Ways to break a written export, and two real tokenizers of equal size that do not agree."""
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from normtweak_core.export.payload import tokenizer_files
+from tests.tiny_exports import save_tiny_model, tiny_config
+
+MODELS = Path(__file__).resolve().parents[1] / "normtweak_core" / "reference" / "models"
+OURS, OTHER = MODELS / "llama", MODELS / "neox"  # 512 tokens each
+TEXT = "def area(width, height):\n    return width * height  # of a rectangle\n" * 3
+UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"
+
+
+def source_model(folder, tokenizer=OURS, **changes):
+    """A tiny Llama with the tokenizer of a reference model."""
+    save_tiny_model(folder, tiny_config("llama", vocab_size=512, **changes), tokenizer=False)
+    return give_tokenizer(folder, tokenizer)
+
+
+def give_tokenizer(folder, model):
+    for file in tokenizer_files(model):
+        shutil.copy(file, folder / file.name)
+    return folder
+
+
+def sample():
+    """What a run calibrated with our tokenizer says of it."""
+    tokenizer = AutoTokenizer.from_pretrained(OURS)
+    ids = tokenizer(TEXT)["input_ids"]
+    return {"calibration_sample": {"ids": ids, "text": tokenizer.decode(ids)}}
+
+
+def rewrite(folder, change):
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def flip_nibble(folder, name=UP):
+    """Change one code of a 4-bit linear, whatever the format."""
+
+    def flip(tensors):
+        packed = f"{name}.weight_packed"
+        tensors[packed if packed in tensors else f"{name}.qweight"][3, 2] ^= 1 << 8
+
+    rewrite(folder, flip)
+
+
+def shuffle_scales(folder, name=DOWN):
+    """Give each row of a linear the scales of another."""
+
+    def shuffle(tensors):
+        if f"{name}.weight_scale" in tensors:
+            tensors[f"{name}.weight_scale"] = tensors[f"{name}.weight_scale"].roll(1, dims=0)
+        else:
+            tensors[f"{name}.scales"] = tensors[f"{name}.scales"].roll(1, dims=1)
+
+    rewrite(folder, shuffle)
+
+
+def other_tokenizer(folder):
+    give_tokenizer(folder, OTHER)
+
+
+def torn_tokenizer(folder):
+    path = folder / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+WEIGHTS = ("file", "model.safetensors")
+# What a break is called, and the checks that must notice it, by name and place.
+BREAKS = {
+    "one flipped nibble": (flip_nibble, [("weight", f"{UP}.weight"), WEIGHTS]),
+    "shuffled scales": (
+        shuffle_scales,
+        [("scales", DOWN), ("weight", f"{DOWN}.weight"), WEIGHTS],
+    ),
+    "another tokenizer": (
+        other_tokenizer,
+        [
+            ("file", "tokenizer.json"),
+            ("tokenizer", "ids"),
+            ("tokenizer", "decoded"),
+            ("tokenizer", "calibration text"),
+        ],
+    ),
+    "a torn tokenizer": (torn_tokenizer, [("file", "tokenizer.json"), ("tokenizer", "loading")]),
+}
+# The tokenizer of another model that was already there when the export was written.
+WRONG_BEFORE = [("tokenizer", "calibration text")]
+
+
+def named(report):
+    """Which checks found what, but for what follows from changed weights in the logits."""
+    return [
+        (problem["what"], problem["name"])
+        for problem in report["problems"]
+        if problem["what"] not in ("logits", "argmax")
+    ]

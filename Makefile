@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check kill-test kill-test-ternary tasks-test gpu-test bench study study-ternary study-polynomial ui reader-gptq
+.PHONY: setup run test check kill-test kill-test-ternary tasks-test gpu-test bench study study-ternary study-polynomial study-ablation ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -55,6 +55,9 @@ study-ternary: setup
 
 study-polynomial: setup
 	$(BIN)/python -m tests.benchmarks.polynomial
+
+study-ablation: setup
+	$(BIN)/python -m tests.benchmarks.ablation
 
 ui: setup
 	$(BIN)/normtweak ui

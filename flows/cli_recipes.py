@@ -7,12 +7,13 @@ from flows.cli_options import STATE, add_command, add_recipe, add_result
 
 
 def add_recipe_commands(group: argparse._SubParsersAction) -> None:
-    """Add quantize, ternary, finetune, plan and polynomial."""
+    """Add quantize, ternary, finetune, plan, polynomial and ablate."""
     _add_quantize(group)
     _add_ternary(group)
     _add_finetune(group)
     _add_plan(group)
     _add_polynomial(group)
+    _add_ablate(group)
 
 
 def _add_quantize(group: argparse._SubParsersAction) -> None:
@@ -98,3 +99,22 @@ def _add_polynomial(group: argparse._SubParsersAction) -> None:
     add_recipe(command)
     add_result(command)
     command.set_defaults(run=commands.run_polynomial)
+
+
+def _add_ablate(group: argparse._SubParsersAction) -> None:
+    command = add_command(
+        group,
+        "ablate",
+        "vary one factor of a recipe at a time and compare what comes of it",
+        "Quantize and evaluate a base and the cells of up to seven studies: calibration source,\n"
+        "loss, target, stage, learning rate over depth, iterations and width; write a table and a\n"
+        "figure of each. Finished stages are kept, and cells share what they have in common.\n"
+        f"{STATE}",
+        [
+            "ablate conf/ablation-small.yaml",
+            "ablate conf/ablation.yaml --set ablation.studies.bits=[] --result result.json",
+        ],
+    )
+    add_recipe(command)
+    add_result(command)
+    command.set_defaults(run=commands.run_ablate)

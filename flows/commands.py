@@ -94,6 +94,27 @@ def run_polynomial(options: argparse.Namespace) -> int:
     return run_flow("polynomial", flow, options.result, show)
 
 
+def run_ablate(options: argparse.Namespace) -> int:
+    """Carry out an ablation and print what it says."""
+    from flows.ablation_preflight import ablation_preflight
+    from flows.ablation_recipe import load_ablation_recipe
+
+    recipe = load_ablation_recipe(options.recipe, options.overrides)
+
+    def flow() -> dict[str, Any]:
+        from flows.ablate import ablate
+
+        return ablate(recipe)
+
+    def show(result: dict[str, Any]) -> None:
+        from flows.ablation_report import print_ablation
+
+        print_ablation(recipe.name, result)
+
+    data = recipe.calibration
+    return carry_out("ablate", recipe, data, ablation_preflight, flow, options.result, show)
+
+
 def run_evaluate(options: argparse.Namespace) -> int:
     """Measure a model and print what was found."""
     return _measure("evaluate", [options.model], options)

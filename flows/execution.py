@@ -23,8 +23,12 @@ def carry_out(
     check: Callable[..., Any],
     flow: Callable[[], dict[str, Any]],
     result_file: Path | None,
+    show: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
-    """Check a recipe of a language model, run its flow and print the summary."""
+    """Check a recipe of a language model, run its flow and print the summary.
+
+    ``show`` prints another one than that of an export.
+    """
     from flows.preflight import only_local
 
     os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
@@ -34,12 +38,12 @@ def carry_out(
     if only_local(data, recipe.evaluation, ready.source):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    def show(result: dict[str, Any]) -> None:
+    def show_export(result: dict[str, Any]) -> None:
         from flows.summary import print_summary
 
         print_summary(recipe.name, result)
 
-    return run_flow(command, flow, result_file, show)
+    return run_flow(command, flow, result_file, show or show_export)
 
 
 def run_flow(

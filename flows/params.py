@@ -79,6 +79,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 NOT_BUILT: dict[str, Any] = {
     "quantization.activation_bits": None,
 }
+# Sections of recipes that other commands carry out.
+OTHER_COMMANDS = {"ternary": "ternary", "finetune": "finetune", "ablation": "ablate"}
 TERNARY_FORMATS = ("bitnet", "gguf")
 
 
@@ -123,11 +125,11 @@ def refuse_unbuilt(data: dict[str, Any]) -> None:
 
 
 def _refuse_other_commands(data: dict[str, Any]) -> None:
-    for section in ("ternary", "finetune"):
+    for section, command in OTHER_COMMANDS.items():
         if data.get(section) is not None:
             raise InputError(
-                f"a recipe with a {section} section is carried out by `normtweak {section} RECIPE`,"
-                " not by quantize: run that, or remove the section."
+                f"a recipe with the section {section} is carried out by `normtweak {command} "
+                "RECIPE`, not by quantize: run that, or remove the section."
             )
     chosen = _lookup(data, "export.format", None)
     if chosen in TERNARY_FORMATS:

@@ -40,7 +40,7 @@ from tasks.tune import final_tune_key, final_tune_stage
 
 log = logging.getLogger(__name__)
 
-# The baseline that every drift plot shows beside the run.
+RTN = "rtn"  # label of the baseline, which every drift plot shows beside the run
 BASELINE = {"method": "rtn", "propagation": PropagationConfig(alpha=0)}
 
 # Several recipes can lead to one export, and the files of a cached one are not written again.
@@ -64,21 +64,21 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         log.warning("%s", warning)
     run = Run(began, job=open_job(recipe.model, recipe.seed))
     calibration = calibration_set(run, recipe.calibration, "calibrate")
-    settings = _settings(run, recipe)
-    blocks = _quantize_blocks(run, recipe, calibration, settings, "block")
-    baseline = _quantize_blocks(run, recipe, calibration, baseline_settings(settings), "rtn")
-    tuned = _final_tune(run, recipe, calibration, blocks, settings)
-    export = _export(run, recipe, calibration, blocks, tuned, settings)
+    settings = chain_settings(run, recipe)
+    blocks = quantize_blocks(run, recipe, calibration, settings, "block")
+    baseline = quantize_blocks(run, recipe, calibration, baseline_settings(settings), RTN)
+    tuned = tune_norms(run, recipe, calibration, blocks, settings)
+    export = export_model(run, recipe, calibration, blocks, tuned, settings)
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.calibration)
     measured = measure_export(run, recipe.evaluation, length, export)
     metrics = measured.metrics
     reports = Reports(
         recipe=recipe,
-        blocks=[_block_report(block) for block in blocks],
-        baseline=[_block_report(block) for block in baseline],
         drift=measured_stages(blocks, baseline, tuned, recipe.norm_tweak.enabled),
-        final_tune=_final_report(tuned),
+        blocks=[block_report(block) for block in blocks],
+        baseline=[block_report(block) for block in baseline],
+        final_tune=final_report(tuned),
         quality=read_json(calibration.quality),
         metrics=metrics,
         origin=run.source_facts(calibration) | {"export_sha256": export.export_sha256},
@@ -92,7 +92,8 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     return outcome(run, export, metrics, reports, registered, rows)
 
 
-def _settings(run: Run, recipe: Recipe) -> ChainSettings:
+def chain_settings(run: Run, recipe: Recipe) -> ChainSettings:
+    """Return what all blocks of a recipe have in common."""
     chosen = run.stage(
         "float type",
         float_type_key(run.job, recipe.export),
@@ -110,21 +111,32 @@ def baseline_settings(settings: ChainSettings) -> ChainSettings:
     return ChainSettings(rounded, NormTweakConfig(enabled=False), settings.export_dtype)
 
 
-def _quantize_blocks(
+def quantize_blocks(
     run: Run,
     recipe: Recipe,
     calibration: CalibrationResult,
     settings: ChainSettings,
     label: str,
 ) -> list[BlockResult]:
-    """Return all blocks of one chain, each read from the cache or made."""
+    """Return all blocks of one chain, each read from the cache or made.
+
+    Args:
+        run: The run.
+        recipe: Says what to do about problems.
+        calibration: The windows that the blocks are calibrated with.
+        settings: What the blocks have in common.
+        label: Of the stages.
+
+    Raises:
+        ProblemError: There is a problem and the recipe allows none.
+    """
     first = block_key(run.job, calibration, settings, 0, None)
     chain = BlockChain(run.job, calibration, settings, first)
     finished: list[BlockResult] = []
     with (
         chain.owned(),
         run.progress.stage(
-            f"{label} blocks" if label != "block" else "blocks", "blocks"
+            f"{label}s" if label.endswith("block") else f"{label} blocks", "blocks"
         ) as advance,
     ):
         for index in range(run.job.blocks[1]):
@@ -141,8 +153,8 @@ def _quantize_blocks(
             )
             finished.append(block)
             advance(index + 1, run.job.blocks[1])
-            if label == "block":  # the baseline is there to be looked at, not to be heeded
-                _heed(recipe, _block_report(block).problems())
+            if label != RTN:  # the baseline is there to be looked at, not to be heeded
+                _heed(recipe, block_report(block).problems())
     return finished
 
 
@@ -156,13 +168,18 @@ def _heed(recipe: Recipe, problems: list[str]) -> None:
         )
 
 
-def _final_tune(
+def tune_norms(
     run: Run,
     recipe: Recipe,
     calibration: CalibrationResult,
     blocks: list[BlockResult],
     settings: ChainSettings,
 ) -> FinalTuneResult | None:
+    """Return the norms after the final tune; None where the recipe has none.
+
+    Raises:
+        ProblemError: It was rolled back and the recipe allows no problem.
+    """
     config = recipe.final_tune
     if not config.enabled:
         return None
@@ -178,7 +195,7 @@ def _final_tune(
         settings=settings,
         progress=run.progress,
     )
-    report = _final_report(tuned)
+    report = final_report(tuned)
     if not report.accepted:
         _heed(
             recipe,
@@ -190,7 +207,7 @@ def _final_tune(
     return tuned
 
 
-def _export(
+def export_model(
     run: Run,
     recipe: Recipe,
     calibration: CalibrationResult,
@@ -198,6 +215,7 @@ def _export(
     tuned: FinalTuneResult | None,
     settings: ChainSettings,
 ) -> ExportResult:
+    """Return the export of finished blocks and norms."""
     details = {
         "about": ABOUT_THE_MANIFEST,
         "recipe": recipe.model_dump(mode="json"),
@@ -221,7 +239,7 @@ def _export(
 
 
 def _block_row(run: Run, block: BlockResult) -> dict[str, Any]:
-    report = _block_report(block)
+    report = block_report(block)
     return {
         "index": block.block,
         "cached": run.cached[f"block {block.block}"],
@@ -232,9 +250,11 @@ def _block_row(run: Run, block: BlockResult) -> dict[str, Any]:
     }
 
 
-def _block_report(block: BlockResult) -> BlockReport:
+def block_report(block: BlockResult) -> BlockReport:
+    """Return what happened to a block."""
     return BlockReport.model_validate(read_json(block.report))
 
 
-def _final_report(tuned: FinalTuneResult | None) -> FinalTuneReport | None:
+def final_report(tuned: FinalTuneResult | None) -> FinalTuneReport | None:
+    """Return what became of the final tune; None where there was none."""
     return FinalTuneReport.model_validate(read_json(tuned.report)) if tuned else None

@@ -1,6 +1,7 @@
 """The calibration stage: build the set, judge it, write it with its table."""
 
 import logging
+import time
 from typing import Any
 
 from prefect import task
@@ -95,6 +96,7 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
     from tasks.calibration_table import calibration_frame, write_calibration_table
 
     events.record("calibrate", part="build")
+    began = time.monotonic()
     bar: Progress = progress
     length = calibration_length(job, config)
     tokenizer = AutoTokenizer.from_pretrained(job.folder)
@@ -123,4 +125,5 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
         vocab_size=len(tokenizer),
         verdict=quality.verdict,
         reasons=quality.reasons,
+        seconds=time.monotonic() - began,
     )

@@ -25,6 +25,7 @@ class CalibrationResult(BaseModel, frozen=True):
     vocab_size: int  # every id of the table lies below
     verdict: str
     reasons: list[str]
+    seconds: Annotated[float, NOT_CONTENT]
 
     @model_validator(mode="after")
     def _has_a_valid_table(self) -> Self:
@@ -56,6 +57,7 @@ class FinalTuneResult(BaseModel, frozen=True):
     norms: ArtifactRef
     report: ArtifactRef
     drift: ArtifactRef  # of the channels behind each block, with the norms that were kept
+    seconds: Annotated[float, NOT_CONTENT]
 
 
 class ExportResult(BaseModel, frozen=True):

@@ -1,6 +1,7 @@
 """The final stage: tune all norms of the quantized model end to end."""
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
@@ -75,6 +76,7 @@ def final_tune_stage(
     from normtweak_core.tweak.final import TuningWindows, final_tune
 
     events.record("final-tune", part="begin")
+    began = time.monotonic()
     bar: Progress = progress
     float_model = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
     export_dtype = torch_dtype(settings.export_dtype)
@@ -106,6 +108,7 @@ def final_tune_stage(
         drift=publish(
             "final-tune", key, lambda path: save_drift(path, {TUNED: drift}), "safetensors"
         ),
+        seconds=time.monotonic() - began,
     )
 
 

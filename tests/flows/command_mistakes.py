@@ -1,5 +1,7 @@
 """Mistakes at the commands themselves and in the places they write to, and their answers."""
 
+from tests.flows.ablation_mistakes import MISTAKES as OF_ABLATIONS
+
 COMMANDS = {
     "no command": (
         "", "a command is needed, such as `normtweak quantize`; see normtweak --help.",
@@ -146,12 +148,13 @@ COMMANDS = {
         "the hub cache: run `hf download nobody/nothing-of-this-name` first.",
     ),
 }  # fmt: skip
-for command in ("ablate", "sweep", "rebuild"):
+COMMANDS |= OF_ABLATIONS
+for command in ("sweep", "rebuild"):
     COMMANDS[f"the command {command}"] = (
         f"{command} x --task y",
         f"normtweak {command} is not built yet; built are quantize, ternary, finetune, "
-        "plan, polynomial, evaluate, compare, verify, promote, rollback, clean, reference, ui, "
-        "serve.",
+        "plan, polynomial, ablate, evaluate, compare, verify, promote, rollback, clean, reference, "
+        "ui, serve.",
     )
 
 PLACES = {

@@ -95,7 +95,7 @@ OPTIONS = {
     ),
     "ternary keys": (
         "--set ternary.steps=8",
-        "a recipe with a ternary section is carried out by `normtweak ternary RECIPE`, not by "
+        "a recipe with the section ternary is carried out by `normtweak ternary RECIPE`, not by "
         "quantize: run that, or remove the section.",
     ),
     "evaluation tasks": (

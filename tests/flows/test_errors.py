@@ -15,6 +15,7 @@ from flows.preflight import preflight
 from tests.flows.command_mistakes import COMMANDS, PLACES
 from tests.flows.mistakes import OPTIONS
 from tests.flows.tiny_model import (
+    ablation_values,
     recipe_values,
     ternary_values,
     variables_of,
@@ -64,6 +65,7 @@ def folder(tmp_path_factory):
     (place / "torn.yaml").write_text("name: [a,\n")
     (place / "twice.yaml").write_text("name: a\nseed: 1\nseed: 2\n")
     (place / "nameless.yaml").write_text("seed: 1\n")
+    (place / "ablation.yaml").write_text(yaml.safe_dump(ablation_values(place)))
     (place / "ternary.yaml").write_text(yaml.safe_dump(ternary_values(place)))
     write_model(place / "odd-rows", inner=130)
     write_model(place / "no-blocks", blocks=0)

@@ -81,6 +81,17 @@ def recipe_values(folder: Path) -> dict:
     }  # fmt: skip
 
 
+def ablation_values(folder: Path) -> dict:
+    """Return a valid ablation of what `write_project` wrote: two studies."""
+    left_out = {"calibration": [], "target": [], "schedule": [], "iterations": [], "bits": []}
+    studies = left_out | {"loss": ["channel", "mse"], "stage": ["rtn", "gptq"]}
+    return recipe_values(folder) | {
+        "name": "tiny-ablation",
+        "final_tune": {"enabled": False},
+        "ablation": {"studies": studies},
+    }
+
+
 def ternary_values(folder: Path, **ternary) -> dict:
     """Return a valid ternary recipe for what `write_project` wrote; `ternary` adds keys."""
     values = recipe_values(folder)

@@ -44,6 +44,7 @@ def test_every_cached_stage_is_looked_at():
     names |= {"evaluate_task_stage"}
     names |= {"float_stage", "cell_stage"}
     names |= {"surgery_stage", "train_stage", "ternary_export_stage"}
+    names |= {"training_text_stage"}
     names |= {"finetune_block_stage", "finetune_stage", "finetune_export_stage"}
     assert {stage.function for stage in declared_stages()} == names
 

@@ -1,0 +1,142 @@
+"""The flow of an ablation: every cell is a recipe of quantize, carried out up to its evaluation.
+
+Cells share what they have in common through the keys of their stages: a calibration set is made
+once for all cells that read it, and cells that differ in the final tune alone share their blocks.
+A cell is evaluated as `quantize` evaluates, on the model as reloaded from its export; it is neither
+verified by another reader nor registered.
+"""
+
+import dataclasses
+import logging
+import time
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.ablation_preflight import ablation_preflight
+from flows.ablation_recipe import AblationRecipe, PlannedCell, planned_cells
+from flows.ablation_report import Ablation, Cell, publish_ablation
+from flows.budget import peak_rss_bytes
+from flows.evaluating import measure_export
+from flows.params import Recipe
+from flows.quantize import (
+    block_report,
+    chain_settings,
+    export_model,
+    final_report,
+    quantize_blocks,
+    tune_norms,
+)
+from flows.report import recipe_sha256
+from flows.running import Run, calibration_set
+from tasks.calibrate import calibration_length
+from tasks.environment import state_root
+from tasks.job import open_job
+from tasks.results import BlockResult, FinalTuneResult
+from tasks.runs import own_run
+from tasks.training_text import training_text_key, training_text_stage
+
+log = logging.getLogger(__name__)
+
+
+@flow(name="ablate", flow_run_name="{recipe.name}", validate_parameters=True)
+def ablate(recipe: AblationRecipe) -> dict[str, Any]:
+    """Quantize and evaluate a base and every cell of its studies, and compare them.
+
+    Args:
+        recipe: Base and studies.
+    """
+    own_run(state_root(), flow_run.id)
+    began = time.monotonic()
+    for warning in ablation_preflight(recipe, state_root()).warnings:
+        log.warning("%s", warning)
+    run = Run(began, job=open_job(recipe.model, recipe.seed))
+    planned = planned_cells(recipe, _training_text(run, recipe))
+    distinct: dict[str, PlannedCell] = {}
+    for cell in planned:
+        distinct.setdefault(recipe_sha256(cell.recipe), cell)
+    made: dict[str, Cell] = {}
+    cached: dict[str, bool] = {}
+    for number, (sha256, cell) in enumerate(distinct.items(), start=1):
+        log.info("cell %d of %d: %s", number, len(distinct), cell.name)
+        made[sha256] = _carry_out(run, cell, sha256)
+        cached[cell.name] = made[sha256].cached
+    ablation = Ablation(
+        recipe,
+        run.job.source.name,
+        [
+            dataclasses.replace(
+                made[recipe_sha256(cell.recipe)], study=cell.study, value=cell.value
+            )
+            for cell in planned
+        ],
+    )
+    folder = publish_ablation(ablation)
+    return {
+        "results_dir": str(folder),
+        "studies": ablation.studies(),
+        "cells": ablation.rows(),
+        "reading": ablation.readings(),
+        "cached": cached,
+        "seconds": time.monotonic() - began,
+        "cpu_seconds": time.process_time(),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "flow_run_id": str(flow_run.id),
+    }
+
+
+def _training_text(run: Run, recipe: AblationRecipe) -> str:
+    if not recipe.needs_training_text:
+        return ""
+    made = run.stage("training text", training_text_key(run.job), training_text_stage)
+    return str(state_root() / made.text.path)
+
+
+def _carry_out(shared: Run, cell: PlannedCell, sha256: str) -> Cell:
+    """Return a cell with its numbers; what is there of it is not made again."""
+    recipe = cell.recipe
+    job = dataclasses.replace(shared.job, seed=recipe.seed)
+    run = Run(time.monotonic(), shared.progress, job=job)
+    calibration = calibration_set(run, recipe.calibration, "calibrate")
+    settings = chain_settings(run, recipe)
+    blocks = quantize_blocks(run, recipe, calibration, settings, f"{cell.name}, block")
+    tuned = tune_norms(run, recipe, calibration, blocks, settings)
+    export = export_model(run, recipe, calibration, blocks, tuned, settings)
+    length = calibration_length(job, recipe.calibration)
+    measured = measure_export(run, recipe.evaluation, length, export)
+    return Cell(
+        study=cell.study,
+        value=cell.value,
+        recipe=recipe,
+        recipe_sha256=sha256,
+        export_sha256=export.export_sha256,
+        metrics=measured.metrics,
+        # Of the stages as they were made, whichever cell made them: what the cell alone would cost.
+        seconds=calibration.seconds
+        + sum(block.seconds for block in blocks)
+        + (tuned.seconds if tuned else 0.0),
+        blocks=len(blocks),
+        tweaks_kept=_tweaks_kept(recipe, blocks),
+        final_tune=_final_tune(tuned),
+        problems=_problems(blocks, tuned),
+        cached=all(run.cached.values()),
+    )
+
+
+def _tweaks_kept(recipe: Recipe, blocks: list[BlockResult]) -> int:
+    if not recipe.norm_tweak.enabled:
+        return 0
+    tweaks = [block_report(block).tweak for block in blocks]
+    return sum(tweak is not None and tweak.accepted for tweak in tweaks)
+
+
+def _final_tune(tuned: FinalTuneResult | None) -> str:
+    if tuned is None:
+        return "off"
+    return "kept" if final_report(tuned).accepted else "rolled back"
+
+
+def _problems(blocks: list[BlockResult], tuned: FinalTuneResult | None) -> list[str]:
+    found = [problem for block in blocks for problem in block_report(block).problems()]
+    return found + ["final tune rolled back"] * (_final_tune(tuned) == "rolled back")

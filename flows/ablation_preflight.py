@@ -1,0 +1,79 @@
+"""Everything that can be known to be wrong with an ablation before it starts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from flows.ablation_recipe import AblationRecipe, planned_cells
+from flows.budget import FIXED_DISK, disk_bytes
+from flows.params import Recipe
+from flows.preflight import Ready, check_inputs, check_machine
+from flows.report import recipe_sha256
+from normtweak_core.calibration.documents import read_documents
+from normtweak_core.errors import InputError
+from normtweak_core.export.checks import check_exportable
+from normtweak_core.model.source import REFERENCE_PREFIX
+
+TRAINING_TEXT = "training text of a reference model"  # stands for a path that is not known yet
+CALIBRATION, STREAMS = "calibration set", "streams (two boundaries of two streams)"
+# Of a run of quantize; a cell has neither a baseline nor a copy in the registry.
+TWICE = {
+    "block results": "block results, with those of the baseline",
+    "exports": "export, and the registry's copy",
+}
+
+
+def ablation_preflight(recipe: AblationRecipe, root: Path, result: Path | None = None) -> Ready:
+    """Accept an ablation all of whose cells this machine can carry out.
+
+    Args:
+        recipe: Base and studies.
+        root: The state root; it need not exist yet.
+        result: Where the result file shall go, if anywhere.
+
+    Raises:
+        InputError: As `preflight`, of any cell, or there is no text for the calibration study.
+    """
+    found = check_inputs(recipe.model, recipe.calibration, recipe.evaluation, root, result)
+    warnings = list(found.warnings)
+    if recipe.needs_training_text and not found.source.name.startswith(REFERENCE_PREFIX):
+        raise InputError(
+            "ablation.text is required for the value text of ablation.studies.calibration; found "
+            f"none for {found.source.name}: give a .txt or .jsonl file, or leave out text."
+        )
+    if recipe.ablation.text is not None:
+        warnings += _check_text(Path(recipe.ablation.text).expanduser(), recipe)
+    cells = distinct_recipes(recipe, TRAINING_TEXT)
+    for cell in cells:
+        # Nothing of a cell is verified by a reader of its format, only read back by us.
+        check_exportable(cell.export, cell.quantization, found.shape.linears, reader_available=True)
+    ready = replace(found, warnings=warnings)
+    return check_machine(ready, _disk(cells, ready), recipe.model, root)
+
+
+def distinct_recipes(recipe: AblationRecipe, training_text: str) -> list[Recipe]:
+    """Return every recipe that is to be carried out, once."""
+    planned = (cell.recipe for cell in planned_cells(recipe, training_text))
+    return list({recipe_sha256(one): one for one in planned}.values())
+
+
+def _check_text(path: Path, recipe: AblationRecipe) -> list[str]:
+    try:
+        read_documents(path)
+    except InputError as error:
+        raise InputError(f"ablation.text: {str(error).rstrip('.')}.") from error
+    measured = recipe.evaluation.perplexity.path
+    if measured is not None and path.resolve() == Path(measured).expanduser().resolve():
+        return [
+            "ablation.text and evaluation.perplexity.path are the same file: the perplexity of a "
+            "cell is measured on text that it was calibrated with"
+        ]
+    return []
+
+
+def _disk(cells: list[Recipe], found: Ready) -> dict[str, int]:
+    """Return what all cells write at most, as if they shared no stage."""
+    parts = [disk_bytes(cell, found.shape, found.length) for cell in cells]
+    total = {name: sum(part[twice] // 2 for part in parts) for name, twice in TWICE.items()}
+    total["calibration sets"] = sum(part[CALIBRATION] for part in parts)
+    total["streams"] = max(part[STREAMS] for part in parts)  # dropped where a chain ends
+    return total | {"databases, logs and reports": FIXED_DISK}

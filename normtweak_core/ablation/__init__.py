@@ -1,0 +1,1 @@
+"""Ablations: what is varied, what came of it, and what that says."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normtweak_core.errors import InputError
-from tasks.environment import FOLDERS, HOME_VARIABLE
+from tasks.environment import FOLDERS, HOME_VARIABLE, REBUILDS
 from tasks.locks import held, try_lock
 
 USE_LOCK = "in-use.lock"  # shared by running commands, taken alone by clean
@@ -72,7 +72,7 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
             kinds = {
                 kind: sorted((root / kind).glob("*"))
                 for kind in (RECORDS, ARTEFACTS, EXPORTS, EVALUATIONS, LOGS)
-            }
+            } | {"rebuilds": _rebuilds(root)}
         else:
             kept, dead = _referenced(root)
             kinds = {
@@ -80,6 +80,7 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
                 "temporary files": _temporaries(root),
                 "stage records whose files are gone": dead,
                 "artefacts that no finished stage refers to": _unreferenced(root, kept),
+                "rebuilds": _rebuilds(root),
             }
         return [_remove(kind, places) for kind, places in kinds.items()]
 
@@ -151,6 +152,10 @@ def _unreferenced(root: Path, kept: set[Path]) -> list[Path]:
         and not {root / STREAMS, root / CHECKPOINTS} & set(path.parents)
         and not path.name.startswith(".tmp-")
     ]
+
+
+def _rebuilds(root: Path) -> list[Path]:
+    return sorted((root / REBUILDS).glob("*"))
 
 
 def _temporaries(root: Path) -> list[Path]:

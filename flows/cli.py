@@ -19,7 +19,7 @@ from normtweak_core.errors import InputError
 # Prefect, MLflow and torch make a million objects while they are imported, none of them garbage:
 # looking for it at Python's own pace takes a fifth of that time.
 COLLECTED_AFTER = (100_000, 20, 50)
-NOT_BUILT = ("sweep", "rebuild")
+NOT_BUILT = ("sweep",)
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,11 +8,12 @@ from flows.cli_options import STATE, add_command, add_result
 
 
 def add_model_commands(group: argparse._SubParsersAction) -> None:
-    """Add evaluate, compare, verify, promote and rollback."""
+    """Add evaluate, compare, verify, promote, rollback and rebuild."""
     _add_evaluate(group)
     _add_compare(group)
     _add_verify(group)
     _add_promotion(group)
+    _add_rebuild(group)
 
 
 MODEL = "folder, hub id, reference:NAME, models:/NAME/VERSION, models:/NAME@ALIAS or GGUF file"
@@ -108,3 +109,32 @@ def _add_promotion(group: argparse._SubParsersAction) -> None:
     command.add_argument("name", metavar="NAME", help="the registered model")
     command.add_argument("--alias", default="champion", help="default: champion")
     command.set_defaults(run=commands.run_rollback)
+
+
+def _add_rebuild(group: argparse._SubParsersAction) -> None:
+    command = add_command(
+        group,
+        "rebuild",
+        "make a registered version again and compare the bytes",
+        "Find recipe, model, text and code of a version in the registry, say where this machine\n"
+        "differs from the recorded one, compute everything anew, and compare the export with the\n"
+        "registered one: exit code 0 where it is the same, 1 where not. Registers nothing.\n"
+        f"{STATE}",
+        [
+            "rebuild models:/quickstart-llama-w2g64/1",
+            "rebuild models:/my-model@champion --set model.source=/where/it/is/now",
+        ],
+    )
+    command.add_argument(
+        "uri", metavar="models:/NAME/VERSION", help="the version, or models:/NAME@ALIAS"
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=PATH",
+        help="where a model or text of the recipe lies now, such as model.source; may be repeated",
+    )
+    add_result(command)
+    command.set_defaults(run=commands.run_rebuild)

@@ -20,8 +20,9 @@ def _add_clean(group: argparse._SubParsersAction) -> None:
         group,
         "clean",
         "free disk: remove what no finished stage needs",
-        "Remove streams between blocks, temporary files, and artefacts that no finished stage\n"
-        "refers to. Exports, the registry and finished stages stay. Refused while a run is alive.",
+        "Remove streams between blocks, temporary files, what rebuilds have left, and artefacts\n"
+        "that no finished stage refers to. Exports, the registry and finished stages stay.\n"
+        "Refused while a run is alive.",
         ["clean", "clean --all"],
     )
     command.add_argument(

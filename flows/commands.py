@@ -214,6 +214,16 @@ def run_rollback(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def run_rebuild(options: argparse.Namespace) -> int:
+    """Make a registered version again and tell whether it has the same bytes."""
+    from flows.version_uri import parse_uri
+
+    parse_uri(options.uri)
+    from flows.rebuilding import rebuild_version
+
+    return rebuild_version(options.uri, options.overrides, options.result)
+
+
 def run_clean(options: argparse.Namespace) -> int:
     """Remove what can be made again and print what that was."""
     from flows.budget import readable_bytes

@@ -50,9 +50,16 @@ def run_flow(
     command: str,
     flow: Callable[[], dict[str, Any]],
     result_file: Path | None,
-    show: Callable[[dict[str, Any]], None],
+    show: Callable[[dict[str, Any]], int | None],
 ) -> int:
-    """Run a flow on a server of its own or the one that runs; write and show the result."""
+    """Run a flow on a server of its own or the one that runs; write and show the result.
+
+    Args:
+        command: Its name, for the log.
+        flow: Runs it.
+        result_file: Where the result shall go, if anywhere.
+        show: Shows it; what it returns is the exit code, None stands for success.
+    """
     root = prepare_environment()
 
     def work() -> int:
@@ -62,8 +69,8 @@ def run_flow(
         if result_file:
             text = json.dumps(result, indent=1) + "\n"
             write_atomically(result_file.resolve(), text.encode())
-        show(result)
-        return EXIT_OK
+        code = show(result)
+        return EXIT_OK if code is None else code
 
     from flows.cleaning import in_use
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
@@ -42,6 +43,16 @@ from tasks.training import SegmentResult
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Made:
+    """An export and what it was made by way of."""
+
+    data: CalibrationResult
+    blocks: list[TrainedBlockResult]
+    segments: list[SegmentResult]
+    export: ExportResult
+
+
 @flow(name="finetune", flow_run_name="{recipe.name}", validate_parameters=True)
 def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     """Train an export on, block by block and end to end; verify, evaluate and register it.
@@ -56,10 +67,8 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         log.warning("%s", warning)
     run = Run(began, job=open_job(ready.float_model, recipe.seed))
     start = StartingPoint(ready.export, export_in_root(ready.export))
-    data = training_data(run, recipe.finetune.data, "finetune.data")
-    blocks = _train_blocks(run, recipe, data, start)
-    segments = _train_whole(run, recipe, data, start, blocks)
-    export = _export(run, recipe, data, start, segments[-1])
+    made = make_finetuned(run, recipe, start)
+    data, blocks, segments, export = made.data, made.blocks, made.segments, made.export
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.finetune.data)
     before = measure_export(run, recipe.evaluation, length, start.export, "evaluate start").metrics
@@ -94,6 +103,20 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     return outcome(run, export, metrics, reports, registered, rows) | {
         "training": training_facts(segments, reports.tokens)
     }
+
+
+def make_finetuned(run: Run, recipe: FinetuneRecipe, start: StartingPoint) -> Made:
+    """Return the export that a recipe leads to, neither verified nor evaluated yet.
+
+    Args:
+        run: The run, on the float model.
+        recipe: Everything that decides the result.
+        start: The export that is trained on.
+    """
+    data = training_data(run, recipe.finetune.data, "finetune.data")
+    blocks = _train_blocks(run, recipe, data, start)
+    segments = _train_whole(run, recipe, data, start, blocks)
+    return Made(data, blocks, segments, _export(run, recipe, data, start, segments[-1]))
 
 
 def _train_blocks(

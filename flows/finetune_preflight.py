@@ -24,7 +24,7 @@ class ReadyToFinetune(Ready):
 
 
 def finetune_preflight(
-    recipe: FinetuneRecipe, root: Path, result: Path | None = None
+    recipe: FinetuneRecipe, root: Path, result: Path | None = None, evaluates: bool = True
 ) -> ReadyToFinetune:
     """Accept a recipe that this machine can carry out, in order of rising cost.
 
@@ -32,6 +32,7 @@ def finetune_preflight(
         recipe: What is wanted.
         root: The state root; it need not exist yet.
         result: Where the result file shall go, if anywhere.
+        evaluates: Whether the text to measure on is needed.
 
     Raises:
         InputError: A folder cannot be written, the export or its float model is not there or not
@@ -44,7 +45,7 @@ def finetune_preflight(
     found = check_inputs(
         float_model,
         recipe.finetune.data,
-        recipe.evaluation,
+        recipe.evaluation if evaluates else None,
         root,
         result,
         "finetune.data",

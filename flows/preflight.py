@@ -54,19 +54,23 @@ class Ready:
     warnings: list[str] = field(default_factory=list)
 
 
-def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
+def preflight(
+    recipe: Recipe, root: Path, result: Path | None = None, evaluates: bool = True
+) -> Ready:
     """Accept a recipe that this machine can carry out, in order of rising cost.
 
     Args:
         recipe: What is wanted.
         root: The state root; it need not exist yet.
         result: Where the result file shall go, if anywhere.
+        evaluates: Whether the text to measure on is needed.
 
     Raises:
         InputError: A folder cannot be written, a text is missing, empty or malformed, the model is
             unsuitable, the format cannot hold it, or the disk is too small.
     """
-    found = check_inputs(recipe.model, recipe.calibration, recipe.evaluation, root, result)
+    measured = recipe.evaluation if evaluates else None
+    found = check_inputs(recipe.model, recipe.calibration, measured, root, result)
     check_exportable(
         recipe.export,
         recipe.quantization,
@@ -79,7 +83,7 @@ def preflight(recipe: Recipe, root: Path, result: Path | None = None) -> Ready:
 def check_inputs(
     model: ModelConfig,
     data: CalibrationConfig,
-    measured: EvaluationConfig,
+    measured: EvaluationConfig | None,
     root: Path,
     result: Path | None,
     section: str = "calibration",
@@ -89,7 +93,7 @@ def check_inputs(
     Args:
         model: The float model.
         data: The text to calibrate with or to train on.
-        measured: The text and the tasks to measure on.
+        measured: The text and the tasks to measure on; None: nothing is measured.
         root: The state root; it need not exist yet.
         result: Where the result file shall go, if anywhere.
         section: What the recipe calls ``data``.
@@ -101,14 +105,17 @@ def check_inputs(
     if result is not None:
         check_result_file(result)
     check_state_root(root)
+    text = None if measured is None else measured.perplexity
     with told_of(section):
-        warnings = [in_section(text, section) for text in check_texts(data, measured.perplexity)]
-        check_items(measured)
+        warnings = [in_section(told, section) for told in check_texts(data, text)]
+        if measured is not None:
+            check_items(measured)
         check_registry_of_the_user(root)
         source = resolve_source(model)
         check_model_folder(source.path)
-        require_evaluation_text(measured.perplexity, source)
-        length = checked_lengths(data, measured.perplexity, model_context(source.path))
+        if measured is not None:
+            require_evaluation_text(measured.perplexity, source)
+        length = checked_lengths(data, text, model_context(source.path))
     require_reader_files(source.path)
     return Ready(source, model_shape(source.path), length, {}, warnings)
 
@@ -179,7 +186,7 @@ def check_registry_of_the_user(root: Path) -> None:
         check_registry(uri)
 
 
-def check_texts(calibration: CalibrationConfig, evaluation: PerplexityConfig) -> list[str]:
+def check_texts(calibration: CalibrationConfig, evaluation: PerplexityConfig | None) -> list[str]:
     """Read the texts a recipe names, and return what is doubtful about them.
 
     Raises:
@@ -190,7 +197,7 @@ def check_texts(calibration: CalibrationConfig, evaluation: PerplexityConfig) ->
         texts["calibration.path"] = Path(calibration.path).expanduser()
     elif calibration.source == "dataset":
         _check_data_set(calibration.path)
-    if evaluation.path is not None:
+    if evaluation is not None and evaluation.path is not None:
         texts["evaluation.perplexity.path"] = Path(evaluation.path).expanduser()
     for key, path in texts.items():
         try:
@@ -239,9 +246,11 @@ def check_disk(needed: int, root: Path) -> None:
         )
 
 
-def only_local(data: CalibrationConfig, evaluation: EvaluationConfig, source: ModelFolder) -> bool:
+def only_local(
+    data: CalibrationConfig, evaluation: EvaluationConfig | None, source: ModelFolder
+) -> bool:
     """Tell whether nothing of a run has to come from the hub."""
-    tasks_of_the_hub = evaluation.tasks and evaluation.data is None
+    tasks_of_the_hub = evaluation is not None and evaluation.tasks and evaluation.data is None
     return (
         source.revision is None
         and not tasks_of_the_hub
@@ -315,7 +324,7 @@ def require_evaluation_text(config: PerplexityConfig, source: ModelFolder) -> No
 
 
 def checked_lengths(
-    calibration: CalibrationConfig, evaluation: PerplexityConfig, context: int | None
+    calibration: CalibrationConfig, evaluation: PerplexityConfig | None, context: int | None
 ) -> int:
     """Return the tokens per calibration window.
 
@@ -323,7 +332,7 @@ def checked_lengths(
         InputError: A window, here or of the evaluation, is longer than the model's context.
     """
     length = effective_length(calibration.length, context)
-    evaluated = evaluation.length or length
+    evaluated = length if evaluation is None else evaluation.length or length
     if context is not None and evaluated > context:
         raise InputError(
             f"evaluation.perplexity.length must be at most the model's context of {context} "

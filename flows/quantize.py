@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
@@ -50,6 +51,17 @@ ABOUT_THE_MANIFEST = (
 )
 
 
+@dataclass(frozen=True)
+class Made:
+    """An export and what it was made by way of."""
+
+    calibration: CalibrationResult
+    blocks: list[BlockResult]
+    baseline: list[BlockResult]  # rounded to nearest
+    tuned: FinalTuneResult | None
+    export: ExportResult
+
+
 @flow(name="quantize", flow_run_name="{recipe.name}", validate_parameters=True)
 def quantize(recipe: Recipe) -> dict[str, Any]:
     """Quantize, verify, evaluate and register a model.
@@ -63,21 +75,17 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     for warning in preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(began, job=open_job(recipe.model, recipe.seed))
-    calibration = calibration_set(run, recipe.calibration, "calibrate")
-    settings = chain_settings(run, recipe)
-    blocks = quantize_blocks(run, recipe, calibration, settings, "block")
-    baseline = quantize_blocks(run, recipe, calibration, baseline_settings(settings), RTN)
-    tuned = tune_norms(run, recipe, calibration, blocks, settings)
-    export = export_model(run, recipe, calibration, blocks, tuned, settings)
+    made = make_quantized(run, recipe)
+    calibration, blocks, tuned, export = made.calibration, made.blocks, made.tuned, made.export
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.calibration)
     measured = measure_export(run, recipe.evaluation, length, export)
     metrics = measured.metrics
     reports = Reports(
         recipe=recipe,
-        drift=measured_stages(blocks, baseline, tuned, recipe.norm_tweak.enabled),
+        drift=measured_stages(blocks, made.baseline, tuned, recipe.norm_tweak.enabled),
         blocks=[block_report(block) for block in blocks],
-        baseline=[block_report(block) for block in baseline],
+        baseline=[block_report(block) for block in made.baseline],
         final_tune=final_report(tuned),
         quality=read_json(calibration.quality),
         metrics=metrics,
@@ -90,6 +98,24 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     registered = register(run, recipe, export, metrics, reports, files)
     rows = [_block_row(run, block) for block in blocks]
     return outcome(run, export, metrics, reports, registered, rows)
+
+
+def make_quantized(run: Run, recipe: Recipe) -> Made:
+    """Return the export that a recipe leads to, neither verified nor evaluated yet.
+
+    Args:
+        run: The run; a rebuild leaves out the baseline.
+        recipe: Everything that decides the result.
+    """
+    calibration = calibration_set(run, recipe.calibration, "calibrate")
+    settings = chain_settings(run, recipe)
+    blocks = quantize_blocks(run, recipe, calibration, settings, "block")
+    baseline: list[BlockResult] = []
+    if not run.is_rebuild:
+        baseline = quantize_blocks(run, recipe, calibration, baseline_settings(settings), RTN)
+    tuned = tune_norms(run, recipe, calibration, blocks, settings)
+    export = export_model(run, recipe, calibration, blocks, tuned, settings)
+    return Made(calibration, blocks, baseline, tuned, export)
 
 
 def chain_settings(run: Run, recipe: Recipe) -> ChainSettings:

@@ -12,11 +12,13 @@ from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
 from flows.budget import peak_rss_bytes
+from flows.kept_files import keep_for_rebuild
+from flows.places import place_tags
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.evaluate.gate import gate_failures
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached_result
-from tasks.calibrate import calibrate, calibration_key
+from tasks.calibrate import calibrate, calibration_key, data_identity
 from tasks.environment import state_root
 from tasks.job import Job
 from tasks.progress import Progress
@@ -24,6 +26,14 @@ from tasks.registering import register_stage
 from tasks.results import CalibrationResult, ExportResult
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataRead:
+    """The windows of a run, and what they were made from."""
+
+    result: CalibrationResult
+    identity: str  # of the user's text or data set; empty where there was none
 
 
 @dataclass
@@ -51,6 +61,8 @@ class Run(Stages):
 
     job: Job = field(kw_only=True)
     measured_on: str = ""  # hash of what the evaluation has read; equal where two can be compared
+    data: DataRead | None = None  # what was calibrated with or trained on
+    is_rebuild: bool = False  # nothing of it may reach the registry
 
     def source_facts(self, calibration: CalibrationResult) -> dict[str, str]:
         """Return names and hashes of what the result is made from."""
@@ -58,7 +70,9 @@ class Run(Stages):
             "source_model": self.job.source.name,
             "source_revision": self.job.source.revision or "",
             "source_sha256": self.job.fingerprint.sha256,
+            "source_tokenizer_sha256": self.job.tokenization_sha256,
             "calibration_sha256": calibration.windows.sha256,
+            "calibration_data": "" if self.data is None else self.data.identity,
         }
 
 
@@ -70,7 +84,7 @@ def calibration_set(run: Run, config: CalibrationConfig, name: str) -> Calibrati
         config: What text.
         name: Of the stage.
     """
-    return run.stage(
+    result = run.stage(
         name,
         calibration_key(run.job, config),
         calibrate,
@@ -78,6 +92,8 @@ def calibration_set(run: Run, config: CalibrationConfig, name: str) -> Calibrati
         job=run.job,
         progress=run.progress,
     )
+    run.data = DataRead(result, data_identity(run.job, config))
+    return result
 
 
 def calibration_sample(calibration: CalibrationResult) -> dict[str, Any]:
@@ -111,21 +127,28 @@ def register(
         export: What was verified.
         metrics: Of its evaluation.
         reports: Tell its lineage.
-        files: The written reports.
+        files: The written reports; what a rebuild needs goes with them.
     """
     from tasks.promotion import MEASURED_ON, Verdict
 
     failures = gate_failures(recipe.gate, metrics)
     for failure in failures:
         log.warning("gate: %s", failure)
-    facts = {MEASURED_ON: run.measured_on, "prefect.flow_run_id": str(flow_run.id)}
+    assert run.data is not None
+    kept = keep_for_rebuild(reports.folder, state_root() / export.folder, run.data.result)
+    facts = {
+        MEASURED_ON: run.measured_on,
+        "prefect.flow_run_id": str(flow_run.id),
+        **kept.tags,
+        **place_tags(recipe, run.job.source),
+    }
     return register_stage(
         recipe.name,
         recipe.registry.alias,
         quote(export),
         quote(metrics),
         quote(reports.lineage() | facts),
-        quote([str(file) for file in files]),
+        quote([str(file) for file in [*files, *kept.files]]),
         quote(Verdict(tuple(failures), recipe.registry.promote_to)),
     )
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
@@ -31,6 +32,16 @@ from tasks.training import SegmentResult
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Made:
+    """An export and what it was made by way of."""
+
+    data: CalibrationResult
+    surgery: SurgeryResult
+    segments: list[SegmentResult]
+    export: ExportResult
+
+
 @flow(name="ternary", flow_run_name="{recipe.name}", validate_parameters=True)
 def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     """Train a model until it lives in ternary weights; verify, evaluate and register it.
@@ -43,18 +54,9 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     for warning in ternary_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(began, job=open_job(recipe.model, recipe.seed))
-    data = training_data(run, recipe.ternary.data, "ternary.data")
-    surgery = run.stage(
-        "surgery",
-        surgery_key(run.job, data, recipe.ternary),
-        surgery_stage,
-        config=recipe.ternary,
-        job=run.job,
-        data=data,
-    )
-    segments = _train(run, recipe, data, surgery)
+    made = make_ternary(run, recipe)
+    data, surgery, segments, export = made.data, made.surgery, made.segments, made.export
     trained = segments[-1]
-    export = _export(run, recipe, data, surgery, trained)
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.ternary.data)
     measured = measure_export(run, recipe.evaluation, length, export)
@@ -79,6 +81,26 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         "surgery": surgery.losses,
         "training": training_facts(segments, reports.tokens),
     }
+
+
+def make_ternary(run: Run, recipe: TernaryRecipe) -> Made:
+    """Return the export that a recipe leads to, neither verified nor evaluated yet.
+
+    Args:
+        run: The run.
+        recipe: Everything that decides the result.
+    """
+    data = training_data(run, recipe.ternary.data, "ternary.data")
+    surgery = run.stage(
+        "surgery",
+        surgery_key(run.job, data, recipe.ternary),
+        surgery_stage,
+        config=recipe.ternary,
+        job=run.job,
+        data=data,
+    )
+    segments = _train(run, recipe, data, surgery)
+    return Made(data, surgery, segments, _export(run, recipe, data, surgery, segments[-1]))
 
 
 def _train(

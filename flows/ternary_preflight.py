@@ -8,13 +8,16 @@ from flows.ternary_recipe import TernaryRecipe
 from normtweak_core.export.checks import check_ternary_exportable
 
 
-def ternary_preflight(recipe: TernaryRecipe, root: Path, result: Path | None = None) -> Ready:
+def ternary_preflight(
+    recipe: TernaryRecipe, root: Path, result: Path | None = None, evaluates: bool = True
+) -> Ready:
     """Accept a ternary recipe that this machine can carry out, in order of rising cost.
 
     Args:
         recipe: What is wanted.
         root: The state root; it need not exist yet.
         result: Where the result file shall go, if anywhere.
+        evaluates: Whether the text to measure on is needed.
 
     Raises:
         InputError: A folder cannot be written, a text is missing, empty or malformed, the model is
@@ -23,7 +26,7 @@ def ternary_preflight(recipe: TernaryRecipe, root: Path, result: Path | None = N
     found = check_inputs(
         recipe.model,
         recipe.ternary.data,
-        recipe.evaluation,
+        recipe.evaluation if evaluates else None,
         root,
         result,
         "ternary.data",

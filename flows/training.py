@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,15 +87,17 @@ def _shown(run: Run, training: Training, shown: Shown) -> Iterator[Callable[...,
         progress=0.0, key=artifact_key(shown.name, "training"), description=shown.title
     )
     last = time.monotonic()
-    with (
-        TrainingRun(shown.name, training.origin, shown.params) as tracked,
-        run.progress.stage("training", "steps") as bar,
-    ):
+    # The curves of the registered training are there; a rebuild must not be written into them.
+    curves = (
+        nullcontext() if run.is_rebuild else TrainingRun(shown.name, training.origin, shown.params)
+    )
+    with curves as tracked, run.progress.stage("training", "steps") as bar:
 
         def advance(done: int, steps: int, loss: float, speed: float) -> None:
             nonlocal last
             bar(done, steps, f"loss {loss:.4f}, {speed:,.0f} tokens/s")
-            tracked.log(done, {"train/loss": loss, **shown.step_values(done - 1)})
+            if tracked is not None:
+                tracked.log(done, {"train/loss": loss, **shown.step_values(done - 1)})
             if done == steps or time.monotonic() - last > SECONDS_BETWEEN_UPDATES:
                 update_progress_artifact(artifact, progress=100 * done / steps)
                 last = time.monotonic()

@@ -14,7 +14,7 @@ import shutil
 import stat
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
 
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from normtweak_core.export import payload
 from tasks import events
-from tasks.environment import state_root
+from tasks.environment import REBUILDS, state_root
 from tasks.locks import create_locked, held, remove_if_free
 
 FOLDER = "artifacts"
@@ -147,8 +147,7 @@ def sweep_temporaries(root: Path | None = None) -> list[Path]:
     root = root or state_root()
     locks = root / "locks" / WRITERS
     removed = []
-    # os.walk passes over folders that another run renames or removes meanwhile; rglob fails there.
-    found = [Path(at) / name for at, folders, files in os.walk(root) for name in folders + files]
+    found = [Path(at) / name for at, folders, files in _walk(root) for name in folders + files]
     for path in sorted(found):
         match = _TEMPORARY.match(path.name)
         if match is None or held(locks / f"{match['token']}.lock"):
@@ -162,6 +161,15 @@ def sweep_temporaries(root: Path | None = None) -> list[Path]:
     for path in [*locks.glob("*.lock"), *locks.glob(".new-*")]:
         remove_if_free(path)
     return removed
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield the folders of a state root, without those of the rebuilds, whose locks lie there."""
+    # os.walk passes over folders that another run renames or removes meanwhile; rglob fails there.
+    for at, folders, files in os.walk(root):
+        if at == str(root):
+            folders[:] = [name for name in folders if name != REBUILDS]
+        yield at, folders, files
 
 
 def file_sha256(path: Path) -> str:

@@ -170,6 +170,11 @@ def _imported(source: bytes, name: str, is_package: bool) -> Iterable[str]:
                 yield from (".".join(full[: i + 1]) for i in range(len(full)))
 
 
+def module_exists(name: str) -> bool:
+    """Tell whether a module has a source file here; imports nothing."""
+    return _source_file(name) is not None
+
+
 @functools.cache
 def _source_file(name: str) -> Path | None:
     top, *rest = name.split(".")

@@ -1,5 +1,6 @@
 """The calibration stage: build the set, judge it, write it with its table."""
 
+import hashlib
 import logging
 import time
 from typing import Any
@@ -55,6 +56,22 @@ def calibration_key(job: Job, config: CalibrationConfig) -> str:
         "generation": job.generation_sha256 if config.source == "generated" else None,
     }
     return job.key("calibrate", parents=[], inputs=inputs, sources=SOURCES)
+
+
+def data_identity(job: Job, config: CalibrationConfig) -> str:
+    """Return what is read of the user's data: a SHA-256, or name@commit of a hub data set.
+
+    Of a folder it is the SHA-256 of the hashes of its files. Empty where nothing is read, since
+    the text is written by the model, or drawn.
+
+    Raises:
+        InputError: As `calibration_key`.
+    """
+    content = _content_of(job, config)
+    if content is None or config.path is None:
+        return ""
+    is_folder = (path := local_data(config.path)) is not None and path.is_dir()
+    return hashlib.sha256(content.encode()).hexdigest() if is_folder else content
 
 
 def _content_of(job: Job, config: CalibrationConfig) -> str | None:

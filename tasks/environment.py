@@ -18,6 +18,7 @@ HOME_VARIABLE = "NORMTWEAK_HOME"
 # `make reader-gptq` puts the environment that reads GPTQ files beside the packages.
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = ("prefect", "results", "artifacts", "locks", "mlartifacts", "exports")
+REBUILDS = "rebuilds"  # below the state root: a state root of its own for each rebuild
 OUR_LOGGERS = ("flows", "tasks", "normtweak_core")
 _READ_AT_IMPORT = ("prefect", "mlflow", "torch")
 

@@ -20,6 +20,7 @@ from tasks.blocks import fields_read
 from tasks.chain import ChainSettings
 from tasks.environment import REPOSITORY, state_root
 from tasks.job import STAGE, Job, torch_dtype
+from tasks.provenance import RECORD_SOURCE, made_with
 from tasks.results import BlockResult, ExportResult, FinalTuneResult, VerificationResult
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXPORT_SOURCES = ["normtweak_core.export.writer", "normtweak_core.quantize.storage"]
+EXPORT_SOURCES = [
+    "normtweak_core.export.writer",
+    "normtweak_core.quantize.storage",
+    RECORD_SOURCE,
+]
 # The reader is launched by its path: nothing imports it.
 VERIFY_SOURCES = ["normtweak_core.export.reader", "normtweak_core.export.verify"]
 FORMAT_LIBRARY = "compressed-tensors"
@@ -95,7 +100,7 @@ def export_stage(
         replaced,
         config,
         dtype=dtype,
-        details=details,
+        details=details | {"made_with": made_with(job).model_dump(mode="json")},
     )
     job.check_tokenizer()
     events.record("export", part="written")

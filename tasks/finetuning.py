@@ -13,6 +13,7 @@ from tasks.exporting import exported, named_after
 from tasks.finetune_blocks import TrainedBlockResult
 from tasks.finetune_source import StartingPoint
 from tasks.job import STAGE, Job, torch_dtype
+from tasks.provenance import RECORD_SOURCE, made_with
 from tasks.results import CalibrationResult, ExportResult
 from tasks.surgery import data_windows
 from tasks.training import SegmentResult, Training, run_segment
@@ -35,6 +36,7 @@ EXPORT_SOURCES = [
     "normtweak_core.export.writer",
     "normtweak_core.finetune.finished",
     "normtweak_core.finetune.source",
+    RECORD_SOURCE,
 ]
 NOT_READ = {"data", "save_every", "float_model"}  # known by their hashes, or of no consequence
 
@@ -195,7 +197,7 @@ def finetune_export_stage(
         other_tensors(model),
         config,
         dtype=torch_dtype(begun.source.dtype),
-        details=details,
+        details=details | {"made_with": made_with(job).model_dump(mode="json")},
     )
     job.check_tokenizer()
     events.record("export", part="written")

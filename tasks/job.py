@@ -4,6 +4,7 @@ Nothing here imports torch: a run in which everything is cached never does.
 """
 
 import functools
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ class Job:
     threads: int
     seed: int
     _revisions: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _sources: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -64,6 +66,17 @@ class Job:
         return self.fingerprint.of(
             [n for n in self.fingerprint.tensors if not n.startswith(inside)]
         )
+
+    @property
+    def tokenization_sha256(self) -> str:
+        """Hash of the files beside config and weights that a result depends on."""
+        text = f"{self.tokenizer_sha256},{self.generation_sha256}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Modules that name the code of every stage whose key was asked for so far."""
+        return tuple(sorted(self._sources))
 
     def block_sha256(self, index: int) -> str:
         """Return the hash of one block's tensors."""
@@ -98,6 +111,7 @@ class Job:
         self, name: str, *, parents: list[str], inputs: dict[str, Any], sources: list[str]
     ) -> str:
         """Return the cache key of a stage that computes on this job's device."""
+        self._sources.update(sources)
         return stage_key(
             name,
             parents=parents,
@@ -108,8 +122,13 @@ class Job:
         )
 
 
-def open_job(model: ModelConfig, seed: int) -> Job:
+def open_job(model: ModelConfig, seed: int, revisions: dict[str, str] | None = None) -> Job:
     """Return the job of a recipe's model section.
+
+    Args:
+        model: The section.
+        seed: Of the recipe.
+        revisions: Commits of hub data sets to read, by name; of others the newest is read.
 
     Raises:
         InputError: The model cannot be found or is not a float decoder.
@@ -125,6 +144,7 @@ def open_job(model: ModelConfig, seed: int) -> Job:
         device=resolve_device(model.device),
         threads=int(os.environ["OMP_NUM_THREADS"]),
         seed=seed,
+        _revisions=dict(revisions or {}),
     )
 
 

@@ -11,6 +11,7 @@ from tasks.artifacts import content_hash
 from tasks.environment import state_root
 from tasks.exporting import exported, named_after
 from tasks.job import STAGE, Job, torch_dtype
+from tasks.provenance import RECORD_SOURCE, made_with
 from tasks.results import ExportResult
 from tasks.surgery import read_plan
 from tasks.training import SegmentResult
@@ -19,6 +20,7 @@ SOURCES = [
     "normtweak_core.export.writer",
     "normtweak_core.model.loading",
     "normtweak_core.ternary.finished",
+    RECORD_SOURCE,
 ]
 
 
@@ -78,7 +80,7 @@ def ternary_export_stage(
         config,
         rms_norm_eps=plan.eps,
         dtype=dtype,
-        details=details,
+        details=details | {"made_with": made_with(job).model_dump(mode="json")},
     )
     job.check_tokenizer()
     events.record("export", part="written")

@@ -44,7 +44,9 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _keys_where_read(self) -> "FinetuneConfig":
-        if self.lora is not None and "lr" in self.model_fields_set:
+        # A recipe that was written out with its defaults can be read again.
+        default = type(self).model_fields["lr"].default
+        if self.lora is not None and self.lr != default:
             raise ValueError(
                 f"finetune.lr is only read without finetune.lora, whose rate is lr_ratio times "
                 f"the layer's mean scale; found {self.lr:g}: remove it"

@@ -142,6 +142,21 @@ COMMANDS = {
         "--alias must be letters, digits, '_' and '-', and neither latest nor v and a number; "
         "found 'v3': choose another.",
     ),
+    "a rebuild of no version": (
+        "rebuild tiny",
+        "rebuild takes a version as models:/NAME/VERSION or models:/NAME@ALIAS, such as "
+        "models:/my-model/3; found 'tiny'.",
+    ),
+    "a rebuild without a registry": (
+        "rebuild models:/tiny/1",
+        "a rebuild needs the registry that holds the version; there is none at "
+        "{0}/state/mlflow.db: set NORMTWEAK_HOME or MLFLOW_TRACKING_URI to where it is.",
+    ),
+    "a rebuild whose result has no folder": (
+        "rebuild models:/tiny@champion --result {0}/absent/result.json",
+        "--result needs an existing folder; {0}/absent does not exist: create it or choose "
+        "another.",
+    ),
     "a plan of a model that is not here": (
         "plan {0}/recipe.yaml --set model.source=nobody/nothing-of-this-name",
         "a plan writes nothing, so the model must be here; nobody/nothing-of-this-name is not in "
@@ -149,13 +164,11 @@ COMMANDS = {
     ),
 }  # fmt: skip
 COMMANDS |= OF_ABLATIONS
-for command in ("sweep", "rebuild"):
-    COMMANDS[f"the command {command}"] = (
-        f"{command} x --task y",
-        f"normtweak {command} is not built yet; built are quantize, ternary, finetune, "
-        "plan, polynomial, ablate, evaluate, compare, verify, promote, rollback, clean, reference, "
-        "ui, serve.",
-    )
+COMMANDS["the command sweep"] = (
+    "sweep x --task y",
+    "normtweak sweep is not built yet; built are quantize, ternary, finetune, plan, polynomial, "
+    "ablate, evaluate, compare, verify, promote, rollback, rebuild, clean, reference, ui, serve.",
+)
 
 PLACES = {
     "a state root below a file": (

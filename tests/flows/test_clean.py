@@ -37,6 +37,7 @@ def root(tmp_path):
         put(root / "exports/model-w2/model.safetensors", 300)
         put(root / "results/unknown", 3)
         put(root / "logs/one.log", 4)
+        put(root / "rebuilds/tiny-1-0123/exports/x/model.safetensors", 40)
         record(root, "block-1", "artifacts/blocks/kept.safetensors", 100)
         record(root, "export-1", "exports/model-w2/model.safetensors", 300)
         record(root, "block-2", "artifacts/blocks/absent.safetensors", 100)
@@ -70,6 +71,7 @@ def test_what_finished_stages_refer_to_stays_and_the_rest_goes(root):
         "streams": (1, 5000),
         "temporary files": (2, 27),
         "artefacts that no finished stage refers to": (1, 1000),
+        "rebuilds": (1, 40),
     }
     assert files(root) == {
         "artifacts/blocks/kept.safetensors",
@@ -130,7 +132,7 @@ def test_the_command_tells_what_and_how_many_bytes(root, capsys):
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "streams: 1 file, 5.0 kB"
     size = int(shown[-1].split()[1])
-    assert size == 5000 + 27 + 1000 + 477
+    assert size == 5000 + 27 + 1000 + 477 + 40
     assert shown[-1] == f"removed {size} bytes (6.5 kB) under {root}"
 
 
@@ -158,7 +160,7 @@ def test_a_root_in_use_is_left_alone(root, lock, reason, capsys):
 
 def test_the_lock_of_a_dead_run_does_not_hinder(root):
     os.close(create_locked(root / "locks" / "runs" / "owner-1.lock"))
-    assert sum(one.files for one in cleaning.clean(root)) == 5
+    assert sum(one.files for one in cleaning.clean(root)) == 6
 
 
 def test_commands_share_a_root_and_a_clean_keeps_them_out(root):

@@ -1,0 +1,113 @@
+"""A version of the registry, read and not changed: its tags, its reports, the export itself."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow.artifacts
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from normtweak_core.errors import InputError
+
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second: no such alias
+LOOK = "look with `normtweak ui`"
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version that normtweak has registered."""
+
+    name: str
+    version: int
+    run_id: str
+    tags: dict[str, str]
+
+    @property
+    def uri(self) -> str:
+        """Address of the version."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def find_version(
+    client: MlflowClient, name: str, version: str | None, alias: str | None
+) -> RegisteredVersion:
+    """Return a version by its number or by an alias.
+
+    Raises:
+        InputError: There is none, or something else has registered it.
+    """
+    asked = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
+    try:
+        found = (
+            client.get_model_version_by_alias(name, alias)
+            if alias
+            else client.get_model_version(name, str(version))
+        )
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        raise InputError(f"{asked} must be in the registry; it is not: {LOOK}.") from error
+    return _ours(found, asked)
+
+
+def download_reports(client: MlflowClient, version: RegisteredVersion, to: Path) -> Path:
+    """Return the folder with a copy of all reports of a version.
+
+    Args:
+        client: Client of the registry.
+        version: The version.
+        to: Folder to put it into.
+
+    Raises:
+        InputError: The registry has lost them.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    to.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(client.download_artifacts(version.run_id, "reports", str(to)))
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"{version.uri} must have its reports in the registry; they are gone: carry out its "
+            "recipe again, which stores them."
+        ) from error
+
+
+def download_export(client: MlflowClient, export_sha256: str, to: Path) -> Path | None:
+    """Return the folder of a copy of a registered export, whichever version holds it.
+
+    Args:
+        client: Client of the registry.
+        export_sha256: Hash of its payload.
+        to: Folder to put it into.
+
+    Returns:
+        None where no version holds it.
+    """
+    assert re.fullmatch(r"[0-9a-f]{64}", export_sha256), f"not a SHA-256: {export_sha256!r}"
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    found = client.search_model_versions(f"tags.export_sha256 = '{export_sha256}'")
+    for version in sorted(found, key=lambda one: (one.name, int(one.version))):
+        uri = f"models:/{version.name}/{version.version}/model"
+        # This process's own idea of a registry must not matter, nor be changed.
+        place = {"tracking_uri": client.tracking_uri, "registry_uri": client.tracking_uri}
+        to.mkdir(parents=True, exist_ok=True)
+        try:
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(to), **place))
+        except (MlflowException, OSError):  # this version has lost it; another may have it
+            continue
+    return None
+
+
+def _ours(found: ModelVersion, asked: str) -> RegisteredVersion:
+    needed = ("export_sha256", "recipe_sha256", "source_sha256", "calibration_sha256")
+    missing = [tag for tag in needed if tag not in found.tags]
+    if missing or not found.run_id:
+        lacks = f"no tag {missing[0]}" if missing else "no run"
+        raise InputError(
+            f"{asked} must have been registered by normtweak to be rebuilt; it has {lacks}: "
+            f"something else has registered it; {LOOK}."
+        )
+    return RegisteredVersion(found.name, int(found.version), found.run_id, dict(found.tags))

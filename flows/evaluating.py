@@ -166,4 +166,6 @@ def _measured(
 ) -> Measured:
     own = details.get("quantized_result", details)["window_nll"]
     inputs = text.inputs() | ({"tasks": [one.inputs() for one in items]} if items else {})
-    return Measured(metrics, own, details["tokens_sha256"], scores, inputs)
+    # A cached result comes back in the order of its names: so that equal runs write equal files.
+    ordered = dict(sorted(metrics.items()))
+    return Measured(ordered, own, details["tokens_sha256"], scores, inputs)

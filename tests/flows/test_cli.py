@@ -220,6 +220,6 @@ def test_verify_fails_where_the_export_was_altered(export, home, capsys):
     assert text.startswith("normtweak: an independent reader finds something else in ")
     assert "checks that fail: scales (1), weight (2), file (2), tokenizer (2)" in text
     assert "scales of model.layers.0.mlp.down_proj: expected " in text
-    assert "weight of model.layers.1.mlp.up_proj.weight: expected " in text
+    assert "weight of model.layers.0.mlp.down_proj.weight: expected " in text
     assert "tokenizer of ids: expected " in text
     assert text.count("\n") == 1

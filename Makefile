@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check kill-test kill-test-ternary tasks-test gpu-test bench study study-ternary study-polynomial study-ablation ui reader-gptq
+.PHONY: setup run test check kill-test kill-test-ternary tasks-test gpu-test bench study study-drift study-ternary study-polynomial study-ablation ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -49,6 +49,9 @@ bench: setup
 
 study: setup
 	$(BIN)/python -m tests.benchmarks.stages
+
+study-drift: setup
+	$(BIN)/python -m tests.benchmarks.drift
 
 study-ternary: setup
 	$(BIN)/python -m tests.benchmarks.ternary

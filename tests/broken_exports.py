@@ -1,5 +1,6 @@
 """Ways to break a written export, and two real tokenizers of equal size that do not agree."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -9,21 +10,37 @@ from transformers import AutoTokenizer
 from normtweak_core.export.payload import tokenizer_files
 from tests.tiny_exports import save_tiny_model, tiny_config
 
-MODELS = Path(__file__).resolve().parents[1] / "normtweak_core" / "reference" / "models"
-OURS, OTHER = MODELS / "llama", MODELS / "neox"  # 512 tokens each
+REPOSITORY = Path(__file__).resolve().parents[1]
+MODELS = REPOSITORY / "normtweak_core" / "reference" / "models"
+OURS = MODELS / "llama"  # 512 tokens
 TEXT = "def area(width, height):\n    return width * height  # of a rectangle\n" * 3
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"
 
 
-def source_model(folder, tokenizer=OURS, **changes):
+def source_model(folder):
     """A tiny Llama with the tokenizer of a reference model."""
-    save_tiny_model(folder, tiny_config("llama", vocab_size=512, **changes), tokenizer=False)
-    return give_tokenizer(folder, tokenizer)
+    save_tiny_model(folder, tiny_config("llama", vocab_size=512), tokenizer=False)
+    return give_tokenizer(folder, OURS)
 
 
 def give_tokenizer(folder, model):
     for file in tokenizer_files(model):
         shutil.copy(file, folder / file.name)
+    return folder
+
+
+@functools.cache
+def other_json():
+    """A tokenizer of as many tokens, made from prose where ours was from code."""
+    prose = (REPOSITORY / "docs" / "log.md").read_text()
+    ours = AutoTokenizer.from_pretrained(OURS)
+    other = ours.train_new_from_iterator([prose], len(ours), show_progress=False)
+    assert len(other) == len(ours)
+    return other.backend_tokenizer.to_str(pretty=True)
+
+
+def give_other_tokenizer(folder):
+    (folder / "tokenizer.json").write_text(other_json())
     return folder
 
 
@@ -63,10 +80,6 @@ def shuffle_scales(folder, name=DOWN):
     rewrite(folder, shuffle)
 
 
-def other_tokenizer(folder):
-    give_tokenizer(folder, OTHER)
-
-
 def torn_tokenizer(folder):
     path = folder / "tokenizer.json"
     path.write_bytes(path.read_bytes()[:-20])
@@ -81,7 +94,7 @@ BREAKS = {
         [("scales", DOWN), ("weight", f"{DOWN}.weight"), WEIGHTS],
     ),
     "another tokenizer": (
-        other_tokenizer,
+        give_other_tokenizer,
         [
             ("file", "tokenizer.json"),
             ("tokenizer", "ids"),

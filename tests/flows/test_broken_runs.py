@@ -1,5 +1,6 @@
 """An export that was broken inside a run stops it: named by its check, and nothing registered."""
 
+import functools
 import itertools
 import json
 import os
@@ -9,10 +10,18 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.params import parse_recipe
-from normtweak_core.errors import VerificationError
+from normtweak_core.errors import InputError, VerificationError
 from normtweak_core.export import writer
 from tasks.events import read_events
-from tests.broken_exports import BREAKS, DOWN, OTHER, UP, give_tokenizer, source_model
+from tests.broken_exports import (
+    BREAKS,
+    DOWN,
+    MODELS,
+    UP,
+    give_other_tokenizer,
+    give_tokenizer,
+    source_model,
+)
 from tests.gptq_reader import needs_gptq_reader
 
 NAME = "tiny-broken"
@@ -76,29 +85,23 @@ def before(run):
     return found
 
 
-def stopped(home, run, form="compressed-tensors") -> tuple[str, set[str]]:
+def stopped(home, run, form="compressed-tensors", error=VerificationError) -> tuple[str, set[str]]:
     """Return what a run says that must stop, and the stages it began anew."""
     known = len(read_events(home))
-    with pytest.raises(VerificationError) as caught:
+    with pytest.raises(error) as caught:
         run(form)
     return str(caught.value), {event["event"] for event in read_events(home)[known:]}
 
 
-PLACES = {
-    "one flipped nibble": f"weight of {UP}.weight: expected ",
-    "shuffled scales": f"scales of {DOWN}: expected ",
-    "another tokenizer": "tokenizer of ids: expected ",
-    "a torn tokenizer": "tokenizer of loading: found ",
-}
-CHECKS = {
-    "one flipped nibble": "weight (1), file (1), logits (1)",
-    "shuffled scales": "scales (1), weight (1), file (1), logits (1)",
-    "another tokenizer": "file (1), tokenizer (3)",
-    "a torn tokenizer": "file (1), tokenizer (1)",
+# Which checks fail, and the place that the message names.
+NOTICED = {
+    "one flipped nibble": ("weight (1), file (1)", f"weight of {UP}.weight: expected "),
+    "shuffled scales": ("scales (1), weight (1), file (1)", f"scales of {DOWN}: expected "),
+    "another tokenizer": ("file (1), tokenizer (3)", "tokenizer of ids: expected "),
 }
 
 
-@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize("name", NOTICED)
 def test_a_break_after_writing_stops_the_run(home, run, before, monkeypatch, name):
     def write_and_break(out, *args, **named):
         record = write_export(out, *args, **named)
@@ -107,29 +110,44 @@ def test_a_break_after_writing_stops_the_run(home, run, before, monkeypatch, nam
 
     monkeypatch.setattr(writer, "write_export", write_and_break)
     message, happened = stopped(home, run)
-    assert f"checks that fail: {CHECKS[name]}" in message
-    assert PLACES[name] in message
+    checks, place = NOTICED[name]
+    assert f"checks that fail: {checks}" in message
+    assert place in message
     assert {"export", "verify"} <= happened
     assert happened.isdisjoint({"block", "evaluate", "register"})
     assert registered() == before
 
 
-def write_with_another_tokenizer(out, source, *args, **named):
-    """Write an export that agrees with itself, of the model with another's tokenizer."""
-    wrong = shutil.copytree(source, out.parent / f"{out.name}-source")
-    try:
-        return write_export(out, give_tokenizer(wrong, OTHER), *args, **named)
-    finally:
-        shutil.rmtree(wrong)
+def written_with(give):
+    """Return a way to write an export that agrees with itself, with the tokenizer that is given."""
+
+    def write(out, source, *args, **named):
+        wrong = shutil.copytree(source, out.parent / f"{out.name}-source")
+        try:
+            return write_export(out, give(wrong), *args, **named)
+        finally:
+            shutil.rmtree(wrong)
+
+    return write
 
 
 def test_a_tokenizer_that_was_wrong_when_the_export_was_written_stops_the_run(
     home, run, before, monkeypatch
 ):
-    monkeypatch.setattr(writer, "write_export", write_with_another_tokenizer)
+    monkeypatch.setattr(writer, "write_export", written_with(give_other_tokenizer))
     message, happened = stopped(home, run)
     assert "checks that fail: tokenizer (1): tokenizer of calibration text: expected " in message
     assert happened.isdisjoint({"evaluate", "register"})
+    assert registered() == before
+
+
+def test_a_tokenizer_that_only_begins_texts_otherwise_stops_the_run(home, run, before, monkeypatch):
+    # Of the NeoX: no token in front of a text, all else as here.
+    give = functools.partial(give_tokenizer, model=MODELS / "neox")
+    monkeypatch.setattr(writer, "write_export", written_with(give))
+    message, happened = stopped(home, run, error=InputError)
+    assert "both models must read the same tokens" in message
+    assert "register" not in happened
     assert registered() == before
 
 
@@ -137,7 +155,7 @@ def test_a_tokenizer_that_is_replaced_during_the_run_stops_it(
     home, run, before, monkeypatch, model
 ):
     def replace_and_write(out, source, *args, **named):
-        return write_export(out, give_tokenizer(source, OTHER), *args, **named)
+        return write_export(out, give_other_tokenizer(source), *args, **named)
 
     whole = {file.name: file.read_bytes() for file in model.iterdir()}
     monkeypatch.setattr(writer, "write_export", replace_and_write)
@@ -157,14 +175,14 @@ def test_a_tokenizer_that_is_replaced_during_the_run_stops_it(
 @needs_gptq_reader
 def test_every_break_of_a_gptq_export_stops_the_run(home, run, before, monkeypatch):
     def write_and_break(*args, **named):
-        record = write_with_another_tokenizer(*args, **named)
+        record = written_with(give_other_tokenizer)(*args, **named)
         BREAKS["one flipped nibble"][0](args[0])
         BREAKS["shuffled scales"][0](args[0])
         return record
 
     monkeypatch.setattr(writer, "write_export", write_and_break)
     message, happened = stopped(home, run, "gptq")
-    assert "checks that fail: scales (1), weight (2), file (1), tokenizer (1), logits" in message
+    assert "checks that fail: scales (1), weight (2), file (1), tokenizer (1)" in message
     assert f"scales of {DOWN}: expected " in message
     assert "tokenizer of calibration text: expected " in message
     assert happened.isdisjoint({"evaluate", "register"})

@@ -11,9 +11,8 @@ from normtweak_core.export.writer import write_export
 from tests.broken_exports import (
     BREAKS,
     DOWN,
-    OTHER,
     WRONG_BEFORE,
-    give_tokenizer,
+    give_other_tokenizer,
     named,
     rewrite,
     sample,
@@ -52,7 +51,7 @@ def test_a_break_is_noticed_by_its_check(exported, name):
 
 
 def test_a_tokenizer_that_was_wrong_before_the_export_is_noticed(source, tmp_path):
-    wrong = give_tokenizer(shutil.copytree(source, tmp_path / "model"), OTHER)
+    wrong = give_other_tokenizer(shutil.copytree(source, tmp_path / "model"))
     layers = quantize_all(wrong, 4, 32, False)
     write_export(tmp_path / "out", wrong, layers, {}, ExportConfig(), details=sample())
     (problem,) = reader.examine(tmp_path / "out")["problems"]
@@ -63,8 +62,9 @@ def test_a_tokenizer_that_was_wrong_before_the_export_is_noticed(source, tmp_pat
 
 def test_scales_that_are_gone_are_noticed(exported):
     rewrite(exported, lambda tensors: tensors.pop(f"{DOWN}.weight_scale"))
-    problems = reader.examine(exported)["problems"]
-    assert {"what": "scales", "name": DOWN, "found": "no such tensor"} in problems
+    problems = []
+    reader.check_scales(exported, read_json(exported / "normtweak.json")["tensors"], problems)
+    assert problems == [{"what": "scales", "name": DOWN, "found": "no such tensor"}]
 
 
 def test_an_export_that_says_nothing_of_scales_and_calibration_is_judged_by_the_rest(exported):

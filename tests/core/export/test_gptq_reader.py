@@ -13,9 +13,8 @@ from normtweak_core.export.verify import reader_python, verify_export
 from normtweak_core.export.writer import write_export
 from tests.broken_exports import (
     BREAKS,
-    OTHER,
     WRONG_BEFORE,
-    give_tokenizer,
+    give_other_tokenizer,
     named,
     sample,
     source_model,
@@ -60,47 +59,55 @@ def export(out, source, bits, group_size, symmetric, left_float=()):
     return out
 
 
-def examined(folders, tmp_path):
-    """What the reader finds in some folders, opened by one process."""
-    subprocess.run(
-        [PYTHON, "-I", "-c", EXAMINE, reader.__file__, tmp_path / "reports.json", *folders],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
-    return read_json(tmp_path / "reports.json")
-
-
-def test_every_width_is_read_bit_for_bit(tmp_path, sources):
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory, sources):
+    """What the reader finds, by folder: one process opens all of them, for it is slow to start."""
+    root = tmp_path_factory.mktemp("exports")
     folders = [
-        export(tmp_path / "-".join(map(str, [family, *scheme])), sources[family], *scheme)
+        export(root / "-".join(map(str, [family, *scheme])), sources[family], *scheme)
         for family, *scheme in CASES
     ]
     partial = ["model.layers.1.self_attn.k_proj"]
-    folders.append(export(tmp_path / "partial", sources["llama"], 2, 32, False, partial))
-    reports = examined(folders, tmp_path)
-    assert {name: report["problems"] for name, report in reports.items()} == {
-        folder.name: [] for folder in folders
-    }
-    assert all(report["logits"]["argmax_agreement"] == 1 for report in reports.values())
+    folders.append(export(root / "partial", sources["llama"], 2, 32, False, partial))
+    folders += broken_exports(root)
+    subprocess.run(
+        [PYTHON, "-I", "-c", EXAMINE, reader.__file__, root / "reports.json", *folders],
+        cwd=root,
+        check=True,
+        capture_output=True,
+    )
+    return read_json(root / "reports.json")
 
 
-def test_every_break_is_noticed_by_its_check(tmp_path):
-    config, layers = ExportConfig(format="gptq"), None
-    folders = {}
+def broken_exports(root):
+    """A whole export, one of each break, and one whose tokenizer was wrong before."""
+    layers, folders = None, []
     for name in ("whole", *BREAKS, "wrong before"):
-        source = source_model(tmp_path / "models" / name)
+        source = source_model(root / "models" / name)
         if name == "wrong before":
-            give_tokenizer(source, OTHER)
+            give_other_tokenizer(source)
         layers = layers or quantize_all(source, 4, 32, True)
-        folders[name] = tmp_path / name
-        write_export(folders[name], source, layers, {}, config, details=sample())
+        folders.append(root / name)
+        write_export(root / name, source, layers, {}, ExportConfig(format="gptq"), details=sample())
         if name in BREAKS:
-            BREAKS[name][0](folders[name])
-    found = examined(folders.values(), tmp_path)
-    expected = {name: checks for name, (_, checks) in BREAKS.items()}
-    expected |= {"whole": [], "wrong before": WRONG_BEFORE}
-    assert {name: named(report) for name, report in found.items()} == expected
+            BREAKS[name][0](root / name)
+    return folders
+
+
+def test_every_width_is_read_bit_for_bit(reports):
+    whole = {n: r for n, r in reports.items() if n not in BREAKS and n != "wrong before"}
+    assert [name for name, report in whole.items() if report["problems"]] == []
+    assert {"partial", "whole"} < set(whole)
+    assert all(report["logits"]["argmax_agreement"] == 1 for report in whole.values())
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_break_is_noticed_by_its_check(reports, name):
+    assert named(reports[name]) == BREAKS[name][1]
+
+
+def test_a_tokenizer_that_was_wrong_before_the_export_is_noticed(reports):
+    assert named(reports["wrong before"]) == WRONG_BEFORE
 
 
 def test_a_fault_fails_verification_and_names_the_layer(tmp_path, sources):

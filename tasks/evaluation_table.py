@@ -54,7 +54,8 @@ def evaluation_frame(
         versions: Of the libraries, by name.
     """
     rows = []
-    for name, value in metrics.items():
+    # By name: a result from the cache tells its metrics in another order than a fresh one.
+    for name, value in sorted(metrics.items()):
         if name.endswith("stderr"):
             continue
         task = next((task for task in tasks if name.startswith(f"{task}/")), "")

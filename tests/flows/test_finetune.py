@@ -1,6 +1,7 @@
 """Training an export on, as a person meets it: recipe, mistakes, a whole run, a run that stops."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from flows.params import parse_recipe
 from normtweak_core.errors import InputError
 from tasks import events
 from tasks.events import read_events
+from tasks.training import segment_ends
+from tests.flows.in_process import rebuild_result, run_command
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 pytestmark = pytest.mark.timeout(600)
@@ -207,6 +210,48 @@ def test_an_update_of_low_rank_leaves_nothing_but_codes(project, finished, engin
     assert result["export_sha256"] != finished["export_sha256"]
     names = json.loads((Path(result["export_dir"]) / "normtweak.json").read_text())["tensors"]
     assert not [name for name in names if "lora" in name]
+
+
+def test_a_registered_version_is_made_again_from_its_export(project, finished, engine, tmp_path):
+    uri = "models:/tiny-tuned/1"
+    assert finished["registered"]["version"] == 1
+    code, result = rebuild_result(engine, uri, tmp_path / "r.json")
+    assert (code, result["equal"], result["differences"]) == (0, True, [])
+    assert set(result["cached"]) == {
+        "data", "block 0", "block 1", "export", *(f"train {n}" for n in segment_ends(SETTINGS["steps"])),
+    }  # fmt: skip
+    assert not any(result["cached"].values())
+    # The registry has the export that was trained on, should its folder be gone.
+    _, start = project
+    away = Path(start["export_dir"]).rename(tmp_path / "moved")
+    try:
+        code, result = rebuild_result(engine, uri, tmp_path / "r.json")
+        assert (code, result["equal"]) == (0, True)
+    finally:
+        away.rename(start["export_dir"])
+
+
+def test_an_export_that_nobody_has_any_more_is_told(finished, engine, tmp_path, capsys):
+    from mlflow import MlflowClient
+
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    client, tag = MlflowClient(uri, uri), "parent_export_sha256"
+    wanted = client.get_model_version("tiny-tuned", "1").tags[tag]
+    place = client.get_model_version("tiny-tuned", "1").tags["place.model.source"]
+    client.set_model_version_tag("tiny-tuned", "1", tag, "0" * 64)
+    try:
+        assert run_command(engine, "rebuild", "models:/tiny-tuned/1") == 2
+        assert capsys.readouterr().err.strip() == (
+            f"normtweak: models:/tiny-tuned/1 was trained from the export with hash {'0' * 64}; "
+            f"{place} has {wanted}, and no version of this registry holds it: give its place with "
+            "--set model.source=FOLDER."
+        )
+        client.set_model_version_tag("tiny-tuned", "1", "place.model.source", "/absent")
+        assert run_command(engine, "rebuild", "models:/tiny-tuned/1") == 2
+        assert "; /absent is not there, and no version of" in capsys.readouterr().err
+    finally:
+        client.set_model_version_tag("tiny-tuned", "1", tag, wanted)
+        client.set_model_version_tag("tiny-tuned", "1", "place.model.source", place)
 
 
 class Cut(BaseException):

@@ -52,9 +52,8 @@ def made(tmp_path_factory, engine_environment, session_api):
 
 def test_a_version_keeps_what_a_rebuild_needs(made):
     version = made.client.get_model_version(NAME, "1")
-    place = made.client.download_artifacts(
-        version.run_id, "reports", str(new_folder(made.folder / "k"))
-    )
+    folder = str(new_folder(made.folder / "kept"))
+    place = made.client.download_artifacts(version.run_id, "reports", folder)
     kept = {file.name: file for file in Path(place).iterdir()}
     assert {"recipe.yaml", "blocks.parquet", "made-with.json", "environment.txt"} <= kept.keys()
     assert {"calibration.safetensors", "calibration.parquet"} <= kept.keys()

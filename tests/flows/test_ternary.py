@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks.events import read_events
+from tests.flows.in_process import rebuild_result
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -132,6 +133,29 @@ def test_the_curves_are_in_mlflow(undisturbed):
     for name in ("train/loss", "lambda/block_0", "learning_rate"):
         history = client.get_metric_history(run.info.run_id, name)
         assert [entry.step for entry in history] == list(range(1, STEPS + 1))
+
+
+def test_the_registered_version_is_made_again_and_its_curves_stay(undisturbed, engine, tmp_path):
+    from mlflow import MlflowClient
+
+    runs, result = undisturbed
+    uri = f"sqlite:///{runs.root}/mlflow.db"
+    client, variables = MlflowClient(uri, uri), {"MLFLOW_TRACKING_URI": uri}
+
+    def state() -> list:
+        places = sorted(one.experiment_id for one in client.search_experiments())
+        ended = sorted((one.info.run_id, one.info.end_time) for one in client.search_runs(places))
+        return [places, ended, len(client.search_model_versions())]
+
+    before = state()
+    code, made = rebuild_result(
+        runs.root, "models:/ternary-test/1", tmp_path / "r.json", **variables
+    )
+    assert (code, made["equal"]) == (0, True)
+    assert made["export_sha256"] == result["export_sha256"]
+    assert {"data", "surgery", "float type", "export", f"train {STEPS}"} <= set(made["cached"])
+    assert not any(made["cached"].values())
+    assert state() == before
 
 
 def test_kills_and_ctrl_c_cost_steps_and_no_byte(project, undisturbed, session_api):

@@ -218,7 +218,8 @@ def test_a_registered_version_is_made_again_from_its_export(project, finished, e
     code, result = rebuild_result(engine, uri, tmp_path / "r.json")
     assert (code, result["equal"], result["differences"]) == (0, True, [])
     assert set(result["cached"]) == {
-        "data", "block 0", "block 1", "export", *(f"train {n}" for n in segment_ends(SETTINGS["steps"])),
+        "data", "block 0", "block 1", "export",
+        *(f"train {n}" for n in segment_ends(SETTINGS["steps"])),
     }  # fmt: skip
     assert not any(result["cached"].values())
     # The registry has the export that was trained on, should its folder be gone.

@@ -29,7 +29,7 @@ from tests.flows.registered_version import (
 )  # fmt: skip
 from tests.tiny_exports import save_tiny_model, tiny_config
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 

@@ -90,12 +90,19 @@ def download_export(client: MlflowClient, export_sha256: str, to: Path) -> Path 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     found = client.search_model_versions(f"tags.export_sha256 = '{export_sha256}'")
     for version in sorted(found, key=lambda one: (one.name, int(one.version))):
-        uri = f"models:/{version.name}/{version.version}/model"
-        # This process's own idea of a registry must not matter, nor be changed.
-        place = {"tracking_uri": client.tracking_uri, "registry_uri": client.tracking_uri}
+        if "logged_model_id" not in version.tags:  # not one of ours
+            continue
         to.mkdir(parents=True, exist_ok=True)
         try:
-            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(to), **place))
+            model = client.get_logged_model(version.tags["logged_model_id"])
+            # Of a models:/ address MLflow asks the registry that this process points at, whatever
+            # it is told; of this one, the one it is told.
+            place = f"{model.artifact_location}/model"
+            return Path(
+                mlflow.artifacts.download_artifacts(
+                    place, dst_path=str(to), tracking_uri=client.tracking_uri
+                )
+            )
         except (MlflowException, OSError):  # this version has lost it; another may have it
             continue
     return None

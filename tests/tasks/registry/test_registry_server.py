@@ -13,6 +13,8 @@ import pytest
 from mlflow.entities import LoggedModelStatus
 
 from normtweak_core.errors import InputError
+from normtweak_core.export.payload import payload_sha256
+from tasks.registered_version import download_export, download_reports, find_version
 from tasks.registry_server import check_registry
 
 
@@ -79,3 +81,24 @@ def test_a_server_holds_what_sqlite_would(served, monkeypatch):
             assert copy.read() == file.read_bytes()
     with open(f"{folder}/reports/drift.md") as copy:
         assert copy.read() == "# another drift"
+
+
+@pytest.mark.timeout(600)
+def test_what_a_rebuild_reads_comes_from_a_server_as_well(served, tmp_path):
+    lineage = ("source_sha256", "recipe_sha256", "calibration_sha256")
+    told = {name: str(number) * 64 for number, name in enumerate(lineage)}
+    served.register(tags=told)
+    client, sha256 = served.client, payload_sha256(served.export)
+    for number, alias in (("1", None), (None, "candidate")):
+        version = find_version(client, "tiny-w4", number, alias)
+        assert version.uri == "models:/tiny-w4/1"
+        assert told.items() <= version.tags.items()
+    with pytest.raises(InputError, match=r"models:/tiny-w4@nobody must be in the registry"):
+        find_version(client, "tiny-w4", None, "nobody")
+    with pytest.raises(InputError, match=r"models:/tiny-w4/9 must be in the registry"):
+        find_version(client, "tiny-w4", "9", None)
+    reports = download_reports(client, version, tmp_path / "reports-of-it")
+    assert (reports / "drift.md").read_text() == "# drift"
+    copied = download_export(client, sha256, tmp_path / "export-of-it")
+    assert payload_sha256(copied) == sha256
+    assert download_export(client, "0" * 64, tmp_path / "export-of-nobody") is None

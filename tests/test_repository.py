@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.ablation_recipe import load_ablation_recipe
 from flows.finetune_recipe import load_finetune_recipe
 from flows.params import load_recipe
 from flows.polynomial_recipe import load_polynomial_recipe
@@ -23,6 +24,7 @@ SOURCES = sorted(
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_that_ships_is_valid(path):
     loaders = {
+        "ablation": load_ablation_recipe,
         "polynomial": load_polynomial_recipe,
         "ternary": load_ternary_recipe,
         "finetune": load_finetune_recipe,

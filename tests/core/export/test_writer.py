@@ -204,6 +204,7 @@ def test_the_manifest_hashes_the_product_rounded_once(tmp_path, llama, layers):
         "shape": [64, 128],
         "dtype": "float16",
         "quantized": True,
+        "scales_sha256": tensor_sha256(layers[DOWN].scales.half()),
     }
     assert sum(entry["quantized"] for entry in manifest["tensors"].values()) == len(layers)
 

@@ -4,6 +4,7 @@ Everything on it passes through the template, which escapes whatever is not `Mar
 are, and those are drawn here.
 """
 
+import base64
 import functools
 import importlib.metadata
 import math
@@ -59,7 +60,7 @@ class Table:
 class Drawing:
     """A picture and the sentence below it, which says in words what is to be seen."""
 
-    svg: Markup
+    markup: Markup
     caption: str
 
 
@@ -139,6 +140,12 @@ def drawing(figure: "Figure", name: str, caption: str) -> Drawing:
     from normtweak_core.evaluate.inline_svg import inline_svg  # matplotlib takes its time
 
     return Drawing(Markup(inline_svg(figure, name)), caption)
+
+
+def picture(png: bytes, caption: str) -> Drawing:
+    """Return a picture of too many parts to be drawn as shapes: it lies in the page as a PNG."""
+    address = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return Drawing(Markup('<img alt="" src="{}">').format(address), caption)
 
 
 def number(value: float | None, form: str = ".4f", stderr: float | None = None) -> Cell:

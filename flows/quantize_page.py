@@ -11,6 +11,7 @@ from flows.html_page import (
     drawing,
     number,
     page_html,
+    picture,
 )
 from flows.report_text import result_rows, scheme, stage_rows
 from flows.run_page import (
@@ -35,14 +36,20 @@ DRIFT = (
     "|x_q - x_f| / |x_f| behind each block: how far the quantized stream is from the float stream "
     "on the calibration set."
 )
+CHANNELS = (
+    "Mean and variance of each channel on the calibration set against the float model's, in its "
+    "deviations. Above, block by block: the median over channels and, shaded, the middle half. "
+    "Below: one dot a channel behind the last block. drift.parquet holds every number."
+)
 
 
-def quantize_page(reports: "Reports", drift: dict[str, list[float]]) -> str:
+def quantize_page(reports: "Reports", drift: dict[str, list[float]], channels: bytes) -> str:
     """Return the page of a run; equal runs give equal text.
 
     Args:
         reports: What it is made of.
         drift: One value a block in every series.
+        channels: PNG of the drift of every channel.
     """
     recipe, metrics = reports.recipe, reports.metrics
     lead = f"{recipe.model.source} {scheme(recipe)}. Export: {reports.export.name}."
@@ -56,6 +63,7 @@ def quantize_page(reports: "Reports", drift: dict[str, list[float]]) -> str:
         size_section(models),
         outcome_section(reports, stage_rows(reports.blocks, reports.final_tune, reports.quality)),
         _drift_section(reports, drift),
+        Section("Drift, channel by channel", [picture(channels, CHANNELS)]),
         _errors_section(reports.blocks),
         text_section(reports.quality, recipe.seed, "Calibration set"),
         *closing_sections(reports),
@@ -66,13 +74,16 @@ def quantize_page(reports: "Reports", drift: dict[str, list[float]]) -> str:
 def _drift_section(reports: "Reports", series: dict[str, list[float]]) -> Section:
     from normtweak_core.evaluate.plot import drift_figure
 
-    columns = (
+    # The final tune comes last, and only where the recipe asks for it.
+    tuned = reports.drift["final tune"].relative_norm() if "final tune" in reports.drift else None
+    columns = [
         Column("block"),
         Column("round to nearest"),
         Column("quantized"),
         Column("tweaked"),
         Column("norm tweak", numbers=False),
-    )
+        *([] if tuned is None else [Column("final tune")]),
+    ]
     rows = [
         (
             number(block.block, "d"),
@@ -80,11 +91,12 @@ def _drift_section(reports: "Reports", series: dict[str, list[float]]) -> Sectio
             number(block.drift_quantized),
             number(block.drift_tweaked),
             Cell(_outcome(block)),
+            *([] if tuned is None else [number(tuned[block.block])]),
         )
         for block, rounded in zip(reports.blocks, reports.baseline, strict=True)
     ]
-    picture = drawing(drift_figure(series, ""), "drift", DRIFT)
-    return Section("Drift, block by block", [picture, Table(columns, rows, "Drift by block")])
+    lines = drawing(drift_figure(series, ""), "drift", DRIFT)
+    return Section("Drift, block by block", [lines, Table(columns, rows, "Drift by block")])
 
 
 def _outcome(block: BlockReport) -> str:

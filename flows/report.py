@@ -119,15 +119,19 @@ def write_reports(reports: Reports) -> list[Path]:
         "summary.md": _summary(reports, PLOT),
         "recipe.yaml": yaml.safe_dump(reports.recipe.model_dump(mode="json"), sort_keys=False),
         "lineage.json": json.dumps(reports.lineage(), indent=1, sort_keys=True) + "\n",
-        PAGE: quantize_page(reports, _drift_series(reports)),
     }
+    title = f"{reports.recipe.name}: drift of the quantized stream"
+    channels_title = f"{reports.recipe.name}: mean and variance of each channel"
+    pictures = {
+        PLOT: drift_plot(_drift_series(reports), title),
+        CHANNELS_PLOT: channel_figure(reports.drift, channels_title),
+    }
+    texts[PAGE] = quantize_page(reports, _drift_series(reports), pictures[CHANNELS_PLOT])
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
-    title = f"{reports.recipe.name}: drift of the quantized stream"
-    write_atomically(folder / PLOT, drift_plot(_drift_series(reports), title))
-    title = f"{reports.recipe.name}: mean and variance of each channel"
-    write_atomically(folder / CHANNELS_PLOT, channel_figure(reports.drift, title))
-    return [folder / name for name in (TABLE, DRIFT_TABLE, *texts, PLOT, CHANNELS_PLOT)]
+    for name, picture in pictures.items():
+        write_atomically(folder / name, picture)
+    return [folder / name for name in (TABLE, DRIFT_TABLE, *texts, *pictures)]
 
 
 def publish_artifacts(reports: Reports) -> None:

@@ -60,13 +60,14 @@ def show(browser: Browser, page: Path, width: str = "wide", scheme: str = "light
 
 
 def requests(browser: Browser) -> set[str]:
-    """Return every address that was asked for since the last look."""
+    """Return every address outside the page that was asked for since the last look."""
     messages = [json.loads(e["message"])["message"] for e in browser.driver.get_log("performance")]
-    return {
+    asked = [
         message["params"]["request"]["url"].partition("#")[0]
         for message in messages
         if message["method"] == "Network.requestWillBeSent"
-    }
+    ]
+    return {address for address in asked if not address.startswith("data:")}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,6 +82,10 @@ def test_a_page_opens_from_disk_and_asks_for_nothing_else(browser, pages, kind):
     heights = browser.run(drawn)
     assert heights
     assert min(heights) > 200
+    photographs = browser.run(
+        "return [...document.querySelectorAll('figure img')].map(i => [i.complete, i.naturalWidth])"
+    )
+    assert photographs == [[True, 1200]] * (kind == "quantize")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -1,3 +1,4 @@
+import base64
 import math
 from pathlib import Path
 
@@ -124,36 +125,43 @@ def reports(folder: Path, blocks=None, final_tune=True, metrics=None, **recipe) 
     )
 
 
-@pytest.fixture
-def state(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("NORMTWEAK_HOME", str(tmp_path / "state"))
-    return tmp_path / "state"
+@pytest.fixture(scope="module", autouse=True)
+def state(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMTWEAK_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
-@pytest.fixture
-def written(tmp_path, state) -> dict[str, Path]:
-    return {path.name: path for path in write_reports(reports(tmp_path / "export-w3"))}
+@pytest.fixture(scope="module")
+def export(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("exports") / "export-w3"
+
+
+@pytest.fixture(scope="module")
+def written(export) -> dict[str, Path]:
+    """The files of a run; drawing them takes its time, and no test changes them."""
+    return {path.name: path for path in write_reports(reports(export))}
 
 
 def text(written: dict[str, Path], name: str) -> str:
     return written[name].read_text(encoding="utf-8")
 
 
-def test_the_files_lie_in_a_folder_of_the_export(written, tmp_path):
+def test_the_files_lie_in_a_folder_of_the_export(written, export):
     assert set(written) == {
         "blocks.parquet", "blocks.md", "calibration.md", "summary.md", "recipe.yaml",
         "lineage.json", "drift.png", "report.html",
         "drift.parquet", "drift-channels.png",
     }  # fmt: skip
-    assert {path.parent for path in written.values()} == {reports(tmp_path / "export-w3").folder}
+    assert {path.parent for path in written.values()} == {reports(export).folder}
     folder = written["summary.md"].parent
     assert {path.name for path in folder.iterdir()} == set(written)
-    assert folder.parent == tmp_path / "export-w3" / "reports"
+    assert folder.parent == export / "reports"
 
 
-def test_another_recipe_that_leads_to_the_same_export_writes_elsewhere(written, tmp_path):
+def test_another_recipe_that_leads_to_the_same_export_writes_elsewhere(written, export):
     before = {path: path.read_bytes() for path in written.values()}
-    other = write_reports(reports(tmp_path / "export-w3", name="other-name"))
+    other = write_reports(reports(export, name="other-name"))
     assert {path: path.read_bytes() for path in before} == before
     assert other[0].parent != written["summary.md"].parent
     read = [yaml.safe_load(one["recipe.yaml"].read_text()) for one in (
@@ -163,9 +171,9 @@ def test_another_recipe_that_leads_to_the_same_export_writes_elsewhere(written, 
     assert written["drift.png"].read_bytes().startswith(b"\x89PNG")
 
 
-def test_equal_runs_write_equal_bytes(written, tmp_path):
+def test_equal_runs_write_equal_bytes(written, export):
     before = {name: path.read_bytes() for name, path in written.items()}
-    again = write_reports(reports(tmp_path / "export-w3"))
+    again = write_reports(reports(export))
     assert {path.name: path.read_bytes() for path in again} == before
 
 
@@ -206,7 +214,7 @@ def test_the_summary_compares_float_and_quantized_with_their_errors(written):
     assert "in 3 bits by GPTQ (asymmetric, groups of 64). Export: `export-w3`." in page
 
 
-def test_a_single_window_has_no_standard_errors_and_is_reported_all_the_same(tmp_path, state):
+def test_a_single_window_has_no_standard_errors_and_is_reported_all_the_same(tmp_path):
     float_result = FloatResult(tokens=127, window_nll=[1.5])
     one_window = Comparison(
         float_result=float_result,
@@ -235,7 +243,7 @@ def test_the_summary_tells_what_became_of_every_stage(written):
     assert "(drift.png)" in page
 
 
-def test_stages_that_were_off_and_a_run_without_problems_are_told_as_such(tmp_path, state):
+def test_stages_that_were_off_and_a_run_without_problems_are_told_as_such(tmp_path):
     off = reports(
         tmp_path / "off",
         blocks=[block(0, accepted=None)],
@@ -250,14 +258,14 @@ def test_stages_that_were_off_and_a_run_without_problems_are_told_as_such(tmp_pa
     assert "by round to nearest (symmetric, one scale per row)" in page
 
 
-def test_raised_damping_is_visible_in_the_table_and_among_the_problems(tmp_path, state):
+def test_raised_damping_is_visible_in_the_table_and_among_the_problems(tmp_path):
     raised = reports(tmp_path / "raised", [block(0, damping_raised=True, percdamp=0.1)])
     files = {path.name: path for path in write_reports(raised)}
     assert "| 0.1 (raised) |" in text(files, "blocks.md")
     assert "* block 0: damping of mlp.up_proj raised to 0.1" in text(files, "summary.md")
 
 
-def test_a_raised_ridge_is_visible_in_the_table_and_among_the_problems(tmp_path, state):
+def test_a_raised_ridge_is_visible_in_the_table_and_among_the_problems(tmp_path):
     raised = reports(tmp_path / "raised", [block(0, ridge_raised=True, ridge=0.1)])
     files = {path.name: path for path in write_reports(raised)}
     assert "| 0.01 | 0.1 (raised) | 0 |" in text(files, "blocks.md")
@@ -265,7 +273,7 @@ def test_a_raised_ridge_is_visible_in_the_table_and_among_the_problems(tmp_path,
     assert read_block_table(files["blocks.parquet"])["ridge_raised"].tolist() == [True, True]
 
 
-def test_an_output_error_that_was_not_measured_is_left_blank(tmp_path, state):
+def test_an_output_error_that_was_not_measured_is_left_blank(tmp_path):
     blank = reports(tmp_path / "blank", [block(0, output_error=None)])
     files = {path.name: path for path in write_reports(blank)}
     assert "| 0 | `mlp.up_proj` | 3 | 0.2500 |  | 0.01 | 0.02 | 0 |" in text(files, "blocks.md")
@@ -273,33 +281,38 @@ def test_an_output_error_that_was_not_measured_is_left_blank(tmp_path, state):
     assert row["output error"] == ""
 
 
-def test_a_drift_that_is_not_finite_stops_the_reports(tmp_path, state):
+def test_a_drift_that_is_not_finite_stops_the_reports(tmp_path):
     with pytest.raises(BlockTableError, match="drift_quantized"):
         write_reports(reports(tmp_path / "bad", [block(0, drift=math.nan)]))
 
 
-def test_the_drift_of_every_channel_is_written_as_it_was_measured(written, tmp_path):
+def test_the_drift_of_every_channel_is_written_as_it_was_measured(written, export):
     table = read_drift_table(written["drift.parquet"])
     assert len(table) == 4 * 2 * 8
-    measured = reports(tmp_path / "export-w3").drift["norm tweak"]
+    measured = reports(export).drift["norm tweak"]
     rows = table[table["stage"] == "norm tweak"]
     assert rows["variance"].tolist() == measured.variance.ravel().tolist()
     assert written["drift-channels.png"].read_bytes().startswith(b"\x89PNG")
     assert "Mean and variance of every channel: `drift-channels.png`" in text(written, "summary.md")
 
 
-def test_the_final_tune_has_a_line_of_its_own_in_the_plot(tmp_path, state):
-    with_it, without = (
-        {path.name: path.read_bytes() for path in write_reports(one)}
-        for one in (
-            reports(tmp_path / "with"),
-            reports(tmp_path / "without", final_tune=False),
-        )
-    )
-    assert with_it["drift.png"] != without["drift.png"]
+def test_the_page_shows_the_picture_of_the_channels(written):
+    picture = base64.b64encode(written["drift-channels.png"].read_bytes()).decode()
+    assert f'src="data:image/png;base64,{picture}"' in text(written, "report.html")
 
 
-def test_a_channel_that_cannot_have_drifted_so_stops_the_reports(tmp_path, state):
+def test_the_final_tune_has_a_line_and_a_column_of_its_own(written, tmp_path):
+    off = write_reports(reports(tmp_path / "without", final_tune=False))
+    without = {path.name: path for path in off}
+    assert written["drift.png"].read_bytes() != without["drift.png"].read_bytes()
+    head = '<th scope="col" class="number">final tune</th>'
+    assert head in text(written, "report.html")
+    assert head not in text(without, "report.html")
+    behind = reports(tmp_path / "without").drift["final tune"].relative_norm()
+    assert f">{behind[1]:.4f}</td>" in text(written, "report.html")
+
+
+def test_a_channel_that_cannot_have_drifted_so_stops_the_reports(tmp_path):
     bad = reports(tmp_path / "bad")
     bad.drift["quantized"].square_error[1, 3] = 0.0
     with pytest.raises(DriftTableError, match=r"square_error not below \(mean - mean_float\)"):

@@ -1,5 +1,7 @@
 """Evaluation and comparison of models, whoever has made them, on the real engine and registry."""
 
+import contextlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -8,8 +10,10 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.evaluate_request import parse_request
+from flows.page_link import page_address
 from flows.params import parse_recipe
 from normtweak_core.errors import InputError
+from tests.flows.page_reader import PageReader
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 pytestmark = pytest.mark.timeout(300)
@@ -114,17 +118,40 @@ def test_models_are_compared_in_pairs_on_the_same_tokens_and_items(engine, proje
     quantized = found["models"][1]
     assert quantized["bits_per_weight"] == made["metrics"]["bits_per_weight"]
     assert quantized["size_bytes"] == made["metrics"]["size_bytes"]
-    assert json.loads(Path(found["files"][0]).read_text())["pairs"] == found["pairs"]
+    results, page = map(Path, found["files"])
+    assert json.loads(results.read_text())["pairs"] == found["pairs"]
+    # A page that is linked from the run, with every model and every pair in its tables.
+    rows = [row for table in PageReader(page.read_text()).tables for row in table]
+    names = [Path(models[0]).name, Path(models[1]).name, models[2]]
+    assert set(itertools.combinations(names, 2)) <= {(row[0], row[1]) for row in rows}
+    perplexity = f"{quantized['metrics']['perplexity']:.4f}"
+    assert any(row[0] == names[1] and perplexity in " ".join(row) for row in rows)
+    (link,) = artifacts_of(found["flow_run_id"], "comparison-page")
+    assert page_address(page) in link.data
 
 
-def others_log(root):
-    """Set up MLflow as people do who do not have our code."""
+def artifacts_of(flow_run_id: str, key: str) -> list:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter
+
+    chosen = ArtifactFilter(flow_run_id={"any_": [flow_run_id]}, key={"any_": [key]})
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=chosen)
+
+
+@contextlib.contextmanager
+def run_of_others(root):
+    """A run of MLflow as people start one who do not have our code; nothing global is left set."""
     import mlflow
 
-    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
-    if mlflow.get_experiment_by_name("others") is None:
-        mlflow.create_experiment("others", artifact_location=(root / "others").as_uri())
-    mlflow.set_experiment("others")
+    experiment = mlflow.get_experiment_by_name("others")
+    number = (
+        experiment.experiment_id
+        if experiment
+        else mlflow.create_experiment("others", artifact_location=(root / "others").as_uri())
+    )
+    with mlflow.start_run(experiment_id=number):
+        yield
 
 
 def test_a_version_that_others_logged_with_mlflow_is_measured_like_its_folder(engine, project):
@@ -134,18 +161,17 @@ def test_a_version_that_others_logged_with_mlflow_is_measured_like_its_folder(en
     from flows.evaluate import evaluate
 
     model = project / "model"
-    others_log(engine)
-    mlflow.transformers.log_model(
-        transformers_model={
-            "model": AutoModelForCausalLM.from_pretrained(model),
-            "tokenizer": AutoTokenizer.from_pretrained(model),
-        },
-        name="theirs",
-        task="text-generation",
-        registered_model_name="theirs",
-        pip_requirements=["transformers"],
-    )
-    mlflow.end_run()
+    with run_of_others(engine):
+        mlflow.transformers.log_model(
+            transformers_model={
+                "model": AutoModelForCausalLM.from_pretrained(model),
+                "tokenizer": AutoTokenizer.from_pretrained(model),
+            },
+            name="theirs",
+            task="text-generation",
+            registered_model_name="theirs",
+            pip_requirements=["transformers"],
+        )
     found = evaluate(asked(project, "models:/theirs/1"))
     plain = evaluate(asked(project, str(model)))
     for name in ("perplexity/float", "piqa/acc/float"):
@@ -193,14 +219,13 @@ def test_a_version_that_holds_no_language_model_is_refused(engine):
         def predict(self, model_input: list[str]) -> list[str]:
             return model_input
 
-    others_log(engine)
-    mlflow.pyfunc.log_model(
-        name="other",
-        python_model=Other(),
-        registered_model_name="other",
-        pip_requirements=["mlflow"],
-    )
-    mlflow.end_run()
+    with run_of_others(engine):
+        mlflow.pyfunc.log_model(
+            name="other",
+            python_model=Other(),
+            registered_model_name="other",
+            pip_requirements=["mlflow"],
+        )
     with (
         pytest.raises(InputError, match="models:/other/1 must hold a Hugging Face folder; there"),
         measured_model("models:/other/1", "float32", "cpu"),

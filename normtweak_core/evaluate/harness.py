@@ -55,8 +55,9 @@ def score_task(
         revision: Commit of the data set on the hub, where no items are given.
 
     Raises:
-        InputError: The data set cannot be had at that commit, or the tokenizer lacks a token that
-            lm-eval begins a text with.
+        InputError: The data set cannot be had at that commit, the tokenizer lacks a token that
+            lm-eval begins a text with, or an answer is longer than the model's context. (Of a
+            prompt that is too long the end is kept, as lm-eval has it.)
         NonFiniteError: The model gives an answer a likelihood of NaN.
     """
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
@@ -70,7 +71,7 @@ def score_task(
         # Not `simple_evaluate`, which sets the global generators, and takes longer to describe the
         # machine than a small task takes.
         results = lm_eval.evaluate(
-            lm=_Model(model, tokenizer, progress),
+            lm=_Model(model, tokenizer, task, progress),
             task_dict={"tasks": {task: loaded}},
             limit=max_items,
             bootstrap_iters=0,  # standard errors follow from the items
@@ -130,20 +131,34 @@ def _load(task: str, replaced: dict[str, Any]) -> Any:
 
 
 class _Model(HFLM):
-    """lm-eval's model, which tells how far it is."""
+    """lm-eval's model, which tells how far it is and names an answer that it cannot take."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        task: str,
         progress: Callable[[int, int], None],
     ):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
-        self._progress, self._done, self._total = progress, 0, 0
+        self._task, self._progress = task, progress
+        self._asked: list[Any] = []
+        self._done = self._total = 0
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        self._total = len(requests)
+        self._asked, self._total = requests, len(requests)
         return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        # Before the first batch: lm-eval would assert at the batch, and not say which item it is.
+        for asked, (_, _, answer) in zip(self._asked, requests, strict=True):
+            if len(answer) > self.max_length:
+                raise InputError(
+                    f"an answer must fit in the model's context of {self.max_length} tokens; one "
+                    f"of item {asked.doc_id} of {self._task}, counted from 0, has {len(answer)}: "
+                    "leave the item out of the files of evaluation.data"
+                )
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
     def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
         logits = super()._model_call(inps, *args, **kwargs)

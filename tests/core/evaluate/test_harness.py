@@ -123,6 +123,20 @@ def test_a_tokenizer_without_a_token_to_begin_with_is_refused(llama):
         score_task(model, bare, "piqa", read_items(DATA, "piqa"), max_items=1)
 
 
+def test_an_answer_longer_than_the_context_is_refused_before_any_is_scored(llama):
+    items = read_items(DATA, "piqa")
+    items[3] = items[3] | {"sol2": "again" + 600 * " again"}
+    shown = []
+    with pytest.raises(InputError) as refused:
+        score_task(*llama, "piqa", items, progress=lambda *at: shown.append(at))
+    length = len(llama[1](" " + items[3]["sol2"], add_special_tokens=False)["input_ids"])
+    assert str(refused.value) == (
+        "an answer must fit in the model's context of 512 tokens; one of item 3 of piqa, counted "
+        f"from 0, has {length}: leave the item out of the files of evaluation.data"
+    )
+    assert not shown
+
+
 # lm-eval without any of our code: it loads model, tokenizer and files, and reports.
 BY_ITSELF = """
 import json, sys
@@ -157,8 +171,14 @@ COMPARED = {
 }
 
 
+def fits(tokenizer, line: str) -> bool:
+    """Whether lm-eval can score an item at all: it asserts on answers longer than the context."""
+    answers = [value for key, value in json.loads(line).items() if key.startswith("sol")]
+    return all(len(tokenizer(" " + answer)["input_ids"]) <= 512 for answer in answers)
+
+
 @pytest.fixture(scope="module")
-def by_itself(tmp_path_factory):
+def by_itself(tmp_path_factory, llama):
     """The folder of the items, and what lm-eval finds in a process of its own."""
     folder = tmp_path_factory.mktemp("by-itself")
     (folder / "own").mkdir()
@@ -167,6 +187,7 @@ def by_itself(tmp_path_factory):
         # Without the shared data, LAMBADA and PIQA are compared on ten items as well.
         path = real if real and real.is_file() else DATA / task / "items.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines()[:ITEMS]
+        lines = [line for line in lines if fits(llama[1], line)]
         (folder / task).mkdir()
         (folder / task / "items.jsonl").write_text("\n".join(lines) + "\n")
     done = subprocess.run(

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flows.ablation_page import CELLS, ablation_page
 from flows.ablation_recipe import BASE, AblationRecipe
 from flows.ablation_text import ablation_markdown, study_markdown
+from flows.page_link import PAGE, artifact_key, publish_page
 from flows.params import Recipe
 from flows.plan import readable_seconds
-from flows.report import artifact_key, recipe_sha256
+from flows.report import recipe_sha256
 from normtweak_core.ablation.config import TITLES, Value, value_name
 from normtweak_core.ablation.reading import Comparison, Measured, Spread, compare
 from tasks.artifacts import write_atomically
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = "ablations"
-TABLES, RESULTS, RECIPE, CELLS = "tables.md", "results.json", "recipe.yaml", "cells.parquet"
+TABLES, RESULTS, RECIPE = "tables.md", "results.json", "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -174,11 +176,12 @@ def publish_ablation(ablation: Ablation) -> Path:
         ],
         description=f"Every cell; base: {ablation.source}",
     )
+    publish_page(name, ablation.folder / PAGE)
     return ablation.folder
 
 
 def write_ablation(ablation: Ablation) -> dict[str, bytes]:
-    """Write tables, numbers, recipe and figures; return the figures by study.
+    """Write tables, numbers, recipe, page and figures; return the figures by study.
 
     Raises:
         AblationTableError: As `publish_ablation`.
@@ -212,6 +215,7 @@ def write_ablation(ablation: Ablation) -> dict[str, bytes]:
         TABLES: text.encode(),
         RESULTS: (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(),
         RECIPE: yaml.safe_dump(values, sort_keys=False).encode(),
+        PAGE: ablation_page(ablation, figures).encode(),
         **{f"{study}.png": figure for study, figure in figures.items()},
     }
     for name, data in files.items():
@@ -290,4 +294,5 @@ def ablation_summary(name: str, result: dict[str, Any]) -> list[tuple[str, str]]
         *result["reading"].items(),
         ("time", time),
         ("tables", str(Path(result["results_dir"]) / TABLES)),
+        ("page", str(Path(result["results_dir"]) / PAGE)),
     ]

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from flows.ablation_recipe import AblationRecipe
+from flows.html_page import Cell
 from normtweak_core.ablation.config import TITLES
 from normtweak_core.ablation.reading import Spread
 
@@ -38,7 +39,7 @@ def ablation_markdown(
         tables: The rows of each study.
         readings: A sentence for each study.
     """
-    parts = [_lead(recipe, source, base)]
+    parts = [ablation_lead(recipe, source, base) + "\n"]
     parts += [study_markdown(rows, readings[study]) for study, rows in tables.items()]
     return "\n".join(parts)
 
@@ -47,12 +48,13 @@ def study_markdown(rows: "list[Row]", reading: str) -> str:
     """Return the table of a study and what it says."""
     title = TITLES[rows[0].study]
     lines = [[title, *HEADER], ["---", *["---:"] * (len(HEADER) - 1), "---"]]
-    lines += [_line(row) for row in rows]
+    lines += [[cell.text for cell in study_cells(row)] for row in rows]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"{table}\n*{title}*: {reading}.\n"
 
 
-def _lead(recipe: AblationRecipe, source: str, base: "Row") -> str:
+def ablation_lead(recipe: AblationRecipe, source: str, base: "Row") -> str:
+    """Return what the base is and how the numbers are to be read; arguments as the whole text."""
     metrics = base.cells[0].metrics
     q, tweak = recipe.quantization, recipe.norm_tweak
     group = "one scale a row" if q.group_size is None else f"groups of {q.group_size}"
@@ -76,37 +78,42 @@ def _lead(recipe: AblationRecipe, source: str, base: "Row") -> str:
         f"{_spread(ratio, 4)} times float, KL {_spread(kl, 4)}. Numbers are means ± standard "
         "deviation over seeds; differences are taken seed by seed, and verdicts are on KL: with "
         "several seeds by a paired t interval of 95 %, with one seed by the range of the base over "
-        "its seeds. Seconds: calibration, blocks and final tune, as if a cell shared nothing.\n"
+        "its seeds. Seconds: calibration, blocks and final tune, as if a cell shared nothing."
     )
 
 
-def _line(row: "Row") -> list[str]:
+def study_cells(row: "Row") -> list[Cell]:
+    """Return the line of a value below its study and `HEADER`, each with what it is sorted by."""
+
     def of(name: str) -> Spread:
         return row.spread(lambda one: getattr(one, name))
 
-    same = row.comparison.verdict == "base"
-    share = row.comparison.ratio
-    percent = Spread(100 * share.mean, None if share.deviation is None else 100 * share.deviation)
-    agreement = of("agreement")
-    agreed = Spread(
-        100 * agreement.mean,
-        None if agreement.deviation is None else 100 * agreement.deviation,
-    )
+    comparison = row.comparison
+    same = comparison.verdict == "base"
     bits = row.cells[0].metrics["bits_per_weight"]
     return [
-        row.name,
-        str(len(row.cells)),
-        _spread(of("ratio"), 4),
-        "" if same else f"{_spread(percent, 2, signed=True)} %",
-        _spread(of("kl"), 4),
-        "" if same else _spread(row.comparison.kl, 4, signed=True),
-        f"{_spread(agreed, 1)} %",
-        f"{bits:.2f}",
-        f"{of('seconds').mean:.0f}",
-        row.comparison.verdict,
+        Cell(row.name),
+        Cell(str(len(row.cells)), len(row.cells)),
+        _cell(of("ratio"), 4),
+        Cell("") if same else _cell(_hundredfold(comparison.ratio), 2, "+", " %"),
+        _cell(of("kl"), 4),
+        Cell("") if same else _cell(comparison.kl, 4, "+"),
+        _cell(_hundredfold(of("agreement")), 1, unit=" %"),
+        Cell(f"{bits:.2f}", bits),
+        Cell(f"{of('seconds').mean:.0f}", of("seconds").mean),
+        Cell(comparison.verdict),
     ]
 
 
-def _spread(spread: Spread, digits: int, signed: bool = False) -> str:
-    mean = f"{spread.mean:{'+' if signed else ''}.{digits}f}"
+def _hundredfold(spread: Spread) -> Spread:
+    deviation = None if spread.deviation is None else 100 * spread.deviation
+    return Spread(100 * spread.mean, deviation)
+
+
+def _cell(spread: Spread, digits: int, sign: str = "", unit: str = "") -> Cell:
+    return Cell(_spread(spread, digits, sign) + unit, spread.mean)
+
+
+def _spread(spread: Spread, digits: int, sign: str = "") -> str:
+    mean = f"{spread.mean:{sign}.{digits}f}"
     return mean if spread.deviation is None else f"{mean} ± {spread.deviation:.{digits}f}"

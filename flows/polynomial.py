@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 
 from flows.budget import peak_rss_bytes
 from flows.polynomial_recipe import PolynomialRecipe, study_device
-from flows.polynomial_report import Study, StudyCell, write_study
+from flows.polynomial_report import Study, StudyCell, publish_study
 from flows.running import Run, read_json
 from normtweak_core.polynomial.config import cells_of
 from tasks.environment import state_root
@@ -58,7 +58,7 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
             StudyCell(cell, read_json(result.report), result.network.sha256, result.seconds)
         )
     study = Study(recipe, read_json(pretrained.report), pretrained.network.sha256, cells)
-    folder = write_study(study)
+    folder = publish_study(study)
     return {
         "results_dir": str(folder),
         "float_loss": study.float_report["test_loss"],

@@ -1,4 +1,4 @@
-"""What people look at after a polynomial study: a table, the reading, two figures.
+"""What people look at after a polynomial study: a table, the reading, two figures, a page.
 
 Nothing in the files depends on when or how fast a study ran: equal studies write equal bytes.
 """
@@ -12,8 +12,11 @@ from typing import Any
 
 import yaml
 
+from flows.page_link import PAGE, publish_page
 from flows.plan import readable_seconds
+from flows.polynomial_page import study_page
 from flows.polynomial_recipe import PolynomialRecipe
+from flows.polynomial_text import study_markdown
 from flows.report import recipe_sha256
 from normtweak_core.polynomial.config import EXAMPLES, Cell, width_name
 from normtweak_core.polynomial.reading import Row, readings
@@ -73,8 +76,15 @@ class Study:
         return [dataclasses.asdict(claim) for claim in readings([one.row for one in self.cells])]
 
 
+def publish_study(study: Study) -> Path:
+    """Write the reports, link the page from the flow run, and return their folder."""
+    folder = write_study(study)
+    publish_page(study.recipe.name, folder / PAGE)
+    return folder
+
+
 def write_study(study: Study) -> Path:
-    """Write table, results, recipe and figures, each whole or not at all; return their folder."""
+    """Write table, results, recipe, figures and page, each whole; return their folder."""
     from normtweak_core.polynomial.figures import Curve, curves_plot, examples_plot
 
     curves = [
@@ -94,50 +104,20 @@ def write_study(study: Study) -> Path:
         "reading": study.readings(),
     }
     recipe = yaml.safe_dump(study.recipe.model_dump(mode="json"), sort_keys=False)
+    figures = {
+        CURVES: curves_plot(curves, study.float_report["test_loss"]),
+        EXAMPLE_FITS: examples_plot(_examples(study)),
+    }
     files = {
         TABLE: study_markdown(study).encode(),
         RESULTS: (json.dumps(record, indent=1) + "\n").encode(),
         RECIPE: recipe.encode(),
-        CURVES: curves_plot(curves, study.float_report["test_loss"]),
-        EXAMPLE_FITS: examples_plot(_examples(study)),
+        PAGE: study_page(study, figures[CURVES], figures[EXAMPLE_FITS]).encode(),
+        **figures,
     }
     for name, data in files.items():
         write_atomically(study.folder / name, data)
     return study.folder
-
-
-def study_markdown(study: Study) -> str:
-    """Return the losses, a row per start and rate, a column per width; then the reading."""
-    widths = list(dict.fromkeys(one.cell.bits for one in study.cells))
-    header = ["start", "learning rate", *map(width_name, widths)]
-    found: dict[tuple[str, str], dict[float, float]] = {}
-    for one in study.cells:
-        cell, before = one.cell, ("pretrained", "not trained")
-        if cell.start == "pretrained":
-            found.setdefault(before, {})[cell.bits] = one.row.before
-        found.setdefault(_row_name(cell), {})[cell.bits] = one.row.loss
-    lines = [header, ["---"] * len(header)]
-    lines += [[*name, *(f"{row[bits]:.5f}" for bits in widths)] for name, row in found.items()]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    cell_steps = study.cells[0].report["curve"][-1][0]
-    recipe = study.recipe
-    lead = (
-        f"Test loss (mean square error, {recipe.samples.test} samples). Float network: "
-        f"{study.float_report['test_loss']:.5f} after {study.float_report['curve'][-1][0]} steps "
-        f"of {recipe.float_training.batch} samples; cells: {cell_steps} steps of "
-        f"{recipe.grid.batch}, learning rate at the start of a cosine to zero.\n"
-    )
-    claims = "".join(
-        f"* *{claim['claim']}*: **{claim['verdict']}**, {claim['figures']}; {claim['detail']}.\n"
-        for claim in study.readings()
-    )
-    return f"{lead}\n{table}\n{claims}"
-
-
-def _row_name(cell: Cell) -> tuple[str, str]:
-    if cell.rank is None:
-        return cell.start, f"{cell.lr:g}"
-    return f"LoRA of rank {cell.rank}", f"{cell.lr:g} of a level"
 
 
 def _examples(study: Study) -> list[Any]:
@@ -201,4 +181,5 @@ def study_summary(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
         f"{readable_seconds(result['seconds'])}, {sum(cached.values())} of {len(cached)} "
         "trainings cached"
     )
-    return [*lines, ("time", time), ("table", str(Path(result["results_dir"]) / TABLE))]
+    folder = Path(result["results_dir"])
+    return [*lines, ("time", time), ("table", str(folder / TABLE)), ("page", str(folder / PAGE))]

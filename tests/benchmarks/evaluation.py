@@ -33,6 +33,7 @@ def main() -> None:
             [name, tokens / statistics.median(bare), tokens / statistics.median(ours), share]
         )
     header = ["model", "bare passes, tokens/s", "paired evaluation, tokens/s", "share"]
+    facts["rows"] = [dict(zip(header, row, strict=True)) for row in rows]
     print(write_results(DEFAULT_OUT, "evaluation", facts, header, rows))
 
 

@@ -1,12 +1,20 @@
-"""Reports of trainings as values, for tests of what is made of them."""
+"""Reports as values, for tests of what is made of them."""
 
+import math
 from pathlib import Path
 
+from flows.ablation_recipe import parse_ablation_recipe, planned_cells
+from flows.ablation_report import Ablation
+from flows.ablation_report import Cell as AblationCell
 from flows.finetune_recipe import parse_finetune_recipe
 from flows.finetune_report import FinetuneReports
+from flows.polynomial_recipe import parse_polynomial_recipe
+from flows.polynomial_report import Study, StudyCell
+from flows.report import recipe_sha256
 from flows.ternary_recipe import parse_ternary_recipe
 from flows.ternary_report import TernaryReports
 from normtweak_core.finetune.source import ExportSource
+from normtweak_core.polynomial.config import EXAMPLES, cells_of
 from tasks.finetune_blocks import TrainedBlockResult
 from tests.flows.test_report import METRICS, QUALITY
 
@@ -74,3 +82,59 @@ def finetune_reports(folder: Path, block_steps: int = 4) -> FinetuneReports:
         blocks=blocks,
         start=start,
     )  # fmt: skip
+
+
+def ablation() -> Ablation:
+    """Return all studies of the defaults; the numbers follow from the place of a cell."""
+    recipe = parse_ablation_recipe({"name": "tiny-ablation"})
+    cells = []
+    for place, planned in enumerate(planned_cells(recipe, "corpus.txt")):
+        kl = 0.03 + 0.001 * place
+        metrics = {
+            "perplexity/float": 10.0,
+            "perplexity/quantized": 10.0 * math.exp(kl),
+            "perplexity/ratio": math.exp(kl),
+            "kl/mean": kl,
+            "top1_agreement": 1 - kl,
+            "bits_per_weight": 2.25,
+            "tokens": 4096.0,
+        }
+        cells.append(
+            AblationCell(
+                study=planned.study,
+                value=planned.value,
+                recipe=planned.recipe,
+                recipe_sha256=recipe_sha256(planned.recipe),
+                export_sha256="e" * 64,
+                metrics=metrics,
+                seconds=40.0 + place,
+                blocks=6,
+                tweaks_kept=place % 7,
+                final_tune="off",
+                problems=["block 2: tweak rolled back"] * (place % 3),
+                cached=False,
+            )
+        )
+    return Ablation(recipe, "reference:llama", cells)
+
+
+def polynomial_study() -> Study:
+    """Return every cell of the defaults; the numbers follow from the place of a cell."""
+    recipe = parse_polynomial_recipe({"name": "tiny-study"})
+    fits = [[0.01 * number] * 200 for number in range(EXAMPLES)]
+    cells = [
+        StudyCell(
+            cell,
+            {
+                "curve": [(0, 0.5 + 0.01 * place), (100, 0.1 + 0.01 * place)],
+                "test_loss": 0.1 + 0.01 * place,
+                "examples_before": fits,
+                "examples_after": fits,
+            },
+            "a" * 64,
+            1.0,
+        )
+        for place, cell in enumerate(cells_of(recipe.grid, recipe.lora))
+    ]
+    trained = {"curve": [(0, 0.5), (400, 0.05)], "test_loss": 0.05, "examples_after": fits}
+    return Study(recipe, trained, "b" * 64, cells)

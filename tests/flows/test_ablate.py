@@ -1,5 +1,6 @@
 """An ablation of a tiny model: what it writes, what it shares, and that it goes on after a stop."""
 
+import base64
 import copy
 import json
 import statistics
@@ -14,6 +15,7 @@ from flows.ablation_recipe import (
     parse_ablation_recipe,
 )
 from normtweak_core.ablation.config import STUDIES
+from tests.flows.page_reader import PageReader
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -220,7 +222,8 @@ def test_an_ablation_leaves_tables_figures_numbers_and_its_recipe(first, recipe,
     folder, written = Path(first["results_dir"]), files(first)
     assert folder.parent == home / "ablations" / "tiny-ablation"
     assert sorted(written) == [
-        "cells.parquet", "loss.png", "recipe.yaml", "results.json", "stage.png", "tables.md",
+        "cells.parquet", "loss.png", "recipe.yaml", "report.html", "results.json", "stage.png",
+        "tables.md",
     ]  # fmt: skip
     assert parse_ablation_recipe(yaml.safe_load(written["recipe.yaml"])) == recipe
     record = json.loads(written["results.json"])
@@ -252,7 +255,37 @@ def test_an_ablation_leaves_tables_figures_numbers_and_its_recipe(first, recipe,
     shown = capsys.readouterr().out
     assert shown.startswith("ablation:    tiny-ablation\nloss:        least divergence: ")
     assert "2 of 6 cells cached" in shown
-    assert f"tables:      {folder}/tables.md" in shown
+    assert f"tables:      {folder}/tables.md\npage:        {folder}/report.html" in shown
+
+
+def test_the_page_has_the_table_the_picture_and_the_reading_of_every_study(first, recipe):
+    written = files(first)
+    reader = PageReader(written["report.html"].decode())
+    lines = written["tables.md"].decode().splitlines()
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines if line[:1] == "|"]
+    rows = [row for row in rows if row[0] != "---"]
+    studies = [[cell.strip() for cell in row] for table in reader.tables[:2] for row in table]
+    heads = ("loss of the norm tweak", "stage")
+    assert [[row[0], *row[2:], row[1]] for row in studies] == [
+        ["value", *row[1:]] if row[0] in heads else row for row in rows
+    ]
+    pictures = [
+        base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
+        for tag, attributes in reader.elements
+        if tag == "img"
+    ]
+    assert pictures == [written["loss.png"], written["stage.png"]]
+    for sentence in first["reading"].values():
+        assert sentence[1:] in reader.words
+    assert yaml.safe_load(reader.code) == recipe.model_dump(mode="json")
+    cells = reader.table("study", "value", "seed", "kl")
+    assert [cell["kl"] for cell in cells] == [f"{cell['kl']:.4f}" for cell in first["cells"]]
+    problems = [cell["problems"].split("; ") for cell in first["cells"]]
+    counts = [str(0 if found == ["none"] else len(found)) for found in problems]
+    assert [cell["problems"] for cell in cells] == counts
+    # Sorted by what is behind the text.
+    kl = [row["kl"]["mean"] for study in first["studies"].values() for row in study]
+    assert kl == [row[5] for table in reader.numbers[:2] for row in table[1:]]
 
 
 def test_the_page_of_the_run_shows_every_study(first):
@@ -262,7 +295,7 @@ def test_the_page_of_the_run_shows_every_study(first):
     chosen = ArtifactFilter(flow_run_id={"any_": [first["flow_run_id"]]})
     with get_client(sync_client=True) as client:
         found = {one.key: one for one in client.read_artifacts(artifact_filter=chosen)}
-    assert set(found) == {f"tiny-ablation-{name}" for name in ("loss", "stage", "cells")}
+    assert set(found) == {f"tiny-ablation-{name}" for name in ("loss", "stage", "cells", "page")}
     assert "data:image/png;base64," in found["tiny-ablation-stage"].data
     assert found["tiny-ablation-loss"].description == first["reading"]["loss"]
     assert len(json.loads(found["tiny-ablation-cells"].data)) == len(first["cells"])

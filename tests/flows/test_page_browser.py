@@ -7,18 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from flows.ablation_report import write_ablation
 from flows.comparison_page import comparison_page
 from flows.finetune_report import write_finetune_reports
+from flows.polynomial_report import write_study
 from flows.report import write_reports
 from flows.ternary_report import write_ternary_reports
 from tests.flows.pages import Browser, open_browser
-from tests.flows.report_values import finetune_reports, ternary_reports
+from tests.flows.report_values import (
+    ablation,
+    finetune_reports,
+    polynomial_study,
+    ternary_reports,
+)
 from tests.flows.test_html_page import comparison
 from tests.flows.test_report import block, reports
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-KINDS = ("quantize", "ternary", "finetune", "comparison")
+KINDS = ("quantize", "ternary", "finetune", "comparison", "ablation", "polynomial")
+PICTURES = {"quantize": [1200], "ablation": [1100] * 7, "polynomial": [1210, 1188]}  # widths
 WIDTHS = {"wide": 1300, "narrow": 380}
 SCHEMES = ("light", "dark")
 LEAST_CONTRAST = 4.5  # WCAG 2, level AA, for text of any size
@@ -45,6 +53,11 @@ def pages(browser, tmp_path_factory) -> dict[str, Path]:
         kind: next(path for path in files if path.name == "report.html")
         for kind, files in written.items()
     }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMTWEAK_HOME", str(folder / "home"))
+        write_ablation(ablation())
+        found["ablation"] = ablation().folder / "report.html"
+        found["polynomial"] = write_study(polynomial_study()) / "report.html"
     found["comparison"] = folder / "comparison.html"
     found["comparison"].write_text(comparison_page(comparison(*MODELS)), encoding="utf-8")
     return found
@@ -78,14 +91,14 @@ def test_a_page_opens_from_disk_and_asks_for_nothing_else(browser, pages, kind):
     assert browser.run("return document.readyState") == "complete"
     assert requests(browser) == {pages[kind].as_uri()}
     assert browser.driver.get_log("browser") == [], "the page's own rules or scripts failed"
-    drawn = "return [...document.querySelectorAll('figure svg')].map(s => s.clientHeight)"
+    drawn = "return [...document.querySelectorAll('figure :is(svg, img)')].map(s => s.clientHeight)"
     heights = browser.run(drawn)
     assert heights
     assert min(heights) > 200
     photographs = browser.run(
         "return [...document.querySelectorAll('figure img')].map(i => [i.complete, i.naturalWidth])"
     )
-    assert photographs == [[True, 1200]] * (kind == "quantize")
+    assert photographs == [[True, width] for width in PICTURES.get(kind, [])]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

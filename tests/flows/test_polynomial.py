@@ -1,5 +1,6 @@
 """The polynomial study as a person meets it: recipe, mistakes, a whole run, a run that stops."""
 
+import base64
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from flows.polynomial_recipe import (
 from flows.recipe_errors import known_keys
 from normtweak_core.errors import InputError
 from normtweak_core.polynomial.config import cells_of
+from tests.flows.page_reader import PageReader
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = {
@@ -207,7 +209,7 @@ def first(command):
 def test_a_study_leaves_a_table_two_figures_and_the_numbers(first, command):
     result, files, shown = first
     assert sorted(files) == [
-        "curves.png", "examples.png", "recipe.yaml", "results.json", "table.md",
+        "curves.png", "examples.png", "recipe.yaml", "report.html", "results.json", "table.md",
     ]  # fmt: skip
     assert Path(result["results_dir"]).parent == command.root / "polynomial"
     assert len(Path(result["results_dir"]).name) == 12
@@ -233,6 +235,35 @@ def test_a_study_leaves_a_table_two_figures_and_the_numbers(first, command):
     assert all(f"* *{claim['claim']}*: **{claim['verdict']}**" in files["table.md"].decode()
                for claim in record["reading"])  # fmt: skip
     assert not list((command.root / "artifacts" / "polynomial-checkpoints").glob("*/*"))
+
+
+@pytest.mark.timeout(300)
+def test_the_page_of_a_study_has_its_losses_claims_and_pictures_and_is_linked(first, command):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter
+
+    result, files, _ = first
+    reader = PageReader(files["report.html"].decode())
+    lines = files["table.md"].decode().splitlines()
+    losses = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[2:10]]
+    assert [[cell.strip() for cell in row] for row in reader.tables[0]] == [losses[0], *losses[2:]]
+    claims = reader.table("claim", "verdict", "figures", "detail")
+    assert claims == result["reading"]
+    pictures = [
+        base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
+        for tag, attributes in reader.elements
+        if tag == "img"
+    ]
+    assert pictures == [files["curves.png"], files["examples.png"]]
+    cells = reader.table("width", "start", "loss")
+    assert [cell["loss"] for cell in cells] == [f"{row['loss']:.5f}" for row in result["cells"]]
+    assert reader.code == files["recipe.yaml"].decode()
+    chosen = ArtifactFilter(flow_run_id={"any_": [result["flow_run_id"]]})
+    with get_client(sync_client=True) as client:
+        (link,) = client.read_artifacts(artifact_filter=chosen)
+    assert link.key == "tiny-study-page"
+    folder = Path(result["results_dir"]).relative_to(command.root)
+    assert f"(/normtweak/{folder}/report.html)" in link.data
 
 
 @pytest.mark.timeout(300)

@@ -12,12 +12,15 @@ from flows.budget import peak_rss_bytes
 from flows.cleaning import EVALUATIONS
 from flows.evaluate_request import EvaluationRequest, check_request, in_options
 from flows.evaluating import Measured, measure_alone, measure_pair
+from flows.evaluation_page import evaluation_page
 from flows.evaluation_report import write_evaluation
 from flows.measured_models import MeasuredModel, measured_model
+from flows.page_link import PAGE, publish_page
 from flows.running import Stages
 from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import InputError
 from normtweak_core.model.source import resolve_device
+from tasks.artifacts import write_atomically
 from tasks.environment import state_root
 from tasks.evaluating import Text, text_of
 from tasks.runs import own_run
@@ -48,13 +51,19 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
         measured = with_sizes(measured, models[0])
     names = [subject.sha256[:12] for subject in subjects]  # the model, and what it is beside
     folder = state_root() / EVALUATIONS / "-beside-".join(names) / measured.measured_on[:12]
-    files = write_evaluation(folder, measured, 0, request.models[0])
-    return {
+    result = {
         "model": request.models[0],
         "against": request.against,
         "metrics": measured.metrics,
         "settings": measured.settings() | {"dtype": request.dtype},
-        "files": [str(file) for file in files],
+    }
+    files = write_evaluation(folder, measured, 0, request.models[0], request.against)
+    page = folder / PAGE
+    beside_bytes = float(models[1].size_bytes) if request.against else None
+    write_atomically(page, evaluation_page(result, beside_bytes).encode())
+    publish_page("evaluation", page)
+    return result | {
+        "files": [str(file) for file in [*files, page]],
         "cached": run.cached,
         "seconds": time.monotonic() - began,
         "peak_rss_bytes": peak_rss_bytes(),

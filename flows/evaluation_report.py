@@ -9,7 +9,9 @@ from tasks.artifacts import write_atomically
 TABLE, FACTS = "evaluation.parquet", "evaluation.json"
 
 
-def write_evaluation(folder: Path, measured: Measured, seed: int, name: str) -> list[Path]:
+def write_evaluation(
+    folder: Path, measured: Measured, seed: int, name: str, against: str | None
+) -> list[Path]:
     """Write the table and the facts of an evaluation, and return the files.
 
     Args:
@@ -17,6 +19,7 @@ def write_evaluation(folder: Path, measured: Measured, seed: int, name: str) -> 
         measured: The evaluation.
         seed: Of the run.
         name: Of the model.
+        against: What it is measured beside; None: nothing.
 
     Raises:
         EvaluationTableError: A value is not a number.
@@ -32,6 +35,7 @@ def write_evaluation(folder: Path, measured: Measured, seed: int, name: str) -> 
     write_evaluation_table(folder / TABLE, frame)
     facts = {
         "model": name,
+        "against": against,
         "measured_on": measured.measured_on,
         "settings": settings,
         "metrics": dict(sorted(measured.metrics.items())),

@@ -23,7 +23,7 @@ def evaluation_lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         *lines,
         ("size", size),
-        ("measured on", _measured_on(result["settings"], metrics["tokens"])),
+        ("measured on", measured_on(result["settings"], metrics["tokens"])),
         ("time", _time(result)),
         *(("written", file) for file in result["files"]),
     ]
@@ -41,7 +41,7 @@ def comparison_lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     tokens = result["models"][0]["metrics"]["tokens"]
     return [
         *lines,
-        ("measured on", _measured_on(result["settings"], tokens)),
+        ("measured on", measured_on(result["settings"], tokens)),
         ("time", _time(result)),
         *(("written", file) for file in result["files"]),
     ]
@@ -77,7 +77,8 @@ def _named(result: dict[str, Any]) -> dict[str, float]:
     return {name.replace("/float", ""): value for name, value in metrics.items()}
 
 
-def _measured_on(settings: dict[str, Any], tokens: float) -> str:
+def measured_on(settings: dict[str, Any], tokens: float) -> str:
+    """Return how much text and how many items an evaluation rests on."""
     text = f"{tokens:,.0f} tokens in {settings['windows']} windows"
     tasks = [f"{one['items']} items of {task}" for task, one in settings["tasks"].items()]
     return ", ".join([text, *tasks])

@@ -89,7 +89,9 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         float_bytes=payload_bytes(run.job.source.path),
     )
     files = publish_finetune_reports(reports)
-    files += write_evaluation(reports.folder, measured, recipe.seed, recipe.name)
+    files += write_evaluation(
+        reports.folder, measured, recipe.seed, recipe.name, run.job.source.name
+    )
     metrics = after | {
         "start/perplexity/quantized": before["perplexity/quantized"],
         "start/kl/mean": before["kl/mean"],

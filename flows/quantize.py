@@ -94,7 +94,9 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         float_bytes=payload_bytes(run.job.source.path),
     )
     files = publish_reports(reports)
-    files += write_evaluation(reports.folder, measured, recipe.seed, recipe.name)
+    files += write_evaluation(
+        reports.folder, measured, recipe.seed, recipe.name, run.job.source.name
+    )
     registered = register(run, recipe, export, metrics, reports, files)
     rows = [_block_row(run, block) for block in blocks]
     return outcome(run, export, metrics, reports, registered, rows)

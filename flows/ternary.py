@@ -75,7 +75,9 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         float_bytes=payload_bytes(run.job.source.path),
     )
     files = publish_ternary_reports(reports)
-    files += write_evaluation(reports.folder, measured, recipe.seed, recipe.name)
+    files += write_evaluation(
+        reports.folder, measured, recipe.seed, recipe.name, run.job.source.name
+    )
     registered = register(run, recipe, export, metrics, reports, files)
     return outcome(run, export, metrics, reports, registered, []) | {
         "surgery": surgery.losses,

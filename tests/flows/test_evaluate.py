@@ -76,18 +76,29 @@ def test_a_registered_version_is_measured_as_its_run_measured_it(engine, project
     float_stages = {name for name in found["cached"] if name.startswith(f"evaluate {model}")}
     assert float_stages == {f"evaluate {model}", f"evaluate {model}: piqa"}
     assert {name for name, cached in found["cached"].items() if cached} == float_stages
-    table, facts = map(Path, found["files"])
+    table, facts, page = map(Path, found["files"])
     rows = read_evaluation_table(table).set_index("measure")
     assert rows.loc["kl/mean", "value"] == found["metrics"]["kl/mean"]
     assert rows.loc["kl/mean", "stderr"] == found["metrics"]["kl/stderr"]
     assert rows.loc["piqa/acc/drop", ["count", "unit", "task"]].tolist() == [4, "items", "piqa"]
     told = json.loads(facts.read_text())
     assert told["metrics"] == found["metrics"]
+    assert (told["model"], told["against"]) == ("models:/tiny-evaluated/1", model)
     assert len(told["items"]["piqa"]["acc"]) == 4
     assert told["settings"]["tasks"]["piqa"]["items"] == 4
+    reader = PageReader(page.read_text())
+    (shown,) = [row for row in reader.table("measure") if row["measure"] == "kl/mean"]
+    assert shown["value"] == f"{found['metrics']['kl/mean']:.6g}"
+    assert "4 items of piqa, beside " in reader.words
+    assert "On it: " in reader.words  # of quality against size
+    assert json.loads(reader.code) == found["settings"]
+    (link,) = artifacts_of(found["flow_run_id"], "evaluation-page")
+    assert page_address(page) in link.data
+    written = page.read_bytes()
     again = evaluate(request)
     assert all(again["cached"].values())
     assert again["metrics"] == found["metrics"]
+    assert page.read_bytes() == written
 
 
 def test_a_gate_that_fails_registers_the_version_with_its_reasons_and_no_alias(engine, made):

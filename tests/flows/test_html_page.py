@@ -5,6 +5,7 @@ import re
 import pytest
 
 from flows.comparison_page import comparison_page
+from flows.evaluation_page import evaluation_page
 from flows.html_page import (
     Cell,
     Code,
@@ -74,6 +75,30 @@ def comparison(names=("float", "w4"), sizes=(1000.0, 400.0), losses=(2.0, 3.0)) 
     }
 
 
+def evaluation(**more) -> dict:
+    """Return what the flow returns of a model measured beside another."""
+    result = {
+        "model": "models:/w4/1",
+        "against": "reference:llama",
+        "metrics": {
+            "tokens": 4096.0,
+            "perplexity/float": 10.0,
+            "perplexity/float_stderr": 0.25,
+            "perplexity/quantized": 11.0,
+            "perplexity/quantized_stderr": 0.25,
+            "perplexity/ratio": 1.1,
+            "kl/mean": 0.03125,
+            "kl/stderr": 0.001,
+            "top1_agreement": 0.875,
+            "piqa/acc/drop": -0.125,
+            "size_bytes": 400_000.0,
+            "bits_per_weight": 4.25,
+        },
+        "settings": {"windows": 16, "tasks": {"piqa": {"version": "1.0", "items": 8}}},
+    }
+    return result | more
+
+
 def scripts(page: str) -> int:
     return sum(tag == "script" for tag, _ in PageReader(page).elements)
 
@@ -136,6 +161,27 @@ def test_the_comparison_has_every_number_it_was_given():
     assert '"windows": 16' in reader.code
     assert {"package": "lm-eval", "value": "0.4.13"} in reader.table("package")
     assert "On it: w4, float." in reader.words
+
+
+def test_the_page_of_an_evaluation_has_every_number_and_what_it_is_beside():
+    reader = PageReader(evaluation_page(evaluation(), 1e6))
+    rows = {row["measure"]: row for row in reader.table("measure")}
+    metrics = evaluation()["metrics"]
+    assert set(rows) == {name for name in metrics if not name.endswith("stderr")}
+    assert rows["kl/mean"] == {"measure": "kl/mean", "value": "0.03125", "standard error": "0.001"}
+    lead = "Measured on 4,096 tokens in 16 windows, 8 items of piqa, beside reference:llama."
+    assert lead in reader.words
+    assert "10.000 beside it, +10" in reader.words
+    assert "On it: models:/w4/1, reference:llama." in reader.words
+
+
+def test_the_page_of_a_model_by_itself_compares_it_with_nothing():
+    metrics = {"tokens": 64.0, "perplexity/float": 10.0, "size_bytes": 1000.0}
+    page = evaluation_page(evaluation(against=None, metrics=metrics), None)
+    reader = PageReader(page)
+    assert "Quality against size" not in reader.headings
+    assert "windows, 8 items of piqa." in reader.words
+    assert "beside" not in reader.words
 
 
 def test_a_small_error_is_seen_and_a_folder_is_called_by_its_last_part():

@@ -9,6 +9,7 @@ import pytest
 
 from flows.ablation_report import write_ablation
 from flows.comparison_page import comparison_page
+from flows.evaluation_page import evaluation_page
 from flows.finetune_report import write_finetune_reports
 from flows.polynomial_report import write_study
 from flows.report import write_reports
@@ -20,12 +21,14 @@ from tests.flows.report_values import (
     polynomial_study,
     ternary_reports,
 )
-from tests.flows.test_html_page import comparison
+from tests.flows.test_html_page import comparison, evaluation
 from tests.flows.test_report import block, reports
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-KINDS = ("quantize", "ternary", "finetune", "comparison", "ablation", "polynomial")
+KINDS = (
+    "quantize", "ternary", "finetune", "comparison", "evaluation", "ablation", "polynomial",
+)  # fmt: skip
 PICTURES = {"quantize": [1200], "ablation": [1100] * 7, "polynomial": [1210, 1188]}  # widths
 WIDTHS = {"wide": 1300, "narrow": 380}
 SCHEMES = ("light", "dark")
@@ -58,6 +61,8 @@ def pages(browser, tmp_path_factory) -> dict[str, Path]:
         write_ablation(ablation())
         found["ablation"] = ablation().folder / "report.html"
         found["polynomial"] = write_study(polynomial_study()) / "report.html"
+    found["evaluation"] = folder / "evaluation.html"
+    found["evaluation"].write_text(evaluation_page(evaluation(), 1e6), encoding="utf-8")
     found["comparison"] = folder / "comparison.html"
     found["comparison"].write_text(comparison_page(comparison(*MODELS)), encoding="utf-8")
     return found

@@ -17,9 +17,9 @@ import yaml
 from flows.ablation_page import CELLS, ablation_page
 from flows.ablation_recipe import BASE, AblationRecipe
 from flows.ablation_text import ablation_markdown, study_markdown
+from flows.budget import readable_seconds
 from flows.page_link import PAGE, artifact_key, publish_page
 from flows.params import Recipe
-from flows.plan import readable_seconds
 from flows.report import recipe_sha256
 from normtweak_core.ablation.config import TITLES, Value, value_name
 from normtweak_core.ablation.reading import Comparison, Measured, Spread, compare

@@ -157,8 +157,8 @@ def measured_speed() -> float:
     return products * size**3 / (time.perf_counter() - began)
 
 
-def time_estimate(recipe: Recipe, shape: ModelShape, length: int, speed: float) -> Estimate:
-    """Return seconds by stage: multiply-adds counted, at the share of `speed` such work reaches."""
+def quantize_work(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return multiply-adds by stage."""
     tokens = recipe.calibration.samples * length
     evaluated = recipe.evaluation.perplexity.max_tokens or 100_000
     widths = {s.in_features for s in shape.linears.values()}
@@ -167,7 +167,7 @@ def time_estimate(recipe: Recipe, shape: ModelShape, length: int, speed: float) 
     tweak = recipe.norm_tweak
     passes = 2 * GROUPS_PER_BLOCK + 3 + (3 * tweak.iterations + 3 if tweak.enabled else 0)
     generated = recipe.calibration.source == "generated"
-    work = {
+    return {
         "calibrate": tokens * shape.parameters * (4 if generated else 2),
         "blocks": passes * tokens * shape.linear_weights + solve,
         "baseline": (2 * GROUPS_PER_BLOCK + 3) * tokens * shape.linear_weights + solve,
@@ -176,6 +176,10 @@ def time_estimate(recipe: Recipe, shape: ModelShape, length: int, speed: float) 
         else 0,
         "evaluate": 3 * evaluated * shape.parameters,
     }
+
+
+def time_estimate(work: dict[str, int], speed: float) -> Estimate:
+    """Return seconds by stage: multiply-adds, at the share of `speed` such work reaches."""
     reached = 0.35 * speed  # small matrices, norms, attention and copies in between
     seconds = {name: amount / reached for name, amount in work.items() if amount}
     return Estimate(seconds | {"start, export, verify, register": 25.0}, speed)
@@ -198,3 +202,10 @@ def readable_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def readable_seconds(seconds: float) -> str:
+    """Return a duration such as ``3 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

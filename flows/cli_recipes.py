@@ -74,10 +74,11 @@ def _add_plan(group: argparse._SubParsersAction) -> None:
     command = add_command(
         group,
         "plan",
-        "say what quantize would need and find cached; write nothing",
-        "Check a recipe as `quantize` would, and print disk, memory, time and finished stages.\n"
-        "Nothing is written; a model of the hub must be in the local cache already.",
-        ["plan conf/quickstart.yaml", "plan conf/quickstart.yaml --set calibration.samples=512"],
+        "say what a run would need and find cached; write nothing",
+        "Check a recipe of quantize, ternary or finetune as its command would, and print disk,\n"
+        "memory, time and finished stages. Nothing is written; a model of the hub must be in the\n"
+        "local cache already.",
+        ["plan conf/quickstart.yaml", "plan conf/ternary-quickstart.yaml --set ternary.steps=600"],
     )
     add_recipe(command)
     command.set_defaults(run=commands.run_plan)

@@ -167,14 +167,17 @@ def _measure(command: str, models: list[str], options: argparse.Namespace) -> in
 
 def run_plan(options: argparse.Namespace) -> int:
     """Print what a recipe would need; write nothing."""
-    from flows.params import load_recipe
     from flows.plan import plan_lines, require_local_model, scratch_environment
-    from flows.preflight import preflight
+    from flows.recipe_checks import CHECKS
+    from flows.recipe_file import read_with_overrides
+    from flows.recipe_kinds import kind_of
 
-    recipe = load_recipe(options.recipe, options.overrides)
-    require_local_model(recipe.model)
+    values = read_with_overrides(options.recipe, options.overrides)
+    kind = kind_of(values)
+    recipe = kind.parse(values)
+    require_local_model(recipe)
     with scratch_environment(state_root()):
-        ready = preflight(recipe, state_root())
+        ready = CHECKS[kind.name](recipe, state_root())
         lines = plan_lines(recipe, ready, state_root())
     for line in [*lines, *(f"warning {text}" for text in ready.warnings)]:
         print_line(line)

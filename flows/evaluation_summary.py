@@ -3,8 +3,7 @@
 import sys
 from typing import Any
 
-from flows.budget import readable_bytes
-from flows.plan import readable_seconds
+from flows.budget import readable_bytes, readable_seconds
 from tasks.evaluation_table import stderr_name
 
 HIDDEN = ("tokens", "size_bytes", "bits_per_weight")

@@ -6,39 +6,34 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from flows.budget import (
     existing_folder,
     free_bytes,
     measured_speed,
     memory_bytes,
+    quantize_work,
     readable_bytes,
+    readable_seconds,
     time_estimate,
 )
-from flows.params import Recipe
+from flows.finetune_preflight import ReadyToFinetune
+from flows.finetune_recipe import FinetuneRecipe
+from flows.plan_stages import Stage
 from flows.preflight import Ready
+from flows.ternary_recipe import TernaryRecipe
+from flows.training_budget import (
+    finetune_memory,
+    finetune_work,
+    ternary_memory,
+    ternary_work,
+)
+from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
-from normtweak_core.model.config import ModelConfig
+from normtweak_core.finetune.source import read_export_source
 from normtweak_core.model.hub import is_hub_id
 from tasks.environment import default_variables
-
-if TYPE_CHECKING:
-    from tasks.job import Job
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Whether a stage, or how many of its parts, would be found finished."""
-
-    name: str
-    cached: int
-    parts: int = 1
-
-    def __str__(self) -> str:
-        if self.parts == 1:
-            return f"{self.name}: {'cached' if self.cached else 'will run'}"
-        return f"{self.name}: {self.cached} of {self.parts} cached"
 
 
 @contextlib.contextmanager
@@ -54,98 +49,78 @@ def scratch_environment(root: Path) -> Iterator[None]:
         yield
 
 
-def plan_lines(recipe: Recipe, ready: Ready, root: Path) -> list[str]:
-    """Return the plan of a run, line by line; reads finished stages and writes nothing."""
-    from tasks.job import open_job
+@dataclass(frozen=True)
+class Plan:
+    """What the plans of the flows differ in."""
 
-    stages = cached_stages(recipe, open_job(recipe.model, recipe.seed))
+    becomes: str  # what becomes of the linears
+    data: CalibrationConfig
+    stages: list[Stage]
+    memory: dict[str, int]  # bytes by stage
+    work: dict[str, int]  # multiply-adds by stage
+
+
+def plan_lines(recipe: Any, ready: Ready, root: Path) -> list[str]:
+    """Return the plan of a run, line by line; reads finished stages and writes nothing.
+
+    Args:
+        recipe: Of quantize, ternary or finetune.
+        ready: What was found out about it.
+        root: The state root.
+    """
+    plan = _plan(recipe, ready)
+    shape = ready.shape
     return [
-        *_model_lines(recipe, ready),
+        f"model   {ready.source.name}: {shape.num_blocks} blocks, {shape.parameters:,} parameters, "
+        f"{shape.linear_weights:,} of them {plan.becomes}",
+        f"text    {plan.data.samples} windows of {ready.length} tokens, source {plan.data.source}",
         *_disk_lines(ready, root),
-        _memory_line(recipe, ready),
-        *_time_lines(recipe, ready, stages),
+        _memory_line(plan.memory),
+        *_time_lines(plan),
         "stages",
-        *(f"  {stage}" for stage in stages),
+        *(f"  {stage}" for stage in plan.stages),
         "nothing was written",
     ]
 
 
-def cached_stages(recipe: Recipe, job: "Job") -> list[Stage]:
-    """Return the stages of a run in order; what depends on a stage that will run, will run too."""
-    from flows.quantize import baseline_settings
-    from tasks.caching import cached_result
-    from tasks.calibrate import calibration_key, calibration_length
-    from tasks.chain import ChainSettings
-    from tasks.evaluating import evaluation_key, float_evaluation_key, text_of
-    from tasks.exporting import export_key, verify_key
-    from tasks.float_type import float_type_key
-    from tasks.subjects import export_subject, float_subject
-    from tasks.task_scoring import items_of, task_key
-    from tasks.tune import final_tune_key
+def _plan(recipe: Any, ready: Ready) -> Plan:
+    from flows.plan_stages import finetune_stages, quantize_stages, ternary_stages
+    from tasks.job import open_job
 
-    count = job.blocks[1]
-    calibration = cached_result(calibration_key(job, recipe.calibration))
-    chosen = cached_result(float_type_key(job, recipe.export))
-    blocks: list = []
-    baseline: list = []
-    tuned = export = verified = None
-    if calibration and chosen:
-        settings = ChainSettings(recipe.quantization, recipe.norm_tweak, chosen.dtype)
-        blocks = _cached_blocks(job, calibration, settings)
-        baseline = _cached_blocks(job, calibration, baseline_settings(settings))
-    if len(blocks) == count and recipe.final_tune.enabled:
-        tuned = cached_result(final_tune_key(job, calibration, blocks, settings, recipe.final_tune))
-    if len(blocks) == count and (tuned or not recipe.final_tune.enabled):
-        export = cached_result(export_key(job, blocks, tuned, settings, recipe.export))
-    length = calibration_length(job, recipe.calibration)
-    text = text_of(recipe.evaluation.perplexity, job.source, length, job.context)
-    items = items_of(recipe.evaluation)
-    measured = [float_evaluation_key(job, text)]
-    measured += [task_key(float_subject(job), one) for one in items]
-    if export:
-        verified = cached_result(verify_key(job, export))
-        measured += [evaluation_key(job, export, text)]
-        measured += [task_key(export_subject(job, export), one) for one in items]
-    stages = [
-        Stage("calibrate", bool(calibration)),
-        Stage("float type", bool(chosen)),
-        Stage("blocks", len(blocks), count),
-        Stage("baseline", len(baseline), count),
-    ]
-    stages += [Stage("final tune", bool(tuned))] if recipe.final_tune.enabled else []
-    return [
-        *stages,
-        Stage("export", bool(export)),
-        Stage("verify", bool(verified)),
-        Stage("evaluate", sum(map(bool, map(cached_result, measured))), 2 + 2 * len(items)),
-        Stage("register", 0),
-    ]
+    shape, length = ready.shape, ready.length
+    if isinstance(recipe, TernaryRecipe):
+        return Plan(
+            "to ternary, trained for "
+            f"{recipe.ternary.steps * recipe.ternary.batch * length:,} tokens",
+            recipe.ternary.data,
+            ternary_stages(recipe, open_job(recipe.model, recipe.seed)),
+            ternary_memory(recipe, shape, length),
+            ternary_work(recipe, shape, length),
+        )
+    if isinstance(recipe, FinetuneRecipe):
+        assert isinstance(ready, ReadyToFinetune)
+        export, job = ready.export, open_job(ready.float_model, recipe.seed)
+        tokens = recipe.finetune.steps * recipe.finetune.batch * length
+        return Plan(
+            f"trained on at {export.bits} bits ({_groups(export.group_size)}), end to end for "
+            f"{tokens:,} tokens",
+            recipe.finetune.data,
+            finetune_stages(recipe, export, job),
+            finetune_memory(recipe, shape, length),
+            finetune_work(recipe, shape, length),
+        )
+    config = recipe.quantization
+    return Plan(
+        f"to {config.bits} bits ({config.method}, {_groups(config.group_size)})",
+        recipe.calibration,
+        quantize_stages(recipe, open_job(recipe.model, recipe.seed)),
+        memory_bytes(recipe, shape, length),
+        quantize_work(recipe, shape, length),
+    )
 
 
-def _cached_blocks(job: "Job", calibration: object, settings: object) -> list:
-    """Return the finished blocks of a chain, up to the first that is missing."""
-    from tasks.blocks import block_key
-    from tasks.caching import cached_result
-
-    finished: list = []
-    for index in range(job.blocks[1]):
-        parent = finished[-1] if finished else None
-        block = cached_result(block_key(job, calibration, settings, index, parent))
-        if block is None:
-            break
-        finished.append(block)
-    return finished
-
-
-def _model_lines(recipe: Recipe, ready: Ready) -> list[str]:
-    shape, config = ready.shape, recipe.quantization
-    group = f"groups of {config.group_size}" if config.group_size else "one scale a row"
-    return [
-        f"model   {ready.source.name}: {shape.num_blocks} blocks, {shape.parameters:,} parameters, "
-        f"{shape.linear_weights:,} of them to {config.bits} bits ({config.method}, {group})",
-        f"text    {recipe.calibration.samples} windows of {ready.length} tokens, "
-        f"source {recipe.calibration.source}",
-    ]
+def _groups(size: int | None) -> str:
+    return f"groups of {size}" if size else "one scale a row"
 
 
 def _disk_lines(ready: Ready, root: Path) -> list[str]:
@@ -157,10 +132,9 @@ def _disk_lines(ready: Ready, root: Path) -> list[str]:
     ]
 
 
-def _memory_line(recipe: Recipe, ready: Ready) -> str:
+def _memory_line(stages: dict[str, int]) -> str:
     import psutil
 
-    stages = memory_bytes(recipe, ready.shape, ready.length)
     worst = max(stages, key=stages.__getitem__)
     available = psutil.virtual_memory().available
     warning = "; that may not be enough" if stages[worst] > available else ""
@@ -170,9 +144,9 @@ def _memory_line(recipe: Recipe, ready: Ready) -> str:
     )
 
 
-def _time_lines(recipe: Recipe, ready: Ready, stages: list[Stage]) -> list[str]:
-    estimate = time_estimate(recipe, ready.shape, ready.length, measured_speed())
-    open_share = {stage.name: 1 - stage.cached / stage.parts for stage in stages}
+def _time_lines(plan: Plan) -> list[str]:
+    estimate = time_estimate(plan.work, measured_speed())
+    open_share = {stage.name: 1 - stage.cached / stage.parts for stage in plan.stages}
     left = {name: s * open_share.get(name, 1.0) for name, s in estimate.seconds.items()}
     speed = estimate.multiply_adds_per_second / 1e9
     return [
@@ -184,19 +158,17 @@ def _time_lines(recipe: Recipe, ready: Ready, stages: list[Stage]) -> list[str]:
     ]
 
 
-def readable_seconds(seconds: float) -> str:
-    """Return a duration such as ``3 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def require_local_model(config: ModelConfig) -> None:
-    """Accept a model that is on this machine; a plan fetches nothing.
+def require_local_model(recipe: Any) -> None:
+    """Accept a float model that is on this machine; a plan fetches nothing.
 
     Raises:
-        InputError: It is a hub model that is not in the local cache.
+        InputError: It is a hub model that is not in the local cache, or the recipe trains on what
+            is no export.
     """
+    config = recipe.model
+    if isinstance(recipe, FinetuneRecipe):
+        export = read_export_source(Path(config.source).expanduser())
+        config = export.float_model(config, recipe.finetune.float_model)
     if Path(config.source).expanduser().exists() or not is_hub_id(config.source):
         return
     from huggingface_hub import try_to_load_from_cache

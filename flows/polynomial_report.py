@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from flows.budget import readable_seconds
 from flows.page_link import PAGE, publish_page
-from flows.plan import readable_seconds
 from flows.polynomial_page import study_page
 from flows.polynomial_recipe import PolynomialRecipe
 from flows.polynomial_text import study_markdown

@@ -9,24 +9,20 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from flows.execution import ENGINE_LEVEL_VARIABLE, print_line, run_flow, set_variables
 from flows.failures import EXIT_FAILED, EXIT_OK, say
-from flows.finetune_preflight import finetune_preflight
 from flows.preflight import (
     REGISTRY_VARIABLE,
-    Ready,
     check_result_file,
     check_state_root,
     only_local,
-    preflight,
 )
-from flows.recipe_kinds import FINETUNE, QUANTIZE, TERNARY
-from flows.ternary_preflight import ternary_preflight
+from flows.recipe_checks import CHECKS
 from normtweak_core.errors import InputError
 from tasks.environment import (
     FOLDERS,
@@ -48,11 +44,6 @@ if TYPE_CHECKING:
 THREADS = "OMP_NUM_THREADS"
 ENDED = "ended.json"  # in the state root of a rebuild that gave another export
 SHOWN = 20  # differences printed; the result file holds all
-CHECKS: dict[str, Callable[..., Ready]] = {
-    QUANTIZE.name: preflight,
-    TERNARY.name: ternary_preflight,
-    FINETUNE.name: finetune_preflight,
-}
 
 
 def rebuild_version(uri: str, overrides: list[str], result_file: Path | None) -> int:

@@ -3,8 +3,7 @@
 import sys
 from typing import Any
 
-from flows.budget import readable_bytes
-from flows.plan import readable_seconds
+from flows.budget import readable_bytes, readable_seconds
 
 PROBLEMS_SHOWN = 5
 

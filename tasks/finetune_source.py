@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 FOLDER = "exports/imported"  # copies of exports that lie elsewhere
 
 
+def imported_folder(source: ExportSource) -> Path:
+    """Return where the copy of an export goes that lies elsewhere."""
+    return state_root() / FOLDER / source.payload_sha256[:32]
+
+
 def export_in_root(source: ExportSource) -> ExportResult:
     """Return the export as a stage result; one that lies elsewhere is copied under the state root.
 
@@ -38,7 +43,7 @@ def export_in_root(source: ExportSource) -> ExportResult:
         )
     folder = source.folder
     if not folder.is_relative_to(state_root()):
-        folder = state_root() / FOLDER / source.payload_sha256[:32]
+        folder = imported_folder(source)
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = temporary_beside(folder)

@@ -201,6 +201,27 @@ def test_a_second_run_computes_nothing_and_an_export_of_it_can_be_trained_on(
     assert deeper["export_sha256"] != finished["export_sha256"]
 
 
+def test_a_plan_finds_what_is_finished(project, finished, engine):
+    from flows.finetune_preflight import finetune_preflight
+    from flows.plan_stages import finetune_stages
+    from tasks.job import open_job
+
+    def planned(**changes) -> dict[str, tuple[int, int]]:
+        recipe = parse_finetune_recipe(values(project, lr=3e-2, **changes))
+        ready = finetune_preflight(recipe, engine)
+        stages = finetune_stages(recipe, ready.export, open_job(ready.float_model, recipe.seed))
+        return {stage.name: (stage.cached, stage.parts) for stage in stages}
+
+    everything = {"data": (1, 1), "blocks": (2, 2), "training": (10, 10), "export": (1, 1)}
+    last = {"verify": (1, 1), "evaluate": (3, 3), "register": (0, 1)}
+    assert planned() == everything | last
+    longer = {"training": (0, 10), "export": (0, 1), "verify": (0, 1), "evaluate": (2, 3)}
+    assert planned(steps=13) == everything | last | longer
+    other = {"data": (0, 1), "blocks": (0, 2)}
+    text = SETTINGS["data"] | {"samples": 24}
+    assert planned(data=text) == everything | last | longer | other
+
+
 def test_an_update_of_low_rank_leaves_nothing_but_codes(project, finished, engine):
     from flows.finetune import finetune
 

@@ -4,11 +4,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import budget
+from flows.budget import readable_seconds
+from flows.finetune_recipe import parse_finetune_recipe
 from flows.params import parse_recipe
-from flows.plan import Stage, readable_seconds
-from tests.flows.tiny_model import recipe_values, write_project
+from flows.plan_stages import Stage
+from flows.ternary_recipe import parse_ternary_recipe
+from flows.training_budget import (
+    finetune_memory,
+    finetune_work,
+    ternary_memory,
+    ternary_work,
+)
+from tests.flows.tiny_model import recipe_values, ternary_values, write_project
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -20,14 +30,12 @@ def project(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def shown(project):
-    """What `normtweak plan` prints on a root that does not exist, and what it leaves behind."""
-    before = sorted(project.rglob("*"))
+def plan_of(project, recipe: Path) -> str:
+    """Return what `normtweak plan` prints on a root that does not exist."""
     ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "plan", str(project / "recipe.yaml")],
+        [sys.executable, "-m", "flows.cli", "plan", str(recipe)],
         cwd=REPOSITORY,
         env=clean | {"NORMTWEAK_HOME": str(project / "state"), "TMPDIR": str(project)},
         capture_output=True,
@@ -36,11 +44,42 @@ def shown(project):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    return done.stdout, before
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def shown(project):
+    """The plan of a quantization, and the files there were before."""
+    before = sorted(project.rglob("*"))
+    return plan_of(project, project / "recipe.yaml"), before
 
 
 def test_a_plan_leaves_nothing_behind(shown, project):
     assert sorted(project.rglob("*")) == shown[1]
+
+
+def test_a_ternary_training_is_planned_as_well(project, tmp_path):
+    recipe = tmp_path / "ternary.yaml"
+    recipe.write_text(yaml.safe_dump(ternary_values(project)))
+    before = sorted(project.rglob("*"))
+    lines = plan_of(project, recipe).splitlines()
+    assert sorted(project.rglob("*")) == before
+    assert lines[0] == (
+        f"model   {project}/model: 2 blocks, 88,384 parameters, 81,920 of them to ternary, trained "
+        "for 768 tokens"
+    )
+    assert lines[1] == "text    8 windows of 16 tokens, source text"
+    assert lines[lines.index("stages") + 1 : -1] == [
+        "  data: will run",
+        "  surgery: will run",
+        "  training: 0 of 10 cached",
+        "  float type: will run",
+        "  export: will run",
+        "  verify: will run",
+        "  evaluate: 0 of 2 cached",
+        "  register: will run",
+    ]
+    assert lines[-1] == "nothing was written"
 
 
 def test_a_plan_tells_disk_memory_time_and_stages(shown, project):
@@ -73,7 +112,7 @@ def estimate(project, **changes):
     for key, inner in changes.items():
         values[key] = values.get(key, {}) | inner
     shape = budget.model_shape(project / "model")
-    return budget.time_estimate(parse_recipe(values), shape, 16, speed=1e9)
+    return budget.time_estimate(budget.quantize_work(parse_recipe(values), shape, 16), speed=1e9)
 
 
 def test_time_grows_with_the_work_and_falls_with_the_speed(project):
@@ -86,7 +125,7 @@ def test_time_grows_with_the_work_and_falls_with_the_speed(project):
     assert untweaked["blocks"] < plain["blocks"]
     shape = budget.model_shape(project / "model")
     recipe = parse_recipe(recipe_values(project))
-    fast = budget.time_estimate(recipe, shape, 16, speed=2e9).seconds
+    fast = budget.time_estimate(budget.quantize_work(recipe, shape, 16), speed=2e9).seconds
     assert fast["blocks"] == plain["blocks"] / 2
 
 
@@ -96,6 +135,44 @@ def test_memory_counts_both_models_where_both_are_held(project):
     stages = budget.memory_bytes(recipe, shape, 16)
     assert stages["final tune"] - stages["evaluate"] == 3 * 4096 * 96 * 4
     assert stages["evaluate"] - stages["calibrate"] == shape.parameters * 4
+
+
+def test_a_training_counts_steps_teacher_and_what_a_backward_pass_keeps(project):
+    shape = budget.model_shape(project / "model")
+
+    def ternary(**keys):
+        recipe = parse_ternary_recipe(ternary_values(project, **keys))
+        work, memory = (of(recipe, shape, 16) for of in (ternary_work, ternary_memory))
+        return work["training"], memory["training"]
+
+    tokens = 24 * 2 * 16
+    distilled, alone = ternary(), ternary(objective="ce")
+    assert (distilled[0], alone[0]) == (4 * tokens * 88_384, 3 * tokens * 88_384)
+    assert distilled[1] - alone[1] == 4 * 88_384  # the float model
+    assert ternary(steps=48)[0] == 2 * distilled[0]
+    assert ternary(gradient_checkpointing=True)[0] == 5 * tokens * 88_384
+    halves = distilled[1] - ternary(accumulate=2)[1]
+    sides = 2 * (5 * 64 * 2 + 2 * (64 + 128) - 2 * 64 + 128 + 64)  # of all linears, in and out
+    assert halves == 16 * (4 * 4 * sides + 3 * 4 * 96)
+
+
+def test_a_fine_tuning_counts_its_blocks_and_the_start(project):
+    shape = budget.model_shape(project / "model")
+    data = recipe_values(project)["calibration"]
+
+    def finetune(**keys):
+        values = {"name": "x", "model": {"source": "export"}}
+        values |= {"finetune": {"steps": 4, "batch": 2, "data": data} | keys}
+        recipe = parse_finetune_recipe(values)
+        return finetune_work(recipe, shape, 16), finetune_memory(recipe, shape, 16)
+
+    work, memory = finetune(block_steps=10)
+    assert work["training"] == 4 * 4 * 2 * 16 * 88_384
+    assert work["blocks"] == (3 * 10 * 2 * 16 + 4 * 8 * 16) * 81_920
+    assert work["evaluate"] == 5 * 100_000 * 88_384
+    without = finetune(block_steps=0)
+    assert without[0]["blocks"] == 0
+    assert set(memory) - set(without[1]) == {"blocks"}
 
 
 @pytest.mark.parametrize(

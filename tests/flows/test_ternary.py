@@ -42,13 +42,13 @@ class Runs:
         self.result = root.with_suffix(".json")
 
     def start(self) -> subprocess.Popen:
+        return self.command("ternary", str(self.recipe), "--result", str(self.result))
+
+    def command(self, *arguments: str) -> subprocess.Popen:
         ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "flows.cli", "ternary", str(self.recipe)),
-                *("--result", str(self.result)),
-            ],
+            [sys.executable, "-m", "flows.cli", *arguments],
             cwd=REPOSITORY,
             env=clean
             | {"NORMTWEAK_HOME": str(self.root), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -119,6 +119,19 @@ def test_a_run_leaves_a_verified_registered_model_and_its_curves(undisturbed):
     kept = [path.read_bytes() for path in (runs.root / "mlartifacts").rglob("report.html")]
     assert page in kept, "the page is not with the version"
     assert not any((runs.root / "artifacts" / "training").iterdir()), "checkpoints were left"
+
+
+def test_a_plan_finds_every_stage_finished(undisturbed):
+    runs, _ = undisturbed
+    plan = runs.command("plan", str(runs.recipe))
+    output, _ = plan.communicate(timeout=100)
+    lines = output.decode().splitlines()
+    assert plan.returncode == 0, lines
+    assert lines[lines.index("stages") + 1 : -1] == [
+        "  data: cached", "  surgery: cached", "  training: 10 of 10 cached",
+        "  float type: cached", "  export: cached", "  verify: cached",
+        "  evaluate: 2 of 2 cached", "  register: will run",
+    ]  # fmt: skip
 
 
 def test_the_curves_are_in_mlflow(undisturbed):

@@ -1,0 +1,210 @@
+"""Which stages of a run would be found finished; what depends on one that will run, will run too.
+
+Only what a run's own key functions say counts. Nothing is written.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flows.finetune_recipe import FinetuneRecipe
+from flows.params import Recipe
+from flows.ternary_recipe import TernaryRecipe
+from tasks.environment import state_root
+
+if TYPE_CHECKING:
+    from normtweak_core.calibration.config import CalibrationConfig
+    from normtweak_core.finetune.source import ExportSource
+    from tasks.finetune_source import StartingPoint
+    from tasks.job import Job
+    from tasks.results import ExportResult
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Whether a stage, or how many of its parts, would be found finished."""
+
+    name: str
+    cached: int
+    parts: int = 1
+
+    def __str__(self) -> str:
+        if self.parts == 1:
+            return f"{self.name}: {'cached' if self.cached else 'will run'}"
+        return f"{self.name}: {self.cached} of {self.parts} cached"
+
+
+def quantize_stages(recipe: Recipe, job: "Job") -> list[Stage]:
+    """Return the stages of a quantization in order."""
+    from flows.quantize import baseline_settings
+    from tasks.caching import cached_result
+    from tasks.calibrate import calibration_key
+    from tasks.chain import ChainSettings
+    from tasks.exporting import export_key
+    from tasks.float_type import float_type_key
+    from tasks.tune import final_tune_key
+
+    count = job.blocks[1]
+    calibration = cached_result(calibration_key(job, recipe.calibration))
+    chosen = cached_result(float_type_key(job, recipe.export))
+    blocks: list = []
+    baseline: list = []
+    tuned = export = None
+    if calibration and chosen:
+        settings = ChainSettings(recipe.quantization, recipe.norm_tweak, chosen.dtype)
+        blocks = _cached_blocks(job, calibration, settings)
+        baseline = _cached_blocks(job, calibration, baseline_settings(settings))
+    if len(blocks) == count and recipe.final_tune.enabled:
+        tuned = cached_result(final_tune_key(job, calibration, blocks, settings, recipe.final_tune))
+    if len(blocks) == count and (tuned or not recipe.final_tune.enabled):
+        export = cached_result(export_key(job, blocks, tuned, settings, recipe.export))
+    stages = [
+        Stage("calibrate", bool(calibration)),
+        Stage("float type", bool(chosen)),
+        Stage("blocks", len(blocks), count),
+        Stage("baseline", len(baseline), count),
+    ]
+    stages += [Stage("final tune", bool(tuned))] if recipe.final_tune.enabled else []
+    return stages + _last_stages(recipe, job, recipe.calibration, export)
+
+
+def ternary_stages(recipe: TernaryRecipe, job: "Job") -> list[Stage]:
+    """Return the stages of a ternary training in order."""
+    from tasks.caching import cached_result
+    from tasks.calibrate import calibration_key
+    from tasks.float_type import float_type_key
+    from tasks.surgery import surgery_key
+    from tasks.ternary_export import ternary_export_key
+    from tasks.ternary_training import training_origin
+
+    config = recipe.ternary
+    data = cached_result(calibration_key(job, config.data))
+    surgery = cached_result(surgery_key(job, data, config)) if data else None
+    origin = training_origin(job, data, surgery, config) if surgery else None
+    training, trained = _training(origin, config.steps)
+    chosen = cached_result(float_type_key(job, recipe.export))
+    export = None
+    if trained and chosen:
+        export = cached_result(ternary_export_key(job, trained, recipe.export, chosen.dtype))
+    return [
+        Stage("data", bool(data)),
+        Stage("surgery", bool(surgery)),
+        training,
+        Stage("float type", bool(chosen)),
+        *_last_stages(recipe, job, config.data, export),
+    ]
+
+
+def finetune_stages(recipe: FinetuneRecipe, source: "ExportSource", job: "Job") -> list[Stage]:
+    """Return the stages of a fine-tuning in order.
+
+    Args:
+        recipe: What is wanted.
+        source: The export that is trained on.
+        job: Of its float model.
+    """
+    from tasks.caching import cached_result
+    from tasks.calibrate import calibration_key
+    from tasks.finetune_blocks import trained_block_key
+    from tasks.finetuning import finetune_export_key, finetune_origin
+
+    config = recipe.finetune
+    count = job.blocks[1] if config.block_steps else 0
+    data = cached_result(calibration_key(job, config.data))
+    start = _start_under_the_root(source)
+    blocks: list = []
+    origin = export = None
+    if data and start:
+        for index in range(count):
+            parent = blocks[-1] if blocks else None
+            key = trained_block_key(job, data, start, config, index, parent)
+            if (block := cached_result(key)) is None:
+                break
+            blocks.append(block)
+        if len(blocks) == count:
+            origin = finetune_origin(job, data, start, blocks, config)
+    training, trained = _training(origin, config.steps)
+    if trained:
+        export = cached_result(finetune_export_key(job, start, trained, recipe.export))
+    return [
+        Stage("data", bool(data)),
+        *([Stage("blocks", len(blocks), count)] if count else []),
+        training,
+        *_last_stages(recipe, job, config.data, export, start.export if start else None, True),
+    ]
+
+
+def _start_under_the_root(source: "ExportSource") -> "StartingPoint | None":
+    """Return what is trained on; None where a run would first copy it under the state root."""
+    from tasks.finetune_source import StartingPoint, export_in_root, imported_folder
+
+    is_there = source.folder.is_relative_to(state_root()) or imported_folder(source).is_dir()
+    return StartingPoint(source, export_in_root(source)) if is_there else None
+
+
+def _training(origin: str | None, steps: int) -> tuple[Stage, Any]:
+    """Return the stage of a training, and its last segment if that is finished."""
+    from tasks.caching import cached_result
+    from tasks.training import segment_ends, segment_key
+
+    ends = segment_ends(steps)
+    found = [cached_result(segment_key(origin, until)) for until in ends] if origin else []
+    return Stage("training", sum(map(bool, found)), len(ends)), found[-1] if found else None
+
+
+def _last_stages(
+    recipe: Any,
+    job: "Job",
+    data: "CalibrationConfig",
+    export: "ExportResult | None",
+    start: "ExportResult | None" = None,
+    measures_start: bool = False,
+) -> list[Stage]:
+    """Return the stages that every flow ends with.
+
+    Args:
+        recipe: Of any of the flows.
+        job: Of the float model.
+        data: The text that gives the windows of the evaluation their length.
+        export: What the run makes, if that is finished.
+        start: Another export that is measured, where it is under the root.
+        measures_start: Whether there is such an export at all.
+    """
+    from tasks.caching import cached_result
+    from tasks.calibrate import calibration_length
+    from tasks.evaluating import evaluation_key, float_evaluation_key, text_of
+    from tasks.exporting import verify_key
+    from tasks.subjects import export_subject, float_subject
+    from tasks.task_scoring import items_of, task_key
+
+    text = text_of(
+        recipe.evaluation.perplexity, job.source, calibration_length(job, data), job.context
+    )
+    items = items_of(recipe.evaluation)
+    keys = [float_evaluation_key(job, text)]
+    keys += [task_key(float_subject(job), one) for one in items]
+    for measured in filter(None, (start, export)):
+        keys.append(evaluation_key(job, measured, text))
+        keys += [task_key(export_subject(job, measured), one) for one in items]
+    cached = sum(bool(cached_result(key)) for key in keys)
+    models = 3 if measures_start else 2
+    return [
+        Stage("export", bool(export)),
+        Stage("verify", bool(export and cached_result(verify_key(job, export)))),
+        Stage("evaluate", cached, models * (1 + len(items))),
+        Stage("register", 0),
+    ]
+
+
+def _cached_blocks(job: "Job", calibration: object, settings: object) -> list:
+    """Return the finished blocks of a chain, up to the first that is missing."""
+    from tasks.blocks import block_key
+    from tasks.caching import cached_result
+
+    finished: list = []
+    for index in range(job.blocks[1]):
+        parent = finished[-1] if finished else None
+        block = cached_result(block_key(job, calibration, settings, index, parent))
+        if block is None:
+            break
+        finished.append(block)
+    return finished

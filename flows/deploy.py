@@ -5,6 +5,7 @@ served by one process, without a work pool or a worker.
 """
 
 import asyncio
+import importlib
 import os
 import signal
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flows.params import Recipe, parse_recipe
+from flows.recipe_kinds import KINDS, RecipeKind
 from normtweak_core.errors import InputError
 from tasks.environment import REPOSITORY
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from prefect.schedules import Schedule
 
 FILE = "prefect.yaml"
-ENTRYPOINT = "flows/quantize.py:quantize"
+ENTRYPOINTS = {kind.entrypoint: kind for kind in KINDS}
 SCHEDULE_KEYS = ("cron", "timezone", "slug", "active", "parameters")
 
 
@@ -34,7 +35,8 @@ class DeploymentSpec:
     name: str
     description: str
     tags: list[str]
-    recipe: Recipe
+    kind: RecipeKind
+    recipe: Any  # of its kind
     schedules: list[dict[str, Any]]
     concurrency_limit: dict[str, Any] | None
 
@@ -42,7 +44,7 @@ class DeploymentSpec:
     def title(self) -> str:
         """Name and schedule, for a person."""
         times = [f"{one['cron']} {one.get('timezone', 'UTC')}" for one in self.schedules]
-        return f"quantize/{self.name} ({'; '.join(times) or 'no schedule'})"
+        return f"{self.kind.name}/{self.name} ({'; '.join(times) or 'no schedule'})"
 
 
 def find_deployment_file() -> Path:
@@ -116,10 +118,9 @@ async def served_deployment(spec: DeploymentSpec) -> "RunnerDeployment":
     from prefect.client.schemas.objects import ConcurrencyLimitConfig
     from prefect.flows import EntrypointType
 
-    from flows.quantize import quantize
-
+    flow = getattr(importlib.import_module(f"flows.{spec.kind.name}"), spec.kind.name)
     limit = spec.concurrency_limit
-    return await quantize.ato_deployment(
+    return await flow.ato_deployment(
         name=spec.name,
         description=spec.description,
         tags=spec.tags,
@@ -158,10 +159,12 @@ def prepare_run() -> None:
 
 def _read(entry: dict[str, Any], path: Path) -> DeploymentSpec:
     name = entry.get("name")
-    if entry.get("entrypoint") != ENTRYPOINT:
+    kind = ENTRYPOINTS.get(entry.get("entrypoint"))
+    if kind is None:
+        *most, last = ENTRYPOINTS
         raise InputError(
-            f"{path}: deployment {name} must have the entrypoint {ENTRYPOINT}; found "
-            f"{entry.get('entrypoint')!r}"
+            f"{path}: deployment {name} must have the entrypoint {', '.join(most)} or {last}; "
+            f"found {entry.get('entrypoint')!r}"
         )
     schedules = entry.get("schedules") or []
     for schedule in schedules:
@@ -176,7 +179,8 @@ def _read(entry: dict[str, Any], path: Path) -> DeploymentSpec:
         name=name,
         description=entry.get("description") or "",
         tags=entry.get("tags") or [],
-        recipe=parse_recipe((entry.get("parameters") or {}).get("recipe") or {}),
+        kind=kind,
+        recipe=kind.parse((entry.get("parameters") or {}).get("recipe") or {}),
         schedules=schedules,
         concurrency_limit={"limit": limit} if isinstance(limit, int) else limit,
     )

@@ -20,6 +20,11 @@ class RecipeKind:
     parse: Callable[[dict[str, Any]], Any]
 
     @property
+    def entrypoint(self) -> str:
+        """Where Prefect finds the flow, from the root of the source tree."""
+        return f"flows/{self.name}.py:{self.name}"
+
+    @property
     def places(self) -> list[str]:
         """Keys that name files or folders which the export is made from."""
         export = ["model.source"] if self.name == "finetune" else []
@@ -36,6 +41,7 @@ class RecipeKind:
 QUANTIZE = RecipeKind("quantize", "calibration", "model.source", parse_recipe)
 TERNARY = RecipeKind("ternary", "ternary.data", "model.source", parse_ternary_recipe)
 FINETUNE = RecipeKind("finetune", "finetune.data", "finetune.float_model", parse_finetune_recipe)
+KINDS = (QUANTIZE, TERNARY, FINETUNE)
 
 
 def kind_of(values: dict[str, Any]) -> RecipeKind:

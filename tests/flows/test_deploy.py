@@ -72,10 +72,29 @@ def test_a_limit_given_as_a_number_and_none_at_all_are_read(changed):
     assert unlimited.title == "quantize/nightly (no schedule)"
 
 
+def test_every_flow_that_registers_can_be_deployed(changed):
+    recipe = yaml.safe_load((REPOSITORY / "conf" / "ternary-quickstart.yaml").read_text())
+    ternary = {"entrypoint": "flows/ternary.py:ternary", "parameters": {"recipe": recipe}}
+    (spec,) = read_deployments(changed(schedules=None, **ternary))
+    assert spec.title == "ternary/nightly (no schedule)"
+    served = asyncio.run(served_deployment(spec))
+    assert served.entrypoint == "flows.ternary.ternary"
+    assert served.parameters["recipe"]["ternary"]["steps"] == 150
+    definitions = served._parameter_openapi_schema.definitions
+    steps = definitions["TernaryConfig"]["properties"]["steps"]
+    assert (steps["minimum"], steps["description"]) == (1, "Optimizer steps.")
+    recipe = {"name": "x", "model": {"source": "an-export"}, "finetune": {"steps": 7}}
+    finetune = {"entrypoint": "flows/finetune.py:finetune", "parameters": {"recipe": recipe}}
+    (spec,) = read_deployments(changed(**finetune))
+    served = asyncio.run(served_deployment(spec))
+    assert served.entrypoint == "flows.finetune.finetune"
+    assert served.parameters["recipe"]["finetune"]["steps"] == 7
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"entrypoint": "flows/other.py:run"}, r"must have the entrypoint flows/quantize.py:quant"),
+        ({"entrypoint": "flows/other.py:run"}, r"entrypoint flows/quantize.py:quantize, flows/ter"),
         ({"schedules": [{"interval": 60}]}, r"a schedule of nightly must have cron.*interval"),
         ({"schedules": [{"cron": "0 1 * * *", "zone": "UTC"}]}, r"may have timezone.*found.*zone"),
         ({"parameters": {"recipe": {"name": "x", "sed": 1}}}, r"sed is not a recipe key"),

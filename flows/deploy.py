@@ -101,7 +101,11 @@ async def _serve(specified: list[DeploymentSpec], ready: Callable[[], None]) -> 
     class StoppableRunner(Runner):
         def handle_sigterm(self, *_: Any, **__: Any) -> None:
             # Prefect's own handler forgets to await the coroutine, and so stops nothing.
-            loop.call_soon_threadsafe(lambda: stops.append(loop.create_task(self.astop())))
+            loop.call_soon_threadsafe(self.begin_to_stop)
+
+        def begin_to_stop(self) -> None:
+            if not stops:  # a runner that is stopping cannot be stopped
+                stops.append(loop.create_task(self.astop()))
 
     runner = StoppableRunner(limit=1)
     for number in (signal.SIGINT, signal.SIGHUP):

@@ -66,7 +66,21 @@ def compare(request: EvaluationRequest) -> dict[str, Any]:
         _pair(request.models, alone, first, second, beside_first.get(second) if not first else None)
         for first, second in itertools.combinations(range(len(models)), 2)
     ]
-    result = {
+    result = _result(request, alone, pairs)
+    files = _write(result)
+    return result | {
+        "files": files,
+        "cached": run.cached,
+        "seconds": time.monotonic() - began,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "flow_run_id": str(flow_run.id),
+    }
+
+
+def _result(
+    request: EvaluationRequest, alone: list[Measured], pairs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
         "models": [
             {
                 "name": address,
@@ -81,14 +95,6 @@ def compare(request: EvaluationRequest) -> dict[str, Any]:
         "settings": {key: value for key, value in alone[0].settings().items() if key != "versions"}
         | {"dtype": request.dtype},
         "environment": alone[0].settings()["versions"],
-    }
-    files = _write(result)
-    return result | {
-        "files": files,
-        "cached": run.cached,
-        "seconds": time.monotonic() - began,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "flow_run_id": str(flow_run.id),
     }
 
 

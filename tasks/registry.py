@@ -103,15 +103,7 @@ def register_export(
             staging=lock_dir / f"{own}.staging",
             registration=hashlib.sha256(identity.encode()).hexdigest()[:32],
         )
-        version, model = _find_version(client, export)
-        created = version is None
-        model = complete_logged_model(client, export, experiment_id, model)
-        if version is None:
-            version = _create_version(client, export, model, alias)
-        else:
-            _refresh_tags(client, export, version)
-        _link_back(client, model, version)
-        version = client.get_model_version(name, str(version.version))
+        version, created = _version_of(client, export, experiment_id, alias)
         promotion = settle_aliases(client, version, alias, verdict)
         number = int(version.version)  # int from sqlite, str from a server
         return Registered(
@@ -123,6 +115,21 @@ def register_export(
             gate_failures=list(verdict.failures),
             promotion=promotion,
         )
+
+
+def _version_of(
+    client: MlflowClient, export: Export, experiment_id: str, alias: str
+) -> tuple[ModelVersion, bool]:
+    """Return the version that holds an export, whole, and whether it was made now."""
+    found, model = _find_version(client, export)
+    model = complete_logged_model(client, export, experiment_id, model)
+    if found is None:
+        version = _create_version(client, export, model, alias)
+    else:
+        version = found
+        _refresh_tags(client, export, version)
+    _link_back(client, model, version)
+    return client.get_model_version(export.name, str(version.version)), found is None
 
 
 def _check_names(name: str, alias: str, export_sha256: str) -> None:

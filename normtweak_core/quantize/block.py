@@ -120,17 +120,7 @@ def quantize_block(
         target = x_f
         if plan.norm_tweak.target == "local":
             target = run_stream(block, streams.x_q, run)
-        rate = tweak_rate(plan.norm_tweak, plan.index, plan.num_blocks)
-        tweak, norms = tweak_norms(
-            quantized,
-            streams.x_q,
-            target,
-            streams.num_training,
-            run,
-            plan.norm_tweak,
-            rate,
-            plan.export_dtype,
-        )
+        tweak, norms = _tweak(quantized, streams, target, run, plan)
         if tweak.accepted:
             x_q = run_stream(quantized, streams.x_q, run)
             tweaked = drift(x_q, x_f)
@@ -146,6 +136,21 @@ def quantize_block(
         mean_shift_tweaked=tweaked.mean_shift,
     )
     return QuantizedBlock(solved.layers, norms, report, Streams(x_f, x_q), quantized_drift, tweaked)
+
+
+def _tweak(
+    quantized: nn.Module, streams: Streams, target: Tensor, run: RunBlock, plan: BlockPlan
+) -> tuple[TweakReport, dict[str, Tensor]]:
+    return tweak_norms(
+        quantized,
+        streams.x_q,
+        target,
+        streams.num_training,
+        run,
+        plan.norm_tweak,
+        tweak_rate(plan.norm_tweak, plan.index, plan.num_blocks),
+        plan.export_dtype,
+    )
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from flows.ternary_report import TernaryReports
 from normtweak_core.finetune.source import ExportSource
 from normtweak_core.polynomial.config import EXAMPLES, cells_of
 from tasks.finetune_blocks import TrainedBlockResult
-from tests.flows.test_report import METRICS, QUALITY
+from tests.flows.quantize_values import METRICS, QUALITY
 
 STEPS = 12
 LOSSES = [2.0 - 0.125 * step for step in range(STEPS)]

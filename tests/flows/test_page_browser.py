@@ -15,6 +15,7 @@ from flows.polynomial_report import write_study
 from flows.report import write_reports
 from flows.ternary_report import write_ternary_reports
 from tests.flows.pages import Browser, open_browser
+from tests.flows.quantize_values import block, reports
 from tests.flows.report_values import (
     ablation,
     finetune_reports,
@@ -22,7 +23,6 @@ from tests.flows.report_values import (
     ternary_reports,
 )
 from tests.flows.test_html_page import comparison, evaluation
-from tests.flows.test_report import block, reports
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 

@@ -9,8 +9,8 @@ from flows.finetune_report import write_finetune_reports
 from flows.report import write_reports
 from flows.ternary_report import write_ternary_reports
 from tests.flows.page_reader import PageReader
+from tests.flows.quantize_values import METRICS, block, channel_drift, reports
 from tests.flows.report_values import LOSSES, finetune_reports, ternary_reports
-from tests.flows.test_report import METRICS, block, channel_drift, reports
 
 HOSTILE = "models/<script>alert(1)</script>"
 

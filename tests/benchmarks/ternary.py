@@ -226,7 +226,7 @@ def curves(model: str, cells: list[dict[str, Any]]) -> bytes:
                 label=f"{cell['norm']}, {cell['schedule']}",
             )
         axes.set(title=f"{model}, {objective}", xlabel="thousand tokens", yscale="log")
-    figure.axes[0].set(ylabel="perplexity of held-out training windows, all blocks ternary")
+    figure.axes[0].set(ylabel="held-out perplexity, all blocks ternary")
     figure.axes[0].legend(frameon=False, fontsize="small")
     return as_png(figure)
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import gc
 import importlib.metadata
+import os
 import sys
 from typing import NoReturn
 
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with sigterm_raises():
             options = parse(arguments)
+            _require_one_process()
             return options.run(options)
     except SystemExit:  # argparse, after --help and --version
         raise
@@ -62,6 +64,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(names)}."
         raise InputError(f"{first} is not a command; {hint}")
     return parser.parse_args(arguments)
+
+
+def _require_one_process() -> None:
+    """Refuse to run once for each process of a launcher: all of them would do the same work.
+
+    Raises:
+        InputError: A launcher has started this process with others.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and processes != "1":
+        raise InputError(
+            f"a command runs in one process; a launcher has started {processes}: start it without "
+            "one. In several processes runs normtweak_core.training.trainer, as a library."
+        )
 
 
 def build_parser() -> tuple[Parser, list[str]]:

@@ -55,6 +55,16 @@ def made(root: Path) -> Path:
     return root
 
 
+def test_a_launcher_of_several_processes_is_refused(capsys, monkeypatch):
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert main(["ternary", "conf/ternary-quickstart.yaml"]) == 2
+    assert capsys.readouterr().err == (
+        "normtweak: a command runs in one process; a launcher has started 2: start it without one. "
+        "In several processes runs normtweak_core.training.trainer, as a library.\n"
+    )
+
+
 @pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS), ["reference", "train"]])
 def test_every_command_has_help_with_examples(words, capsys):
     with pytest.raises(SystemExit) as end:

@@ -175,8 +175,8 @@ def run_plan(options: argparse.Namespace) -> int:
     values = read_with_overrides(options.recipe, options.overrides)
     kind = kind_of(values)
     recipe = kind.parse(values)
-    require_local_model(recipe)
     with scratch_environment(state_root()):
+        require_local_model(recipe, state_root())
         ready = CHECKS[kind.name](recipe, state_root())
         lines = plan_lines(recipe, ready, state_root())
     for line in [*lines, *(f"warning {text}" for text in ready.warnings)]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.budget import FIXED_DISK, ModelShape
+from flows.export_folder import export_folder
 from flows.finetune_recipe import FinetuneRecipe, require_agreement
 from flows.preflight import Ready, check_inputs, check_machine
 from normtweak_core.errors import InputError
@@ -38,7 +39,7 @@ def finetune_preflight(
         InputError: A folder cannot be written, the export or its float model is not there or not
             the right one, a text is missing, empty or malformed, or the disk is too small.
     """
-    export = read_export_source(Path(recipe.model.source).expanduser())
+    export = read_export_source(export_folder(recipe.model.source, root))
     require_agreement(recipe, export)
     float_model = export.float_model(recipe.model, recipe.finetune.float_model)
     _require_float_model(float_model)

@@ -26,7 +26,7 @@ class FinetuneRecipe(BaseModel, frozen=True, extra="forbid"):
 
     name: str = Field(pattern=NAME_PATTERN, description="Name of the registered model.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
-    model: ModelConfig = Field(description="Its source is the folder of an export.")
+    model: ModelConfig = Field(description="Its source is the folder of an export, or models:/NAME@ALIAS.")
     quantization: dict[str, Any] | None = Field(
         None, description="Width and grid come from the export: what is said here must agree."
     )
@@ -61,7 +61,7 @@ def parse_finetune_recipe(data: dict[str, Any]) -> FinetuneRecipe:
     if not isinstance(data.get("model"), dict) or "source" not in data["model"]:
         raise InputError(
             "model.source is required, the folder of an export; found none: give the folder that "
-            "normtweak quantize has printed."
+            "normtweak quantize has printed, or models:/NAME@ALIAS."
         )
     recipe = parse_training_recipe(data, FinetuneRecipe, "finetune", NOT_READ)
     if recipe.export.format in ("bitnet", "gguf"):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.export_folder import REGISTERED
 from flows.html_page import Cell, Column, Section, Table, drawing, number
 from flows.report_text import markdown_table, precision, result_rows
 from flows.training_page import Told
@@ -106,7 +107,7 @@ def _summary(reports: FinetuneReports, plot: str) -> str:
         [
             f"# {reports.recipe.name}",
             "",
-            f"`{source.folder.name}` ({_grid(source)}), trained on towards "
+            f"`{_start(reports)}` ({_grid(source)}), trained on towards "
             f"`{source.float_name}`: {_what(reports)}. Export: `{reports.export.name}`.",
             "",
             *markdown_table(COLUMNS, _results(reports), "lrrrr"),
@@ -140,7 +141,7 @@ def _told(reports: FinetuneReports) -> Told:
     source, metrics = reports.source, reports.metrics
     return Told(
         kind="Fine-tuning",
-        lead=f"{source.folder.name} ({_grid(source)}), trained on towards {source.float_name}: "
+        lead=f"{_start(reports)} ({_grid(source)}), trained on towards {source.float_name}: "
         f"{_what(reports)}. Export: {reports.export.name}.",
         columns=COLUMNS,
         results=_results(reports),
@@ -180,6 +181,12 @@ def _blocks_section(reports: FinetuneReports) -> Section:
     }
     picture = drawing(drift_figure(series, "", "relative distance"), "blocks", caption)
     return Section("Block by block", [picture, table])
+
+
+def _start(reports: FinetuneReports) -> str:
+    """Return what people call the export that was trained on."""
+    asked = reports.recipe.model.source
+    return asked if asked.startswith(REGISTERED) else reports.source.folder.name
 
 
 def _grid(source: ExportSource) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from flows.export_folder import REGISTERED
 from flows.recipe_kinds import FINETUNE, kind_of
 from normtweak_core.calibration.hub_data import local_data
 from normtweak_core.model.source import REFERENCE_PREFIX, ModelFolder
@@ -22,7 +23,7 @@ def place_tags(recipe: Any, source: ModelFolder) -> dict[str, str]:
     """
     kind = kind_of(recipe.model_dump())
     found: dict[str, Path | None] = dict.fromkeys(kind.places)
-    if kind is FINETUNE:
+    if kind is FINETUNE and not recipe.model.source.startswith(REGISTERED):
         found["model.source"] = Path(recipe.model.source)
     if source.revision is None and not source.name.startswith(REFERENCE_PREFIX):
         found[kind.source] = source.path

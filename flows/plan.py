@@ -18,6 +18,7 @@ from flows.budget import (
     readable_seconds,
     time_estimate,
 )
+from flows.export_folder import export_folder
 from flows.finetune_preflight import ReadyToFinetune
 from flows.finetune_recipe import FinetuneRecipe
 from flows.plan_stages import Stage
@@ -158,7 +159,7 @@ def _time_lines(plan: Plan) -> list[str]:
     ]
 
 
-def require_local_model(recipe: Any) -> None:
+def require_local_model(recipe: Any, root: Path) -> None:
     """Accept a float model that is on this machine; a plan fetches nothing.
 
     Raises:
@@ -167,7 +168,7 @@ def require_local_model(recipe: Any) -> None:
     """
     config = recipe.model
     if isinstance(recipe, FinetuneRecipe):
-        export = read_export_source(Path(config.source).expanduser())
+        export = read_export_source(export_folder(config.source, root, writes=False))
         config = export.float_model(config, recipe.finetune.float_model)
     if Path(config.source).expanduser().exists() or not is_hub_id(config.source):
         return

@@ -137,7 +137,9 @@ def _start_under_the_root(source: "ExportSource") -> "StartingPoint | None":
     """Return what is trained on; None where a run would first copy it under the state root."""
     from tasks.finetune_source import StartingPoint, export_in_root, imported_folder
 
-    is_there = source.folder.is_relative_to(state_root()) or imported_folder(source).is_dir()
+    root = state_root()
+    copied = imported_folder(root, source.payload_sha256)
+    is_there = source.folder.is_relative_to(root) or copied.is_dir()
     return StartingPoint(source, export_in_root(source)) if is_there else None
 
 

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from flows.execution import ENGINE_LEVEL_VARIABLE, print_line, run_flow, set_variables
 from flows.failures import EXIT_FAILED, EXIT_OK, say
@@ -28,11 +27,10 @@ from tasks.environment import (
     FOLDERS,
     HOME_VARIABLE,
     REBUILDS,
-    default_variables,
     prepare_environment,
     state_root,
 )
-from tasks.registry_server import check_registry
+from tasks.registry_server import existing_registry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,15 +80,7 @@ def _require_places(root: Path, result_file: Path | None) -> None:
     if result_file is not None:
         check_result_file(result_file)
     check_state_root(root)
-    uri = os.environ.get(REGISTRY_VARIABLE) or default_variables(root)[REGISTRY_VARIABLE]
-    parts = urlsplit(uri)
-    file = Path(parts.path.removeprefix("/"))
-    if parts.scheme == "sqlite" and not file.is_file():
-        raise InputError(
-            f"a rebuild needs the registry that holds the version; there is none at {file}: set "
-            f"{HOME_VARIABLE} or {REGISTRY_VARIABLE} to where it is."
-        )
-    check_registry(uri)
+    existing_registry(root, "a rebuild")
 
 
 def _client() -> "MlflowClient":

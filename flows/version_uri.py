@@ -19,7 +19,7 @@ def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
     match = URI.fullmatch(uri)
     if match is None:
         raise InputError(
-            "rebuild takes a version as models:/NAME/VERSION or models:/NAME@ALIAS, such as "
+            "a version is written models:/NAME/VERSION or models:/NAME@ALIAS, such as "
             f"models:/my-model/3; found {uri!r}."
         )
     return match["name"], match["version"], match["alias"]

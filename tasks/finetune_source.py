@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 FOLDER = "exports/imported"  # copies of exports that lie elsewhere
 
 
-def imported_folder(source: ExportSource) -> Path:
-    """Return where the copy of an export goes that lies elsewhere."""
-    return state_root() / FOLDER / source.payload_sha256[:32]
+def imported_folder(root: Path, payload_sha256: str) -> Path:
+    """Return where the copy of an export goes that does not lie under the state root."""
+    return root / FOLDER / payload_sha256[:32]
 
 
 def export_in_root(source: ExportSource) -> ExportResult:
@@ -43,7 +43,7 @@ def export_in_root(source: ExportSource) -> ExportResult:
         )
     folder = source.folder
     if not folder.is_relative_to(state_root()):
-        folder = imported_folder(source)
+        folder = imported_folder(state_root(), source.payload_sha256)
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = temporary_beside(folder)

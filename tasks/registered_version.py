@@ -9,6 +9,8 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from normtweak_core.errors import InputError
 
@@ -108,13 +110,25 @@ def download_export(client: MlflowClient, export_sha256: str, to: Path) -> Path 
     return None
 
 
+def export_in_place(client: MlflowClient, version: RegisteredVersion) -> Path | None:
+    """Return the export of a version where the registry keeps it; None: not on this machine."""
+    try:
+        model = client.get_logged_model(version.tags["logged_model_id"])
+    except (KeyError, MlflowException):
+        return None
+    if not is_local_uri(model.artifact_location):
+        return None
+    folder = Path(local_file_uri_to_path(model.artifact_location)) / "model"
+    return folder if folder.is_dir() else None
+
+
 def _ours(found: ModelVersion, asked: str) -> RegisteredVersion:
     needed = ("export_sha256", "recipe_sha256", "source_sha256", "calibration_sha256")
     missing = [tag for tag in needed if tag not in found.tags]
     if missing or not found.run_id:
         lacks = f"no tag {missing[0]}" if missing else "no run"
         raise InputError(
-            f"{asked} must have been registered by normtweak to be rebuilt; it has {lacks}: "
-            f"something else has registered it; {LOOK}."
+            f"{asked} must have been registered by normtweak; it has {lacks}: something else has "
+            f"registered it; {LOOK}."
         )
     return RegisteredVersion(found.name, int(found.version), found.run_id, dict(found.tags))

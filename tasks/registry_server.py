@@ -1,13 +1,38 @@
 """Whether a registry can be reached, asked before anything slow is done for it."""
 
+import os
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from normtweak_core.errors import InputError
+from tasks.environment import HOME_VARIABLE, default_variables
 
 CONNECT_SECONDS = 5
+VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+def existing_registry(root: Path, reader: str) -> str:
+    """Return the tracking URI of a registry that is to be read from; imports no MLflow.
+
+    Args:
+        root: The state root, whose registry it is where the environment names none.
+        reader: What reads from it.
+
+    Raises:
+        InputError: There is none, or it does not answer.
+    """
+    uri = os.environ.get(VARIABLE) or default_variables(root)[VARIABLE]
+    parts = urlsplit(uri)
+    file = Path(parts.path.removeprefix("/"))
+    if parts.scheme == "sqlite" and not file.is_file():
+        raise InputError(
+            f"{reader} needs the registry that holds the version; there is none at {file}: set "
+            f"{HOME_VARIABLE} or {VARIABLE} to where it is."
+        )
+    check_registry(uri)
+    return uri
 
 
 def check_registry(tracking_uri: str) -> None:

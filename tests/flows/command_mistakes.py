@@ -144,7 +144,7 @@ COMMANDS = {
     ),
     "a rebuild of no version": (
         "rebuild tiny",
-        "rebuild takes a version as models:/NAME/VERSION or models:/NAME@ALIAS, such as "
+        "a version is written models:/NAME/VERSION or models:/NAME@ALIAS, such as "
         "models:/my-model/3; found 'tiny'.",
     ),
     "a rebuild without a registry": (

@@ -201,6 +201,35 @@ def test_a_second_run_computes_nothing_and_an_export_of_it_can_be_trained_on(
     assert deeper["export_sha256"] != finished["export_sha256"]
 
 
+def test_a_registered_version_is_trained_on_as_its_folder_is(project, finished, engine, tmp_path):
+    from flows.finetune import finetune
+    from flows.finetune_preflight import finetune_preflight
+
+    recipe = values(project, lr=3e-2) | {"name": "tiny-tuned-on"}
+    recipe["model"] = {"source": "models:/tiny-to-tune@candidate"}
+    result = finetune(parse_finetune_recipe(recipe))
+    assert result["export_sha256"] == finished["export_sha256"]
+    assert all(result["cached"].values())  # the same content, wherever it lies
+    page = (Path(result["reports_dir"]) / "report.html").read_text()
+    assert "models:/tiny-to-tune@candidate (2 bits, " in page
+    # Nothing was copied: the files of this machine's registry lie under the state root.
+    source = finetune_preflight(parse_finetune_recipe(recipe), engine).export
+    assert source.folder.is_relative_to(engine / "mlartifacts")
+    assert not (engine / "exports" / "imported").exists()
+    code, again = rebuild_result(engine, "models:/tiny-tuned-on/1", tmp_path / "r.json")
+    assert (code, again["equal"]) == (0, True)
+
+
+def test_a_version_that_cannot_be_trained_on_is_refused(project, tmp_path, capsys, engine):
+    def told(source: str) -> str:
+        return failing(tmp_path, capsys, values(project) | {"model": {"source": source}})
+
+    assert "a version is written models:/NAME/VERSION or models:/NAME@ALIAS" in told("models:/x")
+    assert "models:/tiny-to-tune/9 must be in the registry; it is not" in told(
+        "models:/tiny-to-tune/9"
+    )
+
+
 def test_a_plan_finds_what_is_finished(project, finished, engine):
     from flows.finetune_preflight import finetune_preflight
     from flows.plan_stages import finetune_stages

@@ -206,8 +206,8 @@ def test_a_version_that_something_else_has_registered(made, capsys):
     made.client.create_registered_model("foreign")
     made.client.create_model_version("foreign", source=str(made.folder), await_creation_for=0)
     assert refused(made, capsys, "models:/foreign/1") == (
-        "models:/foreign/1 must have been registered by normtweak to be rebuilt; it has no tag "
-        "export_sha256: something else has registered it; look with `normtweak ui`."
+        "models:/foreign/1 must have been registered by normtweak; it has no tag export_sha256: "
+        "something else has registered it; look with `normtweak ui`."
     )
 
 

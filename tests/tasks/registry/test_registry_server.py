@@ -1,6 +1,7 @@
 """The same registration through a real MLflow server over http."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import mlflow.artifacts
 import pytest
 from mlflow.entities import LoggedModelStatus
 
+from flows.export_folder import export_folder
 from normtweak_core.errors import InputError
 from normtweak_core.export.payload import payload_sha256
 from tasks.registered_version import download_export, download_reports, find_version
@@ -102,3 +104,31 @@ def test_what_a_rebuild_reads_comes_from_a_server_as_well(served, tmp_path):
     copied = download_export(client, sha256, tmp_path / "export-of-it")
     assert payload_sha256(copied) == sha256
     assert download_export(client, "0" * 64, tmp_path / "export-of-nobody") is None
+
+
+@pytest.mark.timeout(600)
+def test_an_export_to_train_on_is_copied_from_a_server_once(served, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.uri)
+    monkeypatch.setenv("NORMTWEAK_HOME", str(tmp_path / "state"))
+    told = dict.fromkeys(("source_sha256", "recipe_sha256", "calibration_sha256"), "1" * 64)
+    served.register(tags=told)
+    source, root = "models:/tiny-w4@candidate", tmp_path / "state"
+    with pytest.raises(InputError) as refused:
+        export_folder(source, root, writes=False)
+    assert str(refused.value) == (
+        f"a plan writes nothing, so the export must be here; {source} lies in the registry "
+        f"{served.uri}: give the folder of the export, or start the fine-tuning."
+    )
+    assert not root.exists()
+    folder = export_folder(source, root)
+    sha256 = payload_sha256(served.export)
+    assert folder == root / "exports" / "imported" / sha256[:32]
+    assert payload_sha256(folder) == sha256
+    (folder / "mark").touch()
+    assert (export_folder(source, root, writes=False) / "mark").exists()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    shutil.rmtree(folder)
+    shutil.rmtree(served.root / "served")
+    with pytest.raises(InputError, match="must have its files in the registry; they are gone: gi"):
+        export_folder(source, root)
+    assert list(folder.parent.iterdir()) == []

@@ -26,7 +26,9 @@ class FinetuneRecipe(BaseModel, frozen=True, extra="forbid"):
 
     name: str = Field(pattern=NAME_PATTERN, description="Name of the registered model.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
-    model: ModelConfig = Field(description="Its source is the folder of an export, or models:/NAME@ALIAS.")
+    model: ModelConfig = Field(
+        description="Its source is the folder of an export, or models:/NAME@ALIAS."
+    )
     quantization: dict[str, Any] | None = Field(
         None, description="Width and grid come from the export: what is said here must agree."
     )

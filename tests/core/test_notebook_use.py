@@ -1,12 +1,16 @@
 """The core alone, as in a notebook: no engine, no registry, from a folder to a quantized folder."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+README = Path(__file__).parents[2] / "README.md"
 NOTEBOOK = """
 import json, sys
 from pathlib import Path
@@ -69,6 +73,19 @@ def test_the_core_alone_takes_a_folder_to_an_export_that_transformers_loads(tiny
     # What stock transformers computes is what the walk saw, up to rounding of embeddings and head.
     assert found["stock_from_walked"] < 2e-3 < found["walked_from_float"] < 0.3
     assert not {"prefect", "mlflow", "pandera", "flows", "tasks"} & set(found["packages"])
+
+
+def test_what_the_readme_shows_of_the_library_runs(tmp_path):
+    (shown,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert "samples, length = 64, 256\n" in shown
+    program = shown.replace("samples, length = 64, 256\n", "samples, length = 8, 64\n")
+    (tmp_path / "notebook").mkdir()
+    program += "\nimport json\nmetrics = compare(quantized, model, others).metrics()\n"
+    program += "print(json.dumps(metrics | {'bits': record.bits_per_weight}))\n"
+    found = run_alone(program, tmp_path / "notebook")
+    assert found["bits"] == pytest.approx(3.3, abs=0.1)
+    assert 1 < found["perplexity/ratio"] < 1.2
+    assert (tmp_path / "llama-w3g64" / "model.safetensors").is_file()
 
 
 def a_tokenizer():

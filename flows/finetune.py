@@ -13,7 +13,7 @@ from flows.evaluating import measure_export
 from flows.evaluation_report import write_evaluation
 from flows.finetune_preflight import finetune_preflight
 from flows.finetune_recipe import FinetuneRecipe
-from flows.finetune_report import FinetuneReports, distance_kept, publish_finetune_reports
+from flows.finetune_report import FinetuneReports, publish_finetune_reports
 from flows.running import Run, calibration_sample, outcome, read_json, register
 from flows.training import Shown, train, training_data, training_facts
 from normtweak_core.export.payload import payload_bytes
@@ -96,7 +96,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         "start/perplexity/quantized": before["perplexity/quantized"],
         "start/kl/mean": before["kl/mean"],
     }
-    if (kept := distance_kept(before, after)) is not None:
+    if (kept := reports.distance_kept) is not None:
         metrics["distance_kept"] = kept
     registered = register(run, recipe, export, metrics, reports, files)
     for problem in reports.problems():

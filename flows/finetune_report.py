@@ -29,6 +29,17 @@ class FinetuneReports(TrainingReports):
     blocks: list[TrainedBlockResult]
     start: dict[str, float]  # metrics of the export that was started from
 
+    @property
+    def distance_kept(self) -> float | None:
+        """Which share of the export's perplexity above the float model's is left.
+
+        None where the export was not above it, so that there was no distance.
+        """
+        below = self.metrics["perplexity/float"]
+        distance = self.start["perplexity/quantized"] - below
+        kept = self.metrics["perplexity/quantized"] - below
+        return kept / distance if distance > 0 else None
+
     def problems(self) -> list[str]:
         """Return every problem of the run, one sentence each."""
         found = [
@@ -54,16 +65,6 @@ class FinetuneReports(TrainingReports):
             "parent_export_sha256": self.source.payload_sha256,
             "problems": "; ".join(self.problems())[:4000] or "none",
         }
-
-
-def distance_kept(start: dict[str, float], metrics: dict[str, float]) -> float | None:
-    """Return which share of the export's perplexity above the float model's is left.
-
-    None where the export was not above it, so that there was no distance.
-    """
-    below = metrics["perplexity/float"]
-    distance = start["perplexity/quantized"] - below
-    return (metrics["perplexity/quantized"] - below) / distance if distance > 0 else None
 
 
 def publish_finetune_reports(reports: FinetuneReports) -> list[Path]:
@@ -228,7 +229,7 @@ def _results(reports: FinetuneReports) -> list[tuple[str, ...]]:
 
 
 def _left(reports: FinetuneReports) -> str:
-    kept = distance_kept(reports.start, reports.metrics)
+    kept = reports.distance_kept
     if kept is None:
         return ""
     return f" Of the distance to the float perplexity, {100 * kept:.0f} % are left."

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tasks.events import read_events
 from tests.flows.in_process import rebuild_result
@@ -20,17 +21,6 @@ REPOSITORY = Path(__file__).parents[2]
 KILLS = int(os.environ.get("NORMTWEAK_TERNARY_KILLS", "1"))
 
 STEPS, BLOCKS = 30, 3
-RECIPE = f"""
-name: ternary-test
-model: {{{{source: "{{0}}/model"}}}}
-ternary:
-  steps: {STEPS}
-  batch: 2
-  save_every: 2
-  data: {{{{source: random, samples: 16, length: 64}}}}
-evaluation: {{{{perplexity: {{{{path: "{{0}}/text.txt"}}}}}}}}
-"""
-
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -87,7 +77,16 @@ def project(tmp_path_factory):
     # Small, with a step long enough to be killed in.
     save_tiny_model(folder / "model", tiny_config("llama", num_hidden_layers=BLOCKS))
     (folder / "text.txt").write_text("What a ternary model makes of a text. " * 12)
-    recipe.write_text(RECIPE.format(folder))
+    values = {
+        "name": "ternary-test",
+        "model": {"source": str(folder / "model")},
+        "ternary": {
+            "steps": STEPS, "batch": 2, "save_every": 2,
+            "data": {"source": "random", "samples": 16, "length": 64},
+        },
+        "evaluation": {"perplexity": {"path": str(folder / "text.txt")}},
+    }  # fmt: skip
+    recipe.write_text(yaml.safe_dump(values))
     return folder, recipe
 
 

@@ -120,6 +120,15 @@ def measure_pair(
     return _measured(read_json(pair.details), metrics, scores, text, items)
 
 
+def score_float_model(run: Run, config: EvaluationConfig) -> None:
+    """Score the float model on the named tasks, before the long work.
+
+    What cannot be scored, such as an answer longer than the context, stops the run here.
+    """
+    for items in items_of(config):
+        _scores(run, float_subject(run.job), items, "evaluate float")
+
+
 def measure_export(
     run: Run,
     config: EvaluationConfig,

@@ -9,7 +9,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.evaluating import measure_export
+from flows.evaluating import measure_export, score_float_model
 from flows.evaluation_report import write_evaluation
 from flows.finetune_preflight import finetune_preflight
 from flows.finetune_recipe import FinetuneRecipe
@@ -67,6 +67,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         log.warning("%s", warning)
     run = Run(began, job=open_job(ready.float_model, recipe.seed))
     start = StartingPoint(ready.export, export_in_root(ready.export))
+    score_float_model(run, recipe.evaluation)
     made = make_finetuned(run, recipe, start)
     data, blocks, segments, export = made.data, made.blocks, made.segments, made.export
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)

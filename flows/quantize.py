@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.evaluating import measure_export
+from flows.evaluating import measure_export, score_float_model
 from flows.evaluation_report import write_evaluation
 from flows.params import Recipe
 from flows.preflight import preflight
@@ -75,6 +75,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     for warning in preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(began, job=open_job(recipe.model, recipe.seed))
+    score_float_model(run, recipe.evaluation)
     made = make_quantized(run, recipe)
     calibration, blocks, tuned, export = made.calibration, made.blocks, made.tuned, made.export
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)

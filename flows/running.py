@@ -43,16 +43,20 @@ class Stages:
     began: float  # of the monotonic clock: before a model was hashed
     progress: Progress = field(default_factory=Progress)
     cached: dict[str, bool] = field(default_factory=dict)
+    results: dict[tuple[str, str], Any] = field(default_factory=dict)  # by name and key
 
     def stage(self, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:
         """Run a stage, or take its cached result; arguments in memory are not walked through."""
+        if (name, key) in self.results:
+            return self.results[name, key]
         self.cached[name] = cached_result(key) is not None
         log.info("%s%s", name, ": cached" if self.cached[name] else "")
         quoted = {
             key: value if isinstance(value, str | int | float) else quote(value)
             for key, value in arguments.items()
         }
-        return task(key=key, **quoted)
+        result = self.results[name, key] = task(key=key, **quoted)
+        return result
 
 
 @dataclass

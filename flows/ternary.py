@@ -9,7 +9,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.evaluating import measure_export
+from flows.evaluating import measure_export, score_float_model
 from flows.evaluation_report import write_evaluation
 from flows.running import Run, calibration_sample, outcome, read_json, register
 from flows.ternary_preflight import ternary_preflight
@@ -54,6 +54,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     for warning in ternary_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(began, job=open_job(recipe.model, recipe.seed))
+    score_float_model(run, recipe.evaluation)
     made = make_ternary(run, recipe)
     data, surgery, segments, export = made.data, made.surgery, made.segments, made.export
     trained = segments[-1]

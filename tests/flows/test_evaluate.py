@@ -36,25 +36,27 @@ def on_text(project, **more):
     return {"perplexity": {"path": str(project / "text.txt"), "length": 32}} | TASKS | more
 
 
+def recipe_of(project, **evaluation):
+    return parse_recipe(
+        {
+            "name": "tiny-evaluated",
+            "model": {"source": str(project / "model")},
+            "calibration": {"source": "random", "samples": 8, "length": 32},
+            "quantization": {"method": "rtn", "bits": 3, "propagation": {"alpha": 0.0}},
+            "norm_tweak": {"enabled": False},
+            "final_tune": {"enabled": False},
+            "evaluation": on_text(project, **evaluation),
+            "gate": {"max_accuracy_drop": {"piqa": 1.0}, "max_kl": 1e-9},
+        }
+    )
+
+
 @pytest.fixture(scope="module")
 def made(engine_environment, session_api, project):
     """The result of a run that quantizes, evaluates and registers the model."""
     from flows.quantize import quantize
 
-    return quantize(
-        parse_recipe(
-            {
-                "name": "tiny-evaluated",
-                "model": {"source": str(project / "model")},
-                "calibration": {"source": "random", "samples": 8, "length": 32},
-                "quantization": {"method": "rtn", "bits": 3, "propagation": {"alpha": 0.0}},
-                "norm_tweak": {"enabled": False},
-                "final_tune": {"enabled": False},
-                "evaluation": on_text(project),
-                "gate": {"max_accuracy_drop": {"piqa": 1.0}, "max_kl": 1e-9},
-            }
-        )
-    )
+    return quantize(recipe_of(project))
 
 
 def asked(project, *models, **more):
@@ -108,6 +110,22 @@ def test_a_gate_that_fails_registers_the_version_with_its_reasons_and_no_alias(e
     assert "kl/mean must be at most 1e-09 (gate.max_kl); found" in version.tags["gate.reasons"]
     assert "piqa" not in version.tags["gate.reasons"]
     assert made["registered"]["aliases"] == []
+
+
+def test_items_that_cannot_be_scored_stop_a_run_before_its_long_work(engine, project):
+    from flows.quantize import quantize
+    from tasks.events import read_events
+
+    too_long = {"goal": "fill a page", "sol1": 300 * "word ", "sol2": "draw on it", "label": 0}
+    items = project / "too-long" / "piqa" / "items.jsonl"
+    items.parent.mkdir(parents=True)
+    items.write_text(json.dumps(too_long) + "\n")
+    recipe = recipe_of(project, data=str(items.parents[1])).model_copy(update={"seed": 5})
+    known = len(read_events(engine))
+    with pytest.raises(InputError, match="fit in the model's context of 256 tokens; one of item 0"):
+        quantize(recipe)
+    happened = {event["event"] for event in read_events(engine)[known:]}
+    assert happened.isdisjoint({"calibrate", "block", "export", "register"})
 
 
 def test_models_are_compared_in_pairs_on_the_same_tokens_and_items(engine, project, made):

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from normtweak_core.errors import InputError
 from tasks.locks import exclusive
 from tasks.promotion import Verdict, name_lock, settle_aliases
+from tasks.registry_flavor.description import describe_version
 from tasks.registry_flavor.folder import read_config
 from tasks.registry_flavor.logged_model import EVALUATION_TAG, Export, complete_logged_model
 from tasks.registry_names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
@@ -129,6 +130,9 @@ def _version_of(
         version = found
         _refresh_tags(client, export, version)
     _link_back(client, model, version)
+    if not version.description:  # else somebody has written one
+        description = describe_version(export.name, int(version.version))
+        client.update_model_version(export.name, str(version.version), description)
     return client.get_model_version(export.name, str(version.version)), found is None
 
 

@@ -90,6 +90,13 @@ def test_the_same_content_twice_is_the_same_version(registry):
     assert len(history) == 1
 
 
+def test_a_description_that_somebody_has_written_stays(registry):
+    registry.register()
+    registry.client.update_model_version("tiny-w4", "1", "For the phones.")
+    registry.register()
+    assert registry.client.get_model_version("tiny-w4", "1").description == "For the phones."
+
+
 def test_new_content_is_a_new_version_with_its_parent(registry):
     registry.register()
     second = registry.with_seed(1).register()

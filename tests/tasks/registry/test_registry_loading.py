@@ -1,7 +1,9 @@
 """Registered models opened by a process that cannot import our code and has no network."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from tasks.registry_flavor.description import TEXT
 
 BLOCKER = """
 import sys
@@ -59,15 +63,15 @@ json.dump([consume(uri) for uri in sys.argv[2:]], open(sys.argv[1], "w"))
 """
 
 
-def consume(registry, *uris: str) -> list[dict]:
-    out = registry.root / "consumed.json"
+def run_without_us(registry, code: str, *arguments: str) -> str:
+    """Return what a program prints that has the registry and not our code."""
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": registry.uri,
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
     }
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKER + CONSUMER, str(out), *uris],
+        [sys.executable, "-c", BLOCKER + code, *arguments],
         cwd=registry.root,
         env=environment,
         capture_output=True,
@@ -75,7 +79,33 @@ def consume(registry, *uris: str) -> list[dict]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "mismatch" not in done.stderr, done.stderr  # pins and installed packages agree
+    return done.stdout
+
+
+def consume(registry, *uris: str) -> list[dict]:
+    out = registry.root / "consumed.json"
+    run_without_us(registry, CONSUMER, str(out), *uris)
     return json.loads(out.read_text())
+
+
+def test_the_description_of_a_version_says_how_to_open_it(registry):
+    registered = registry.register()
+    described = registry.client.get_model_version(registered.name, "1").description
+    loaded, plain = re.findall(r"```python\n(.+?)```", described, re.DOTALL)
+    inputs = 'tokenizer("Once upon a time", return_tensors="pt")'
+    options = "max_new_tokens=40, do_sample=False"
+    plain += f"ids = model.generate(**{inputs}, {options})[0]\n"
+    plain += "print(tokenizer.decode(ids, skip_special_tokens=True))"
+    (answer,) = ast.literal_eval(run_without_us(registry, loaded))
+    assert len(answer.split()) > 10
+    whole = run_without_us(registry, plain).strip()
+    assert whole.endswith(answer.strip())
+
+
+def test_the_readme_shows_what_a_version_says_of_itself():
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    for block in re.findall(r"```python\n.+?```", TEXT, re.DOTALL):
+        assert block.format(uri="models:/quickstart-llama-w2g64@champion") in readme
 
 
 def test_models_open_three_ways_without_our_code(registry):

@@ -1,0 +1,36 @@
+"""What a version says of itself on the pages of MLflow: how people without our code open it."""
+
+TEXT = """\
+Made and verified by normtweak, of which nothing is needed to open this version:
+
+```python
+import mlflow
+
+model = mlflow.pyfunc.load_model("{uri}")
+print(model.predict(["Once upon a time"], params={{"max_new_tokens": 40}}))
+```
+
+or, as a plain Hugging Face folder:
+
+```python
+import mlflow
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = mlflow.artifacts.download_artifacts("{uri}") + "/model"
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+`MLFLOW_TRACKING_URI` names this registry. Beside `model` lie `requirements.txt`, the packages that
+this takes, and `reports`, what is known of the version.
+"""
+
+
+def describe_version(name: str, number: int) -> str:
+    """Return the description of a version, as Markdown.
+
+    Args:
+        name: Of the registered model.
+        number: Of the version.
+    """
+    return TEXT.format(uri=f"models:/{name}/{number}")

@@ -188,6 +188,7 @@ def test_the_version_and_its_metrics_are_on_the_registry_pages(browser: Browser,
         "candidate",
         "perplexity/quantized",
         pages.result["export_sha256"],
+        f'mlflow.pyfunc.load_model("models:/{NAME}/{version}")',
     )
     browser.shows(f"{pages.mlflow}/#/models/{NAME}/versions/{version}", *texts, picture="version")
     experiment = ask(f"{api}/experiments/get-by-name?experiment_name=normtweak")["experiment"]

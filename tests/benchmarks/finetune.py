@@ -3,7 +3,7 @@
     python -m tests.benchmarks.finetune [--models llama neox] [--bits 2 3 4]
 
 Each row is `normtweak quantize` (all stages) and then `normtweak finetune` on its export: with
-whole latent weights, and with a low-rank update (QA-LoRA). Finished stages are cached. A model's
+whole latent weights, with them for twice as long, and with a low-rank update (QA-LoRA). Finished stages are cached. A model's
 rows take the place of its earlier ones in finetune.json, finetune.md and the table of the README.
 """
 
@@ -22,6 +22,7 @@ STEPS = {"block_steps": 200, "steps": 600}
 DATA = {"source": "generated", "samples": 1024, "length": 256}
 WAYS: dict[str, dict[str, Any]] = {
     "whole weights": {},
+    "whole weights, twice as long": {"steps": 1200, "data": DATA | {"samples": 2048}},
     "QA-LoRA, rank 32": {"lora": {"rank": 32}},
 }
 BITS = {2: list(WAYS), 3: ["whole weights"], 4: ["whole weights"]}
@@ -61,7 +62,7 @@ def row(model: str, bits: int, way: str) -> dict[str, Any]:
     recipe = {
         "name": f"study-finetune-{model}",
         "model": {"source": start["export_dir"]},
-        "finetune": {**STEPS, "data": DATA, **WAYS[way]},
+        "finetune": STEPS | {"data": DATA} | WAYS[way],
         "evaluation": base["evaluation"],
     }
     result = finetune(parse_finetune_recipe(recipe))

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.finetune [--models llama neox] [--bits 2 3 4]
 
 Each row is `normtweak quantize` (all stages) and then `normtweak finetune` on its export: with
-whole latent weights, with them for twice as long, and with a low-rank update (QA-LoRA). Finished stages are cached. A model's
-rows take the place of its earlier ones in finetune.json, finetune.md and the table of the README.
+whole latent weights, at 2 bits also for twice as long, and with a low-rank update (QA-LoRA).
+Finished stages are cached. A model's rows take the place of its earlier ones in finetune.json,
+finetune.md and the table of the README.
 """
 
 import argparse

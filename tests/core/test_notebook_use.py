@@ -76,7 +76,8 @@ def test_the_core_alone_takes_a_folder_to_an_export_that_transformers_loads(tiny
 
 
 def test_what_the_readme_shows_of_the_library_runs(tmp_path):
-    (shown,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    section = README.read_text().split("## As a library")[1]
+    (shown,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert "samples, length = 64, 256\n" in shown
     program = shown.replace("samples, length = 64, 256\n", "samples, length = 8, 64\n")
     (tmp_path / "notebook").mkdir()

@@ -104,7 +104,7 @@ def _carry_out(shared: Run, cell: PlannedCell, sha256: str) -> Cell:
     tuned = tune_norms(run, recipe, calibration, blocks, settings)
     export = export_model(run, recipe, calibration, blocks, tuned, settings)
     length = calibration_length(job, recipe.calibration)
-    measured = measure_export(run, recipe.evaluation, length, export)
+    measured = measure_export(run, recipe.evaluation, [], length, export)
     return Cell(
         study=cell.study,
         value=cell.value,

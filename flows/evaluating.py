@@ -120,18 +120,21 @@ def measure_pair(
     return _measured(read_json(pair.details), metrics, scores, text, items)
 
 
-def score_float_model(run: Run, config: EvaluationConfig) -> None:
-    """Score the float model on the named tasks, before the long work.
+def score_float_model(run: Run, config: EvaluationConfig) -> list[Items]:
+    """Return the items of the named tasks, scored on the float model before the long work.
 
     What cannot be scored, such as an answer longer than the context, stops the run here.
     """
-    for items in items_of(config):
-        _scores(run, float_subject(run.job), items, "evaluate float")
+    items, subject = items_of(config), float_subject(run.job)
+    for one in items:
+        _scores(run, subject, one, "evaluate float")
+    return items
 
 
 def measure_export(
     run: Run,
     config: EvaluationConfig,
+    items: list[Items],
     calibration_length: int,
     export: ExportResult,
     name: str = "evaluate",
@@ -140,14 +143,15 @@ def measure_export(
 
     Args:
         run: The run.
-        config: What to measure on.
+        config: What text to measure on.
+        items: Of the named tasks.
         calibration_length: Tokens per window where the recipe names no other length.
         export: The export.
         name: Of the stage.
     """
     text = text_of(config.perplexity, run.job.source, calibration_length, run.job.context)
     subjects = export_subject(run.job, export), float_subject(run.job)
-    found = measure_pair(run, text, items_of(config), *subjects, (name, "evaluate float"))
+    found = measure_pair(run, text, items, *subjects, (name, "evaluate float"))
     run.measured_on = found.measured_on
     sizes = {"bits_per_weight": export.bits_per_weight, "size_bytes": float(export.size_bytes)}
     return Measured(**{**vars(found), "metrics": found.metrics | sizes})

@@ -67,13 +67,15 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         log.warning("%s", warning)
     run = Run(began, job=open_job(ready.float_model, recipe.seed))
     start = StartingPoint(ready.export, export_in_root(ready.export))
-    score_float_model(run, recipe.evaluation)
+    items = score_float_model(run, recipe.evaluation)
     made = make_finetuned(run, recipe, start)
     data, blocks, segments, export = made.data, made.blocks, made.segments, made.export
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.finetune.data)
-    before = measure_export(run, recipe.evaluation, length, start.export, "evaluate start").metrics
-    measured = measure_export(run, recipe.evaluation, length, export)
+    before = measure_export(
+        run, recipe.evaluation, items, length, start.export, "evaluate start"
+    ).metrics
+    measured = measure_export(run, recipe.evaluation, items, length, export)
     after = measured.metrics
     reports = FinetuneReports(
         recipe=recipe,

@@ -75,12 +75,12 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     for warning in preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(began, job=open_job(recipe.model, recipe.seed))
-    score_float_model(run, recipe.evaluation)
+    items = score_float_model(run, recipe.evaluation)
     made = make_quantized(run, recipe)
     calibration, blocks, tuned, export = made.calibration, made.blocks, made.tuned, made.export
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.calibration)
-    measured = measure_export(run, recipe.evaluation, length, export)
+    measured = measure_export(run, recipe.evaluation, items, length, export)
     metrics = measured.metrics
     reports = Reports(
         recipe=recipe,

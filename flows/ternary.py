@@ -54,13 +54,13 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     for warning in ternary_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(began, job=open_job(recipe.model, recipe.seed))
-    score_float_model(run, recipe.evaluation)
+    items = score_float_model(run, recipe.evaluation)
     made = make_ternary(run, recipe)
     data, surgery, segments, export = made.data, made.surgery, made.segments, made.export
     trained = segments[-1]
     run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
     length = calibration_length(run.job, recipe.ternary.data)
-    measured = measure_export(run, recipe.evaluation, length, export)
+    measured = measure_export(run, recipe.evaluation, items, length, export)
     metrics = measured.metrics
     reports = TernaryReports(
         recipe=recipe,

@@ -131,7 +131,7 @@ def _version_of(
         _refresh_tags(client, export, version)
     _link_back(client, model, version)
     if not version.description:  # else somebody has written one
-        description = describe_version(export.name, int(version.version))
+        description = describe_version(f"models:/{export.name}/{version.version}")
         client.update_model_version(export.name, str(version.version), description)
     return client.get_model_version(export.name, str(version.version)), found is None
 

@@ -26,11 +26,6 @@ this takes, and `reports`, what is known of the version.
 """
 
 
-def describe_version(name: str, number: int) -> str:
-    """Return the description of a version, as Markdown.
-
-    Args:
-        name: Of the registered model.
-        number: Of the version.
-    """
-    return TEXT.format(uri=f"models:/{name}/{number}")
+def describe_version(uri: str) -> str:
+    """Return the description of the version at a ``models:/`` address, as Markdown."""
+    return TEXT.format(uri=uri)

@@ -83,7 +83,9 @@ def _in_folder(source: ModelFolder, tokenizer: Path, dtype: str, device: str) ->
     from normtweak_core.export.payload import payload_bytes
     from normtweak_core.model.architecture import quantization_method
     from normtweak_core.model.fingerprint import fingerprint
+    from normtweak_core.model.foreign_code import refuse_foreign_tokenizer
 
+    refuse_foreign_tokenizer(tokenizer)
     quantized = quantization_method(source.path) is not None
     subject = Subject(
         name=source.name,

@@ -28,6 +28,7 @@ from normtweak_core.evaluate.tasks import read_items
 from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
+from normtweak_core.model.foreign_code import refuse_foreign_tokenizer
 from normtweak_core.model.source import (
     REFERENCE_PREFIX,
     ModelFolder,
@@ -273,7 +274,8 @@ def require_reader_files(folder: Path) -> None:
     """Accept a model with all that loading it by name, and later its export, takes.
 
     Raises:
-        InputError: A file of the tokenizer or the name of its architecture is missing or damaged.
+        InputError: A file of the tokenizer or the name of its architecture is missing or damaged,
+            or the tokenizer needs code of its own.
     """
     # Other kinds of vocabularies take sentencepiece or tiktoken, which no reader of an export has.
     vocabularies = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -293,6 +295,7 @@ def require_reader_files(folder: Path) -> None:
     for name, required in (("tokenizer_config.json", None), ("tokenizer.json", "model")):
         if (folder / name).is_file():
             _require_json_object(folder / name, required)
+    refuse_foreign_tokenizer(folder)
 
 
 def _require_json_object(path: Path, required: str | None) -> None:

@@ -25,6 +25,7 @@ SOURCES = [
     "normtweak_core.calibration.sets",
     "normtweak_core.calibration.storage",
     "normtweak_core.model.loading",
+    "normtweak_core.model.tokenizer",
 ]
 
 
@@ -103,20 +104,19 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
     Raises:
         InputError: The text is missing, too short or degenerate.
     """
-    from transformers import AutoTokenizer
-
     from normtweak_core.calibration.likelihood import window_nll
     from normtweak_core.calibration.quality import quality_report
     from normtweak_core.calibration.sets import build_calibration_set
     from normtweak_core.calibration.storage import save_calibration_set
     from normtweak_core.model.loading import load_causal_lm
+    from normtweak_core.model.tokenizer import load_tokenizer
     from tasks.calibration_table import calibration_frame, write_calibration_table
 
     events.record("calibrate", part="build")
     began = time.monotonic()
     bar: Progress = progress
     length = calibration_length(job, config)
-    tokenizer = AutoTokenizer.from_pretrained(job.folder)
+    tokenizer = load_tokenizer(job.folder)
     model = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
     with bar.stage("calibration", "tokens") as advance:
         windows = build_calibration_set(

@@ -16,7 +16,11 @@ from tasks.progress import Progress
 from tasks.results import Evaluation, ExportResult
 from tasks.subjects import Subject, export_subject, float_subject
 
-SOURCES = ["normtweak_core.calibration.text", "normtweak_core.evaluate.divergence"]
+SOURCES = [
+    "normtweak_core.calibration.text",
+    "normtweak_core.evaluate.divergence",
+    "normtweak_core.model.tokenizer",
+]
 HELD_OUT_TEXT = "held-out.jsonl"
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from normtweak_core.errors import InputError
 from tasks.artifacts import content_hash
 from tasks.caching import stage_key
 from tasks.environment import state_root
@@ -68,19 +67,11 @@ class Subject:
         Raises:
             InputError: It has none that can be read.
         """
-        from transformers import AutoTokenizer
+        from normtweak_core.model.tokenizer import load_tokenizer
 
-        from normtweak_core.model.architecture import first_line
-
-        gguf = {"gguf_file": self.path.name} if self.path.is_file() else {}
-        folder = self.path.parent if gguf else self.tokenizer_path or self.path
-        try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, **gguf)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.name} must come with its tokenizer; there is none to be read in {folder}: "
-                f"{first_line(error)}"
-            ) from error
+        if self.path.is_file():
+            return load_tokenizer(self.path.parent, gguf_file=self.path.name)
+        return load_tokenizer(self.tokenizer_path or self.path)
 
     @property
     def identity(self) -> dict[str, str]:

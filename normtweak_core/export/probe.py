@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.payload import tokenizer_files
 from normtweak_core.model.skeleton import allocate_computed_buffers, assign, build_skeleton
+from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.ternary.inference import TernaryInference
 
 PROBE_TOKENS = 16
@@ -74,7 +75,7 @@ def tokenizer_probe(folder: Path) -> dict[str, object] | None:
     """Return a text with its token ids and their decoding; None for a folder without tokenizer."""
     if not tokenizer_files(folder):
         return None
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     ids = tokenizer(PROBE_TEXT)["input_ids"]
     return {"text": PROBE_TEXT, "ids": ids, "decoded": tokenizer.decode(ids)}
 

@@ -43,7 +43,11 @@ def load(folder, manifest):
             bits=manifest["export"]["bits"], backend="gptq_torch"
         )
     return AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, output_loading_info=True, **options
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
     )
 
 
@@ -238,7 +242,9 @@ def check_tokenizer(folder, probe, sample, problems):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # whatever a file that is no tokenizer leads to, plain ones among it
         found = f"{type(error).__name__}: {error}"
         problems.append({"what": "tokenizer", "name": "loading", "found": found})

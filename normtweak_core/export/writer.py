@@ -32,13 +32,15 @@ from normtweak_core.export.payload import (
 from normtweak_core.export.probe import reference_logits, tokenizer_probe
 from normtweak_core.export.scheme import Scheme, TernaryScheme
 from normtweak_core.export.shards import METADATA, ShardWriter
+from normtweak_core.model.foreign_code import AUTO_MAP
 from normtweak_core.quantize.weight import QuantizedWeight
 from normtweak_core.ternary.weight import TernaryLinear
 
 MAX_SHARD_BYTES = 5_000_000_000
 # Keys that name a place instead of describing the model, or that the export writes itself.
-DROPPED_CONFIG_KEYS = ("_name_or_path", "torch_dtype", "quantization_config")
-PLACES = ("_name_or_path", "name_or_path")
+# (auto_map: code of the source's folder, which is neither carried along nor run by any reader).
+DROPPED_CONFIG_KEYS = ("_name_or_path", "torch_dtype", "quantization_config", AUTO_MAP)
+DROPPED_ENTRIES = ("_name_or_path", "name_or_path", AUTO_MAP)
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,8 @@ def _copy_texts(source: Path, folder: Path) -> None:
     for path in [generation] * generation.is_file() + tokenizer_files(source):
         content = path.read_bytes()
         entries = json.loads(content) if path.name.endswith("_config.json") else {}
-        if any(key in entries for key in PLACES):
-            kept = {key: value for key, value in entries.items() if key not in PLACES}
+        if any(key in entries for key in DROPPED_ENTRIES):
+            kept = {key: value for key, value in entries.items() if key not in DROPPED_ENTRIES}
             write_json(folder / path.name, kept)
         else:
             write_bytes(folder / path.name, content)

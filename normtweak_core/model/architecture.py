@@ -133,7 +133,7 @@ def model_context(folder: Path) -> int | None:
     from transformers import AutoConfig
 
     try:
-        known = AutoConfig.from_pretrained(folder, local_files_only=True)
+        known = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError) as error:
         raise InputError(
             f"transformers must know the model; it does not know {folder}: {first_line(error)}"

@@ -224,6 +224,13 @@ OPTIONS = {
         "{0}/odd-words/tokenizer_config.json must be a JSON object; it is something else: "
         f"{SAVE_TOKENIZER}",
     ),
+    "a tokenizer with its own code": (
+        "--set model.source={0}/coded-words",
+        "a tokenizer must run on the code in transformers; {0}/coded-words/tokenizer_config.json "
+        "has auto_map: words.Words, code of its own, which is never executed here. Convert the "
+        "tokenizer to a tokenizer.json that opens without trust_remote_code and remove the entry, "
+        "or choose another model.",
+    ),
     "a model that does not say what it is": (
         "--set model.source={0}/nameless",
         "a model folder must hold its tokenizer and name its architecture; {0}/nameless lacks "

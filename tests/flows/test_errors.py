@@ -51,6 +51,7 @@ TOKENIZERS = {
     "torn-words": [],
     "no-words": [],
     "odd-words": [],
+    "coded-words": [],
 }
 CASES = [*OPTIONS, *COMMANDS, *PLACES]
 
@@ -78,6 +79,8 @@ def folder(tmp_path_factory):
     (place / "torn-words" / "tokenizer.json").write_text('{"model": {"vocab"')
     (place / "no-words" / "tokenizer.json").write_text("{}")
     (place / "odd-words" / "tokenizer_config.json").write_text("[]")
+    coded = '{"auto_map": {"AutoTokenizer": ["words.Words", null]}}'
+    (place / "coded-words" / "tokenizer_config.json").write_text(coded)
     write_model(place / "nameless", architectures=None)
     write_model(place / "packed", quantization_config={"quant_method": "gptq"})
     shutil.copytree(place / "model", place / "torn")

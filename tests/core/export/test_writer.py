@@ -116,6 +116,24 @@ def test_what_is_copied_of_the_source_is_in_the_payload(tmp_path, llama, layers)
     assert names >= {"qwen.tiktoken", "generation_config.json", "config.json"}
 
 
+def test_no_code_of_the_source_and_no_way_to_it_is_exported(tmp_path, llama, layers):
+    # A folder of a model that transformers has by now: its authors' files lie there all the same.
+    source = tmp_path / "source"
+    shutil.copytree(llama, source)
+    (source / "modeling_llama.py").write_text("raise SystemExit")
+    for name in ("config.json", "generation_config.json"):
+        settings = read_json(source / name) | {"auto_map": {"AutoModel": "modeling_llama.Model"}}
+        (source / name).write_text(json.dumps(settings))
+    record, known = (
+        write(tmp_path / "out", source, layers),
+        write(tmp_path / "known", llama, layers),
+    )
+    assert list(record.folder.rglob("*.py")) == []
+    for path in payload_files(record.folder):
+        assert b"auto_map" not in path.read_bytes(), path.name
+    assert record.payload_sha256 == known.payload_sha256
+
+
 def test_shards_hold_the_same_tensors_as_a_single_file(tmp_path, llama, layers):
     whole = write(tmp_path / "whole", llama, layers).folder
     parts = write(tmp_path / "parts", llama, layers, max_shard_bytes=20_000).folder

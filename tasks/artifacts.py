@@ -38,6 +38,10 @@ _TEMPORARY = re.compile(r"\.tmp-(?P<token>[0-9a-f]{32})-[0-9a-f]{32}")
 _writer_mutex = threading.Lock()
 
 
+class Result(BaseModel, frozen=True):
+    """What a stage returns. Only a subclass whose module is loaded is read back from a record."""
+
+
 class ArtifactRef(BaseModel):
     """A file under the state root that is known to hold exactly these bytes.
 

@@ -17,6 +17,7 @@ from tasks.results import QUANTIZED, TWEAKED, BlockResult, CalibrationResult
 log = logging.getLogger(__name__)
 
 SOURCES = [
+    __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.quantize.block",
     "normtweak_core.quantize.walk",

@@ -7,17 +7,16 @@ about a task call takes part in caching:
     def quantize_block(key: str, config: BlockConfig, context: Any) -> BlockResult: ...
 
     key = stage_key("block", parents=[content_hash(calibration)], inputs={...},
-                    sources=["normtweak_core.quantize.gptq"], device="cpu", threads=2)
+                    sources=[__name__, "normtweak_core.quantize.gptq"], device="cpu", threads=2)
     quantize_block(key, config, quote(context))
 
-Results are pydantic models of importable modules. Models and streams that a task is handed in
+Results are subclasses of `tasks.artifacts.Result`. Models and streams that a task is handed in
 memory go inside `prefect.utilities.annotations.quote`: Prefect then does not walk through them.
 """
 
 import dis
 import functools
 import hashlib
-import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -31,11 +30,18 @@ from prefect.serializers import Serializer
 from prefect.transactions import IsolationLevel
 from pydantic import BaseModel
 
+from tasks.artifacts import Result
 from tasks.environment import state_root
 from tasks.locks import FlockLockManager
 
 CORE = ("normtweak_core",)
 VERSIONED = ("torch", "transformers")
+# Modules of `tasks` in which no result is decided: what they say is a value of the key already, or
+# they store, lock and tell. All others count for the stages that import them.
+OPERATING = {
+    f"tasks.{name}"
+    for name in ("artifacts", "caching", "environment", "events", "job", "locks", "progress")
+}
 
 
 class CacheKeyError(BaseException):
@@ -54,6 +60,7 @@ def stage_key(
     sources: list[str],
     device: str,
     threads: int,
+    shared: dict[str, Any] | None = None,
 ) -> str:
     """Return the cache key of one execution of a stage: equal keys mean equal bytes.
 
@@ -62,20 +69,30 @@ def stage_key(
         parents: Content hashes of the results this stage reads, in order.
         inputs: What else it reads: recipe fields, weight hashes. Plain values or pydantic models;
             never a path, a name given by the user, a run id or a time.
-        sources: Modules whose code the stage runs; what they import of the core is followed.
+        sources: Modules whose code the stage runs, its own among them; what they import of their
+            own package is followed.
         device: "cpu" or "cuda:0"; only the type counts.
         threads: Threads that share the arithmetic; their number changes the order of sums.
+        shared: Facts that all stages of a job have in common, of the same kinds as inputs.
 
     Raises:
         TypeError: An input is none of the kinds above, for example a path.
+        ValueError: A name is given twice, so that one of the two would not count.
     """
+    common = {"device": device.split(":")[0], "threads": threads}
+    for given in (shared or {}, inputs):
+        if twice := sorted(common.keys() & given.keys()):
+            raise ValueError(
+                f"every name in the key of {name} must be given once; {', '.join(twice)} is a fact "
+                "that its job shares already: give the stage's own input another name"
+            )
+        common |= shared or {}
     facts = {
         "stage": name,
         "parents": list(parents),
+        "shared": _plain(common, "shared"),
         "inputs": _plain(inputs, "inputs"),
         "sources": source_fingerprint(tuple(sources)),
-        "device": device.split(":")[0],
-        "threads": threads,
     }
     text = json.dumps(facts, sort_keys=True, allow_nan=False)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()}"
@@ -99,32 +116,32 @@ def _plain(value: Any, where: str) -> Any:
 
 
 @functools.cache
-def source_fingerprint(modules: tuple[str, ...], packages: tuple[str, ...] = CORE) -> str:
+def source_fingerprint(modules: tuple[str, ...]) -> str:
     """Return one hash for the code a stage runs and the versions of what it computes with.
 
     Reads source files and package metadata; imports nothing.
 
     Args:
         modules: Where to start, with their full names.
-        packages: Packages whose modules are followed through imports.
 
     Raises:
         ModuleNotFoundError: A named module has no source file.
     """
-    hashes = source_hashes(modules, packages)
+    hashes = source_hashes(modules)
     versions = {name: importlib.metadata.version(name) for name in VERSIONED}
     text = json.dumps([hashes, versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def source_hashes(modules: tuple[str, ...], packages: tuple[str, ...] = CORE) -> dict[str, str]:
+def source_hashes(modules: tuple[str, ...]) -> dict[str, str]:
     """Return the SHA-256 of every source file that modules reach through imports, by module.
 
+    Followed inside one package: what a module of `tasks` needs of the core is named beside it, so
+    that one file can declare a training and an export whose code does not redo the training.
     Imports inside functions count; what is launched by its path does not and has to be named.
 
     Args:
         modules: Where to start, with their full names.
-        packages: Packages whose modules are followed through imports.
 
     Raises:
         ModuleNotFoundError: A named module has no source file.
@@ -135,18 +152,26 @@ def source_hashes(modules: tuple[str, ...], packages: tuple[str, ...] = CORE) ->
         name = waiting.pop()
         if name in hashes:
             continue
-        file = _source_file(name)
-        if file is None:
-            raise ModuleNotFoundError(f"A stage names {name} as its source; no such module exists.")
-        source = file.read_bytes()
-        hashes[name] = hashlib.sha256(source).hexdigest()
-        is_package = file.name == "__init__.py"
-        waiting += [
-            found
-            for found in _imported(source, name, is_package)
-            if found.split(".")[0] in packages and _source_file(found) is not None
-        ]
+        hashes[name], imported = _read_source(name)
+        waiting += imported
     return hashes
+
+
+@functools.cache
+def _read_source(name: str) -> tuple[str, list[str]]:
+    """Return the SHA-256 of a module's file, and the modules of its package that it imports."""
+    file = _source_file(name)
+    if file is None:
+        raise ModuleNotFoundError(f"A stage names {name} as its source; no such module exists.")
+    source = file.read_bytes()
+    imported = [
+        found
+        for found in _imported(source, name, file.name == "__init__.py")
+        if found.split(".")[0] == name.split(".")[0]
+        and found not in OPERATING
+        and _source_file(found) is not None
+    ]
+    return hashlib.sha256(source).hexdigest(), imported
 
 
 def _imported(source: bytes, name: str, is_package: bool) -> Iterable[str]:
@@ -216,6 +241,7 @@ class StagePolicy(CacheKeyFnPolicy):
             ) from error
         if not isinstance(key, str) or not key:
             raise CacheKeyError(f"Task {name} needs a cache key; found {key!r}")
+        _remove_foreign_record(key)
         return key
 
 
@@ -255,10 +281,9 @@ class StageSerializer(Serializer):
 
     def dumps(self, obj: BaseModel) -> bytes:
         """Return a digest, a line feed, and the class and values as JSON."""
-        kind = type(obj)
-        where = f"{kind.__module__}:{kind.__qualname__}"
-        if not isinstance(obj, BaseModel) or kind.__module__ == "__main__" or "<" in where:
-            raise TypeError(f"A stage must return a pydantic model of a module; found {where}.")
+        kind, where = type(obj), _name_of(type(obj))
+        if kind not in Result.__subclasses__() or kind.__module__ == "__main__" or "<" in where:
+            raise TypeError(f"A stage must return a Result declared in a module; found {where}.")
         text = json.dumps(
             {"class": where, "data": obj.model_dump(mode="json")}, sort_keys=True, allow_nan=False
         )
@@ -267,23 +292,53 @@ class StageSerializer(Serializer):
     def loads(self, blob: bytes) -> BaseModel:
         """Return the result after validating it, and with it every file it refers to.
 
+        The class is one that the modules of the stages have declared: a record imports nothing.
+
         Raises:
-            ValueError: The record was altered, or a file it refers to is not what it was.
+            ValueError: The record was altered, names another class, or a file it refers to is not
+                what it was.
         """
         digest, _, text = blob.partition(b"\n")
         if hashlib.sha256(text).hexdigest().encode() != digest:
             raise ValueError("a stage record must match its own SHA-256; this one was altered")
         record = json.loads(text)
-        module, _, name = record["class"].partition(":")
-        kind = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        return kind.model_validate(record["data"])
+        known = {_name_of(kind): kind for kind in Result.__subclasses__()}
+        if record["class"] not in known:
+            raise ValueError(f"a stage record must hold a result; found {record['class']}")
+        return known[record["class"]].model_validate(record["data"])
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def cached_result(key: str) -> BaseModel | None:
     """Return the valid stored result of a stage, or None where it would run; changes nothing."""
-    path = state_root() / "results" / key
+    try:
+        record = json.loads(_record_path(key).read_bytes())
+        return StageSerializer().loads(record["result"].encode())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _record_path(key: str) -> Path:
+    return state_root() / "results" / key
+
+
+def _remove_foreign_record(key: str) -> None:
+    """Remove a record that Prefect would read by anything else than our serializer.
+
+    Prefect reads by what the record names: by pickle, say, or by a JSON decoder that it imports.
+    """
+    path = _record_path(key)
     try:
         record = json.loads(path.read_bytes())
-        return StageSerializer().loads(record["result"].encode())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
-        return None
+    except (OSError, ValueError):  # Prefect gives what is no JSON to our serializer
+        return
+    metadata = record.get("metadata") if isinstance(record, dict) else None
+    ours = isinstance(metadata, dict) and metadata.get("serializer") == _SERIALIZER
+    if not ours or record.keys() != {"metadata", "result"}:
+        path.unlink(missing_ok=True)
+
+
+_SERIALIZER = StageSerializer().model_dump()

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -20,6 +21,7 @@ from tasks.results import CalibrationResult
 log = logging.getLogger(__name__)
 
 SOURCES = [
+    __name__,
     "normtweak_core.calibration.likelihood",
     "normtweak_core.calibration.quality",
     "normtweak_core.calibration.sets",
@@ -49,6 +51,8 @@ def calibration_key(job: Job, config: CalibrationConfig) -> str:
     inputs = {
         "calibration": config.model_dump(exclude={"path"}),
         "text": _content_of(job, config),
+        # The same bytes are other documents in another kind of file.
+        "kind": Path(config.path).suffix if config.path is not None else None,
         "length": calibration_length(job, config),
         "seed": job.seed,
         "model": job.fingerprint.sha256,

@@ -17,6 +17,7 @@ from tasks.results import Evaluation, ExportResult
 from tasks.subjects import Subject, export_subject, float_subject
 
 SOURCES = [
+    __name__,
     "normtweak_core.calibration.text",
     "normtweak_core.evaluate.divergence",
     "normtweak_core.model.tokenizer",
@@ -36,6 +37,7 @@ class Text:
         """Return what is read, as values of a key."""
         return {
             "text": file_sha256(self.path),
+            "kind": self.path.suffix,  # the same bytes are other documents in another kind of file
             "length": self.length,
             "max_tokens": self.max_tokens,
         }

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPORT_SOURCES = [
+    __name__,
     "normtweak_core.export.writer",
     "normtweak_core.quantize.storage",
     RECORD_SOURCE,
 ]
 # The reader is launched by its path: nothing imports it.
-VERIFY_SOURCES = ["normtweak_core.export.reader", "normtweak_core.export.verify"]
+VERIFY_SOURCES = [__name__, "normtweak_core.export.reader", "normtweak_core.export.verify"]
 FORMAT_LIBRARY = "compressed-tensors"
 
 
@@ -53,7 +54,7 @@ def export_key(
         "model": job.fingerprint.sha256,
         "tokenizer": job.tokenizer_sha256,
         "generation": job.generation_sha256,
-        "library": None if config.format == "gptq" else _library(),
+        "library": format_library(config.format),
         "tuned": tuned is not None,
     }
     parents = [content_hash(block) for block in blocks]
@@ -161,6 +162,11 @@ def environment_sha256(python: Path) -> str | None:
     found = python.parents[1].glob("lib/python*/site-packages/*.dist-info")
     lines = sorted(f"{path.parents[1].name} {path.name}" for path in found)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+
+
+def format_library(form: str) -> str | None:
+    """Return the library that has a part in an export of a format; None where none has."""
+    return None if form == "gptq" else _library()
 
 
 def _library() -> str:

@@ -4,11 +4,10 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import task
-from pydantic import BaseModel
 
 from normtweak_core.finetune.config import FinetuneConfig
 from tasks import events
-from tasks.artifacts import NOT_CONTENT, ArtifactRef, content_hash, publish
+from tasks.artifacts import NOT_CONTENT, ArtifactRef, Result, content_hash, publish
 from tasks.chain import StreamError
 from tasks.environment import state_root
 from tasks.finetune_source import StartingPoint
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from normtweak_core.quantize.walk import BlockWalk
 
 SOURCES = [
+    __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.export.exported",
     "normtweak_core.export.verify",
@@ -34,7 +34,7 @@ SOURCES = [
 READ = {"block_steps", "batch", "lr", "scale_lr", "clip", "lora"}
 
 
-class TrainedBlockResult(BaseModel, frozen=True):
+class TrainedBlockResult(Result, frozen=True):
     """A trained block and the hashes of its output streams."""
 
     block: int

@@ -9,7 +9,7 @@ from normtweak_core.finetune.config import FinetuneConfig
 from tasks import events
 from tasks.artifacts import content_hash
 from tasks.environment import state_root
-from tasks.exporting import exported, named_after
+from tasks.exporting import exported, format_library, named_after
 from tasks.finetune_blocks import TrainedBlockResult
 from tasks.finetune_source import StartingPoint
 from tasks.job import STAGE, Job, torch_dtype
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from normtweak_core.training.trainer import Trainer
 
 SOURCES = [
+    __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.export.exported",
     "normtweak_core.export.verify",
@@ -153,6 +154,8 @@ def finetune_export_key(
     """Return the key of the export of a trained model."""
     inputs = {
         "export": config,
+        "levels": start.source.levels,
+        "library": format_library(config.format),
         "model": job.fingerprint.sha256,
         "tokenizer": job.tokenizer_sha256,
         "generation": job.generation_sha256,

@@ -3,15 +3,15 @@
 from typing import Any
 
 from prefect import task
-from pydantic import BaseModel
 
 from normtweak_core.export.config import ExportConfig
+from tasks.artifacts import Result
 from tasks.job import STAGE, Job
 
-SOURCES = ["normtweak_core.export.float_type"]
+SOURCES = [__name__, "normtweak_core.export.float_type"]
 
 
-class FloatType(BaseModel, frozen=True):
+class FloatType(Result, frozen=True):
     """Name of a torch dtype."""
 
     dtype: str
@@ -22,7 +22,7 @@ def float_type_key(job: Job, config: ExportConfig) -> str:
     return job.key(
         "float-type",
         parents=[],
-        inputs={"dtype": config.dtype, "model": job.fingerprint.sha256},
+        inputs={"export_dtype": config.dtype, "model": job.fingerprint.sha256},
         sources=SOURCES,
     )
 

@@ -115,7 +115,8 @@ class Job:
         return stage_key(
             name,
             parents=parents,
-            inputs=inputs | {"dtype": self.model.dtype},
+            shared={"dtype": self.model.dtype},
+            inputs=inputs,
             sources=sources,
             device=self.device,
             threads=self.threads,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import task
-from pydantic import BaseModel
 
 from normtweak_core.polynomial.config import (
     Cell,
@@ -21,7 +20,7 @@ from normtweak_core.polynomial.config import (
     width_name,
 )
 from tasks import events
-from tasks.artifacts import FOLDER, NOT_CONTENT, ArtifactRef, publish, publish_json
+from tasks.artifacts import FOLDER, NOT_CONTENT, ArtifactRef, Result, publish, publish_json
 from tasks.caching import stage_key
 from tasks.environment import state_root
 from tasks.job import STAGE
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SOURCES = ["normtweak_core.polynomial.study"]
+SOURCES = [__name__, "normtweak_core.polynomial.study"]
 KIND = "polynomial"  # folder of what the stages publish
 CHECKPOINTS = "polynomial-checkpoints"  # `normtweak clean` removes what is left there
 
 
-class PolynomialResult(BaseModel, frozen=True):
+class PolynomialResult(Result, frozen=True):
     """A trained network, and what its training was like."""
 
     network: ArtifactRef  # weights as inference multiplies with them, and biases
@@ -74,7 +73,8 @@ class PolynomialJob:
         return stage_key(
             name,
             parents=parents,
-            inputs=shared | inputs,
+            shared=shared,
+            inputs=inputs,
             sources=SOURCES,
             device=self.device,
             threads=int(os.environ["OMP_NUM_THREADS"]),

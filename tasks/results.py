@@ -6,13 +6,13 @@ altered file makes the cached record invalid and the stage runs again.
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, model_validator
+from pydantic import Field, model_validator
 
-from tasks.artifacts import NOT_CONTENT, ArtifactRef
+from tasks.artifacts import NOT_CONTENT, ArtifactRef, Result
 from tasks.environment import state_root
 
 
-class CalibrationResult(BaseModel, frozen=True):
+class CalibrationResult(Result, frozen=True):
     """A calibration set with its table and its quality report.
 
     Raises:
@@ -39,7 +39,7 @@ class CalibrationResult(BaseModel, frozen=True):
 QUANTIZED, TWEAKED, TUNED = "quantized", "tweaked", "tuned"
 
 
-class BlockResult(BaseModel, frozen=True):
+class BlockResult(Result, frozen=True):
     """A finished block and the hashes of its output streams."""
 
     block: int
@@ -51,7 +51,7 @@ class BlockResult(BaseModel, frozen=True):
     seconds: Annotated[float, NOT_CONTENT]
 
 
-class FinalTuneResult(BaseModel, frozen=True):
+class FinalTuneResult(Result, frozen=True):
     """Norm masters of the whole model; empty when the tune was rolled back."""
 
     norms: ArtifactRef
@@ -60,20 +60,22 @@ class FinalTuneResult(BaseModel, frozen=True):
     seconds: Annotated[float, NOT_CONTENT]
 
 
-class ExportResult(BaseModel, frozen=True):
+class ExportResult(Result, frozen=True):
     """An export folder; its files are checked when this record is read back."""
 
     folder: Annotated[str, NOT_CONTENT]  # relative to the state root
     export_sha256: str
     files: list[ArtifactRef]  # the payload
-    beside: list[ArtifactRef] = []  # what other programs open: the GGUF file of a ternary model
+    beside: list[ArtifactRef] = Field(
+        default_factory=list
+    )  # what other programs open: the GGUF file of a ternary model
     manifest: Annotated[ArtifactRef, NOT_CONTENT]  # names the recipe that came first
     probe: ArtifactRef
     bits_per_weight: float
     size_bytes: int
 
 
-class VerificationResult(BaseModel, frozen=True):
+class VerificationResult(Result, frozen=True):
     """What the independent reader found."""
 
     report: ArtifactRef
@@ -82,14 +84,14 @@ class VerificationResult(BaseModel, frozen=True):
     logit_difference: float  # largest, as a fraction of the largest logit
 
 
-class Evaluation(BaseModel, frozen=True):
+class Evaluation(Result, frozen=True):
     """Flat metric names and values, and what they were computed from, window by window."""
 
     metrics: dict[str, float]
     details: ArtifactRef
 
 
-class TaskEvaluation(BaseModel, frozen=True):
+class TaskEvaluation(Result, frozen=True):
     """A model's score of every item of a task, as `TaskScores`."""
 
     task: str

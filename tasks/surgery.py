@@ -5,11 +5,10 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
-from pydantic import BaseModel
 
 from normtweak_core.ternary.config import TernaryConfig
 from tasks import events
-from tasks.artifacts import ArtifactRef, publish_json
+from tasks.artifacts import ArtifactRef, Result, publish_json
 from tasks.environment import state_root
 from tasks.job import STAGE, Job, torch_dtype
 from tasks.results import CalibrationResult
@@ -21,13 +20,14 @@ log = logging.getLogger(__name__)
 
 CALIBRATED = 8  # windows that surgery looks at, and as many others to measure the jump on
 SOURCES = [
+    __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.model.loading",
     "normtweak_core.ternary.jump",
 ]
 
 
-class SurgeryResult(BaseModel, frozen=True):
+class SurgeryResult(Result, frozen=True):
     """Where norms are inserted, and how the loss moves."""
 
     plan: ArtifactRef

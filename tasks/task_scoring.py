@@ -17,7 +17,7 @@ from tasks.progress import Progress
 from tasks.results import TaskEvaluation
 from tasks.subjects import Subject
 
-SOURCES = ["normtweak_core.evaluate.harness", "normtweak_core.model.tokenizer"]
+SOURCES = [__name__, "normtweak_core.evaluate.harness", "normtweak_core.model.tokenizer"]
 ENGINE = "lm_eval"
 
 

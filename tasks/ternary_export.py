@@ -1,5 +1,6 @@
 """The export stage of a ternary model."""
 
+import importlib.metadata
 from typing import Any
 
 from prefect import task
@@ -17,6 +18,7 @@ from tasks.surgery import read_plan
 from tasks.training import SegmentResult
 
 SOURCES = [
+    __name__,
     "normtweak_core.export.writer",
     "normtweak_core.model.loading",
     "normtweak_core.ternary.finished",
@@ -31,6 +33,7 @@ def ternary_export_key(
     inputs = {
         "export": config,
         "export_dtype": export_dtype,
+        "library": f"gguf {importlib.metadata.version('gguf')}",  # writes the file beside it
         "model": job.fingerprint.sha256,
         "tokenizer": job.tokenizer_sha256,
         "generation": job.generation_sha256,

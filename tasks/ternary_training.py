@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from normtweak_core.training.trainer import Trainer
 
 SOURCES = [
+    __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.model.loading",
     "normtweak_core.ternary.schedule",

@@ -5,10 +5,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel
-
 from tasks import events
-from tasks.artifacts import NOT_CONTENT, ArtifactRef, publish
+from tasks.artifacts import NOT_CONTENT, ArtifactRef, Result, publish
 from tasks.environment import state_root
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ SEGMENTS = 10  # parts of a training
 HELD_OUT = 64  # windows at most that are measured on after each segment
 
 
-class SegmentResult(BaseModel, frozen=True):
+class SegmentResult(Result, frozen=True):
     """A training after some of its steps; the last segment holds the weights."""
 
     until: int

@@ -4,15 +4,14 @@ import json
 import platform
 
 from prefect import task
-from pydantic import BaseModel
 
-from tasks.artifacts import ArtifactRef, publish
+from tasks.artifacts import ArtifactRef, Result, publish
 from tasks.job import STAGE, Job
 
-SOURCES = ["normtweak_core.reference.corpus"]
+SOURCES = [__name__, "normtweak_core.reference.corpus"]
 
 
-class TrainingText(BaseModel, frozen=True):
+class TrainingText(Result, frozen=True):
     """A text file, one document a line."""
 
     text: ArtifactRef

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SOURCES = [
+    __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.model.loading",
     "normtweak_core.quantize.model_drift",

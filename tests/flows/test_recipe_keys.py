@@ -98,6 +98,11 @@ def test_changing_a_key_changes_a_stage(key, project, base):
     assert stage_keys(recipe) != base
 
 
+def test_the_float_type_asked_for_is_in_the_key_of_its_own_stage(project, base):
+    recipe = parse_recipe(changed(recipe_values(project), "export.dtype", "bfloat16"))
+    assert stage_keys(recipe)["float type"] != base["float type"]
+
+
 @pytest.mark.parametrize("key", TASK_KEYS)
 def test_what_only_tasks_read_changes_their_stages_alone(key, project):
     value, beside = TASK_KEYS[key]

@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
-from tasks.artifacts import NOT_CONTENT, ArtifactRef
+from tasks.artifacts import NOT_CONTENT, ArtifactRef, Result
 
 
-class StageResult(BaseModel):
+class StageResult(Result):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: str

@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import importlib
 import json
 import os
@@ -54,14 +56,16 @@ def package(tmp_path, monkeypatch, caching):
         (folder / f"{name}.py").write_text(text + "raise RuntimeError('executed')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
 
+    def clear():
+        for cached in (caching.source_fingerprint, caching._read_source, caching._source_file):
+            cached.cache_clear()
+
     def fingerprint(*modules):
-        caching.source_fingerprint.cache_clear()
-        caching._source_file.cache_clear()
-        return caching.source_fingerprint(modules, ("fakecore",))
+        clear()
+        return caching.source_fingerprint(modules)
 
     yield folder, fingerprint
-    caching.source_fingerprint.cache_clear()
-    caching._source_file.cache_clear()
+    clear()
 
 
 def executed(start: int = 0) -> list[str]:
@@ -82,6 +86,7 @@ def executed(start: int = 0) -> list[str]:
         {"sources": ["normtweak_core.errors"]},
         {"device": "cpu"},
         {"threads": 1},
+        {"shared": {"dtype": "float32"}},
     ],
 )
 def test_every_part_of_a_key_counts(caching, change):
@@ -95,6 +100,27 @@ def test_a_key_depends_on_nothing_else(caching, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     reordered = {**FACTS, "inputs": {"lr": 1e-3, "bits": 2}, "device": "cuda:1"}
     assert caching.stage_key("block", **reordered) == key
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"shared": {"dtype": "a"}, "inputs": {"dtype": "b"}}, "of block must be given once; dtyp"),
+        ({"inputs": {"threads": 2, "device": "cpu"}}, "; device, threads is a fact that its job"),
+        ({"shared": {"device": "cpu"}}, "; device is a fact that its job shares already: give the"),
+    ],
+)
+def test_a_name_given_twice_is_an_error_instead_of_a_value_that_does_not_count(
+    caching, given, message
+):
+    with pytest.raises(ValueError, match=message):
+        caching.stage_key("block", **{**FACTS, **given})
+
+
+def test_a_shared_fact_is_another_one_than_an_input_of_that_name(caching):
+    shared = caching.stage_key("block", **{**FACTS, "shared": {"dtype": "a"}})
+    own = caching.stage_key("block", **{**FACTS, "inputs": FACTS["inputs"] | {"dtype": "a"}})
+    assert shared != own
 
 
 def test_a_config_counts_by_its_values(caching):
@@ -194,15 +220,82 @@ def test_no_flipped_byte_of_a_record_changes_the_result(flow, engine, caching):
     assert unnoticed < len(good) / 2
 
 
-def test_only_models_of_modules_can_be_stored(caching):
+def test_only_results_of_modules_can_be_stored(caching):
+    from tasks.artifacts import Result
+
     class Local(BaseModel):
         a: int
 
-    for value in ({"a": 1}, Local(a=1), None):
-        with pytest.raises(
-            TypeError, match="A stage must return a pydantic model of a module; fou"
-        ):
+    class LocalResult(Result):
+        a: int
+
+    for value in ({"a": 1}, Local(a=1), LocalResult(a=1), None):
+        with pytest.raises(TypeError, match="A stage must return a Result declared in a module; f"):
             caching.StageSerializer().dumps(value)
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """The name of a module that leaves a mark when it is imported, and the mark."""
+    mark = tmp_path / "imported"
+    (tmp_path / "a_trap.py").write_text(
+        f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+        "class Kind:\n    model_validate = staticmethod(lambda data: data)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "a_trap", mark
+    sys.modules.pop("a_trap", None)
+
+
+def record_of(class_: str, data: dict) -> str:
+    text = json.dumps({"class": class_, "data": data}, sort_keys=True)
+    return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+@pytest.mark.parametrize("class_", ["a_trap:Kind", "os:system", "tasks.artifacts:Result"])
+def test_a_record_names_a_result_and_nothing_else(root, caching, trap, class_):
+    stored = record_of(class_, {})
+    with pytest.raises(ValueError, match=f"a stage record must hold a result; found {class_}"):
+        caching.StageSerializer().loads(stored.encode())
+    (root / "results" / "block-0").write_text(json.dumps({"result": stored}))
+    assert caching.cached_result("block-0") is None
+    assert not trap[1].exists()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "json decoder", "none named", "old form"])
+def test_a_record_of_another_serializer_is_made_again_and_never_read(engine, caching, trap, kind):
+    from prefect import flow, task
+
+    module, mark = trap
+
+    @task(
+        cache_policy=caching.stage_policy(),
+        persist_result=True,
+        result_serializer=caching.StageSerializer(),
+    )
+    def stage(key):
+        return StageResult(stage=key, value=7, file=reference, seconds=0)
+
+    @flow
+    def once():
+        return stage(key)
+
+    from tasks.artifacts import publish_json
+
+    reference = publish_json("numbers", "k", {"a": 1})
+    key = f"foreign-{kind.replace(' ', '-')}"
+    pickled = base64.b64encode(f"c{module}\nKind\n.".encode()).decode()
+    decoder = {"type": "json", "object_decoder": f"{module}.Kind"}
+    foreign = {
+        "pickle": {"metadata": {"serializer": {"type": "pickle"}}, "result": pickled},
+        "json decoder": {"metadata": {"serializer": decoder}, "result": "{}"},
+        "none named": {"metadata": {}, "result": pickled},
+        "old form": {"serializer": {"type": "pickle"}, "data": pickled},
+    }
+    (engine / "results" / key).write_text(json.dumps(foreign[kind]))
+    assert once() == StageResult(stage=key, value=7, file=reference, seconds=0)
+    assert not mark.exists()
+    assert caching.cached_result(key).value == 7
 
 
 def test_an_absent_or_broken_record_is_no_cached_result(root, caching):
@@ -255,17 +348,18 @@ def test_other_parameters_neither_disturb_caching_nor_are_walked_through(engine,
         runs.append(context["lock"])
         return config
 
-    from tasks.artifacts import ArtifactRef, publish_json
+    from tasks.artifacts import publish_json
 
-    ref = publish_json("numbers", "k", {"a": 1})
+    file = publish_json("numbers", "k", {"a": 1})
+    result = StageResult(stage="stage", value=1, file=file, seconds=0)
 
     @flow
     def once():
         context = {"lock": threading.Lock(), "big": Walked(range(1000)), "call": lambda: None}
-        return stage("same-key-1", ref, quote(context))
+        return stage("same-key-1", result, quote(context))
 
-    assert isinstance(once(), ArtifactRef)
-    assert once() == ref
+    assert isinstance(once(), StageResult)
+    assert once() == result
     assert len(runs) == 1
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from flows.params import parse_recipe
-from tests.flows.stage_keys import changed, stage_keys
-from tests.flows.tiny_model import recipe_values, write_project
+from flows.ternary_recipe import parse_ternary_recipe
+from tests.flows.stage_keys import changed, made, stage_keys
+from tests.flows.tiny_model import recipe_values, ternary_values, write_project
 from tests.tasks.stage_sources import core_modules_of, declared_stages
 
 STAGES = ["calibrate", "float type", "block 0", "block 1", "final tune", "export", "verify"]
@@ -56,6 +57,75 @@ def test_the_sources_of_a_stage_cover_every_core_module_it_imports(stage, engine
     imported = core_modules_of(stage)
     assert imported  # else the test looks at nothing
     assert imported - source_hashes(tuple(stage.sources())).keys() == set()
+
+
+@pytest.fixture
+def edited(monkeypatch, engine_environment):
+    """A function that has a module read as if a constant in it had been changed."""
+    from tasks import caching
+
+    real = caching._read_source
+
+    def edit(module: str) -> None:
+        monkeypatch.setattr(
+            caching,
+            "_read_source",
+            lambda name: ("another", real(name)[1]) if name == module else real(name),
+        )
+        caching.source_fingerprint.cache_clear()
+
+    caching.source_fingerprint.cache_clear()
+    yield edit
+    caching.source_fingerprint.cache_clear()
+
+
+@pytest.mark.parametrize("stage", declared_stages(), ids=lambda stage: stage.function)
+def test_a_constant_in_the_module_of_a_stage_counts(stage, edited):
+    from tasks.caching import source_fingerprint
+
+    before = source_fingerprint(tuple(stage.sources()))
+    edited(stage.module)
+    assert source_fingerprint(tuple(stage.sources())) != before
+
+
+SEGMENTS = ["train_stage", "finetune_stage"]
+
+
+@pytest.mark.parametrize(
+    ("module", "counts"),
+    [
+        ("tasks.training", [*SEGMENTS, "ternary_export_stage", "finetune_export_stage"]),
+        ("tasks.subjects", ["evaluate_alone_stage", "evaluate_pair_stage", "evaluate_task_stage"]),
+        ("tasks.quantized_model", ["export_stage", "final_tune_stage"]),
+        ("tasks.progress", []),
+        ("tasks.locks", []),
+        ("tasks.events", []),
+    ],
+)
+def test_a_module_of_tasks_counts_for_the_stages_that_compute_with_it(module, counts, edited):
+    from tasks.caching import source_fingerprint
+
+    stages = {stage.function: tuple(stage.sources()) for stage in declared_stages()}
+    before = {name: source_fingerprint(sources) for name, sources in stages.items()}
+    edited(module)
+    after = {name: source_fingerprint(sources) for name, sources in stages.items()}
+    changed_stages = {name for name in stages if before[name] != after[name]}
+    assert changed_stages >= set(counts)
+    assert bool(changed_stages) is bool(counts)
+
+
+def test_the_split_of_a_training_is_in_the_key_of_its_segments(project, edited):
+    from tasks.job import open_job
+    from tasks.results import CalibrationResult
+    from tasks.surgery import SurgeryResult
+    from tasks.ternary_training import training_origin
+
+    recipe = parse_ternary_recipe(ternary_values(project))
+    job = open_job(recipe.model, recipe.seed)
+    data, surgery = made(CalibrationResult, "data"), made(SurgeryResult, "surgery")
+    before = training_origin(job, data, surgery, recipe.ternary)
+    edited("tasks.training")
+    assert training_origin(job, data, surgery, recipe.ternary) != before
 
 
 def test_what_the_verification_launches_by_path_is_among_its_sources(engine_environment):
@@ -125,6 +195,22 @@ def test_a_file_of_the_model_counts_where_it_is_read(project, name, content, sou
 
 
 # Data sets
+
+
+def test_the_same_bytes_in_another_kind_of_file_are_another_text(project):
+    rows = '{"text": "one text to calibrate with"}\n' * 40
+    (project / "rows.txt").write_text(rows)
+    (project / "rows.jsonl").write_text(rows)
+    data = {"source": "text", "samples": 8, "length": 16}
+    found = {
+        kind: keys(
+            project,
+            calibration=data | {"path": str(project / f"rows.{kind}")},
+            evaluation={"perplexity": {"path": str(project / f"rows.{kind}")}},
+        )
+        for kind in ("txt", "jsonl")
+    }
+    assert differing(found["txt"], found["jsonl"]) == set(STAGES) - {"float type"}
 
 
 def test_a_tilde_reads_and_counts_as_the_folder_it_stands_for(project, monkeypatch):

@@ -6,7 +6,7 @@ from typing import Any
 from flows.budget import readable_bytes, readable_seconds
 from tasks.evaluation_table import stderr_name
 
-HIDDEN = ("tokens", "size_bytes", "bits_per_weight")
+HIDDEN = ("tokens", "windows", "size_bytes", "bits_per_weight")
 
 
 def evaluation_lines(result: dict[str, Any]) -> list[tuple[str, str]]:

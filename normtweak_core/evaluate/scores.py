@@ -57,6 +57,7 @@ class FloatResult(BaseModel, frozen=True):
             **named(f"perplexity/{name}", self.perplexity),
             **named(f"nll/{name}", self.nll),
             "tokens": float(self.tokens),
+            "windows": float(len(self.window_nll)),
         }
 
 

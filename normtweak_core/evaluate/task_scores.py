@@ -5,8 +5,6 @@ that either model is as likely to be the one that is right, and the paired stand
 accuracy drop. No torch here.
 """
 
-import math
-
 from pydantic import BaseModel
 from scipy import stats
 
@@ -52,10 +50,14 @@ class TaskComparison(BaseModel, frozen=True):
         """Return the float accuracy less the quantized one, with its paired standard error."""
         return Estimate.of([a - b for a, b in self._pairs(metric)])
 
+    def differing(self, metric: str = "acc") -> tuple[int, int]:
+        """Return how many items only the float, and only the quantized model answers rightly."""
+        pairs = self._pairs(metric)
+        return sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+
     def mcnemar(self, metric: str = "acc") -> float:
         """Return the two-sided p-value of McNemar's exact test; 1 where the models agree."""
-        lost = sum(a > b for a, b in self._pairs(metric))
-        won = sum(a < b for a, b in self._pairs(metric))
+        lost, won = self.differing(metric)
         return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
     def metrics(self) -> dict[str, float]:
@@ -66,19 +68,11 @@ class TaskComparison(BaseModel, frozen=True):
             if metric in self.float_scores.values:
                 flat |= named(f"{task}/{metric}/drop", self.drop(metric))
                 flat[f"{task}/{metric}/mcnemar_p"] = self.mcnemar(metric)
+                lost, won = self.differing(metric)
+                flat |= {f"{task}/{metric}/lost": float(lost), f"{task}/{metric}/won": float(won)}
+        flat[f"{task}/items"] = float(self.float_scores.num_items)
         return flat
 
     def _pairs(self, metric: str) -> list[tuple[float, float]]:
         both = (self.float_scores.values[metric], self.quantized_scores.values[metric])
         return list(zip(*both, strict=True))
-
-
-def drop_bound(mean: float, stderr: float | None, confidence: float) -> float:
-    """Return the value that an accuracy drop is below with some confidence, one-sided.
-
-    Args:
-        mean: The drop.
-        stderr: Its paired standard error; None, of a single item: nothing is known.
-        confidence: Such as 0.95.
-    """
-    return math.inf if stderr is None else mean + float(stats.norm.ppf(confidence)) * stderr

@@ -30,6 +30,7 @@ METRICS = {
     "top1_agreement": 0.7096,
     "top1_agreement_stderr": 0.0096,
     "tokens": 4064.0,
+    "windows": 32.0,
     "size_bytes": 197916.0,
     "bits_per_weight": 3.3121,
 }

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from normtweak_core.evaluate.task_scores import TaskComparison, TaskScores, drop_bound
+from normtweak_core.evaluate.task_scores import TaskComparison, TaskScores
 
 
 def scores(*values: float, **others: list[float]) -> TaskScores:
@@ -34,6 +34,12 @@ def test_the_drop_is_paired():
     assert both.metrics()["piqa/acc/drop"] == 0.25
 
 
+def test_what_a_gate_reads_is_counted():
+    both = TaskComparison(float_scores=scores(1, 1, 0, 1), quantized_scores=scores(0, 0, 1, 1))
+    flat = both.metrics()
+    assert (flat["piqa/acc/lost"], flat["piqa/acc/won"], flat["piqa/items"]) == (2, 1, 4)
+
+
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (5, 0), (9, 2), (3, 8)])
 def test_mcnemar_is_the_binomial_test_on_the_items_that_differ(lost, won):
     first = [1.0] * lost + [0.0] * won + [1.0] * 7
@@ -42,9 +48,3 @@ def test_mcnemar_is_the_binomial_test_on_the_items_that_differ(lost, won):
     n, k = lost + won, max(lost, won)
     tail = sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
     assert both.mcnemar() == pytest.approx(min(1.0, 2 * tail))
-
-
-def test_the_bound_of_a_drop_lies_above_it_by_the_normal_quantile():
-    assert drop_bound(0.02, 0.01, 0.95) == pytest.approx(0.02 + 1.6448536269514722 * 0.01)
-    assert drop_bound(0.02, 0.01, 0.5) == pytest.approx(0.02)
-    assert drop_bound(0.0, None, 0.95) == math.inf

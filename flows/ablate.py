@@ -19,6 +19,7 @@ from flows.ablation_recipe import AblationRecipe, PlannedCell, planned_cells
 from flows.ablation_report import Ablation, Cell, publish_ablation
 from flows.budget import peak_rss_bytes
 from flows.evaluating import measure_export
+from flows.operated import operated
 from flows.params import Recipe
 from flows.quantize import (
     block_report,
@@ -34,20 +35,19 @@ from tasks.calibrate import calibration_length
 from tasks.environment import state_root
 from tasks.job import open_job
 from tasks.results import BlockResult, FinalTuneResult
-from tasks.runs import own_run
 from tasks.training_text import training_text_key, training_text_stage
 
 log = logging.getLogger(__name__)
 
 
 @flow(name="ablate", flow_run_name="{recipe.name}", validate_parameters=True)
+@operated
 def ablate(recipe: AblationRecipe) -> dict[str, Any]:
     """Quantize and evaluate a base and every cell of its studies, and compare them.
 
     Args:
         recipe: Base and studies.
     """
-    own_run(state_root(), flow_run.id)
     began = time.monotonic()
     for warning in ablation_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)

@@ -15,13 +15,13 @@ from flows.comparison_page import comparison_page
 from flows.evaluate import common_text, opened, with_sizes
 from flows.evaluate_request import EvaluationRequest, check_request
 from flows.evaluating import Measured, measure_alone, measure_pair
+from flows.operated import operated
 from flows.page_link import PAGE, publish_page
 from flows.running import Stages
 from normtweak_core.evaluate.scores import Estimate, named
 from normtweak_core.evaluate.task_scores import TaskComparison
 from tasks.artifacts import write_atomically
 from tasks.environment import state_root
-from tasks.runs import own_run
 from tasks.task_scoring import items_of
 
 # What a pair measurement adds to the two models' own numbers.
@@ -29,6 +29,7 @@ BETWEEN = ("kl/", "kl_reverse/", "top1_agreement")
 
 
 @flow(name="compare", flow_run_name="compare {request.models}", validate_parameters=True)
+@operated
 def compare(request: EvaluationRequest) -> dict[str, Any]:
     """Measure several models on the same text and tasks, and every pair of them in pairs.
 
@@ -37,7 +38,6 @@ def compare(request: EvaluationRequest) -> dict[str, Any]:
     Args:
         request: The models, and what to measure on.
     """
-    own_run(state_root(), flow_run.id)
     began = time.monotonic()
     check_request(request, state_root(), None)
     run = Stages(began)

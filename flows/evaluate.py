@@ -15,6 +15,7 @@ from flows.evaluating import Measured, measure_alone, measure_pair
 from flows.evaluation_page import evaluation_page
 from flows.evaluation_report import write_evaluation
 from flows.measured_models import MeasuredModel, measured_model
+from flows.operated import operated
 from flows.page_link import PAGE, publish_page
 from flows.running import Stages
 from normtweak_core.calibration.length import effective_length
@@ -23,18 +24,17 @@ from normtweak_core.model.source import resolve_device
 from tasks.artifacts import write_atomically
 from tasks.environment import state_root
 from tasks.evaluating import Text, text_of
-from tasks.runs import own_run
 from tasks.task_scoring import items_of
 
 
 @flow(name="evaluate", flow_run_name="evaluate {request.models}", validate_parameters=True)
+@operated
 def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     """Measure a model on a text and on named tasks, beside its float model if one is given.
 
     Args:
         request: The model, and what to measure on.
     """
-    own_run(state_root(), flow_run.id)
     began = time.monotonic()
     check_request(request, state_root(), None)
     run = Stages(began)

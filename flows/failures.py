@@ -103,6 +103,9 @@ def exit_code(error: BaseException, command: str, log: Path | None = None) -> in
     if isinstance(error, Terminated) or type(error).__name__ == "TerminationSignal":
         say(f"ended by SIGTERM; {RESUME}")
         return EXIT_TERMINATED
+    if type(error).__name__ == "CancelledRun":
+        say(f"cancelled on Prefect's page or with its command; {RESUME}")
+        return EXIT_INTERRUPTED
     log = log or log_file(command)
     with log.open("a", encoding="utf-8") as file:
         file.writelines(traceback.format_exception(error))

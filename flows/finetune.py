@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.evaluating import measure_export, score_float_model
 from flows.evaluation_report import write_evaluation
 from flows.finetune_preflight import finetune_preflight
 from flows.finetune_recipe import FinetuneRecipe
 from flows.finetune_report import FinetuneReports, publish_finetune_reports
+from flows.operated import operated
 from flows.running import Run, calibration_sample, outcome, read_json, register
 from flows.training import Shown, train, training_data, training_facts
 from normtweak_core.export.payload import payload_bytes
@@ -37,7 +37,6 @@ from tasks.finetuning import (
 )
 from tasks.job import open_job
 from tasks.results import CalibrationResult, ExportResult
-from tasks.runs import own_run
 from tasks.training import SegmentResult
 
 log = logging.getLogger(__name__)
@@ -54,13 +53,13 @@ class Made:
 
 
 @flow(name="finetune", flow_run_name="{recipe.name}", validate_parameters=True)
+@operated
 def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     """Train an export on, block by block and end to end; verify, evaluate and register it.
 
     Args:
         recipe: Everything that decides the result.
     """
-    own_run(state_root(), flow_run.id)
     began = time.monotonic()
     ready = finetune_preflight(recipe, state_root())
     for warning in ready.warnings:

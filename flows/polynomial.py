@@ -9,11 +9,11 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.budget import peak_rss_bytes
+from flows.operated import operated
 from flows.polynomial_recipe import PolynomialRecipe, study_device
 from flows.polynomial_report import Study, StudyCell, publish_study
 from flows.running import Run, read_json
 from normtweak_core.polynomial.config import cells_of
-from tasks.environment import state_root
 from tasks.polynomial import (
     PolynomialJob,
     cell_key,
@@ -23,17 +23,16 @@ from tasks.polynomial import (
     float_key,
     float_stage,
 )
-from tasks.runs import own_run
 
 
 @flow(name="polynomial", flow_run_name="{recipe.name}", validate_parameters=True)
+@operated
 def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
     """Train a float network on polynomial fits, then quantized ones, and compare them.
 
     Args:
         recipe: Everything that decides the result.
     """
-    own_run(state_root(), flow_run.id)
     began = time.monotonic()
     device = study_device(recipe)
     run = Run(

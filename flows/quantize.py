@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.evaluating import measure_export, score_float_model
 from flows.evaluation_report import write_evaluation
+from flows.operated import operated
 from flows.params import Recipe
 from flows.preflight import preflight
 from flows.report import Reports, publish_reports
@@ -36,7 +36,6 @@ from tasks.exporting import export_key, export_stage, verify_key, verify_stage
 from tasks.float_type import float_type_key, float_type_stage
 from tasks.job import open_job
 from tasks.results import BlockResult, CalibrationResult, ExportResult, FinalTuneResult
-from tasks.runs import own_run
 from tasks.tune import final_tune_key, final_tune_stage
 
 log = logging.getLogger(__name__)
@@ -63,13 +62,13 @@ class Made:
 
 
 @flow(name="quantize", flow_run_name="{recipe.name}", validate_parameters=True)
+@operated
 def quantize(recipe: Recipe) -> dict[str, Any]:
     """Quantize, verify, evaluate and register a model.
 
     Args:
         recipe: Everything that decides the result.
     """
-    own_run(state_root(), flow_run.id)
     began = time.monotonic()
     # The command has done so before it started a server; a scheduled run has not.
     for warning in preflight(recipe, state_root()).warnings:

@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 from flows.finetune import make_finetuned
 from flows.finetune_preflight import finetune_preflight
 from flows.finetune_recipe import FinetuneRecipe
+from flows.operated import operated
 from flows.params import Recipe
 from flows.quantize import make_quantized
 from flows.running import Run
@@ -20,6 +21,7 @@ from tasks.job import open_job
 
 
 @flow(name="rebuild", flow_run_name="{uri}", validate_parameters=True, persist_result=False)
+@operated
 def rebuild(
     uri: str, recipe: Recipe | TernaryRecipe | FinetuneRecipe, revisions: dict[str, str]
 ) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from prefect.utilities.annotations import quote
 
 from flows.budget import peak_rss_bytes
 from flows.kept_files import keep_for_rebuild
+from flows.operated import milestones
 from flows.places import place_tags
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.evaluate.gate import gate_failures
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached_result
 from tasks.calibrate import calibrate, calibration_key, data_identity
+from tasks.cancelling import raise_if_cancelled
 from tasks.environment import state_root
 from tasks.job import Job
 from tasks.progress import Progress
@@ -47,6 +49,7 @@ class Stages:
 
     def stage(self, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:
         """Run a stage, or take its cached result; arguments in memory are not walked through."""
+        raise_if_cancelled(ask=False)
         if (name, key) in self.results:
             return self.results[name, key]
         self.cached[name] = cached_result(key) is not None
@@ -146,7 +149,7 @@ def register(
         **kept.tags,
         **place_tags(recipe, run.job.source),
     }
-    return register_stage(
+    registered = register_stage(
         recipe.name,
         recipe.registry.alias,
         quote(export),
@@ -155,6 +158,12 @@ def register(
         quote([str(file) for file in [*files, *kept.files]]),
         quote(Verdict(tuple(failures), recipe.registry.promote_to)),
     )
+    milestones.info(
+        "registered %s%s",
+        registered["model_uri"],
+        f" ({', '.join(registered['aliases'])})" if registered["aliases"] else "",
+    )
+    return registered
 
 
 def outcome(

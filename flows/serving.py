@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from normtweak_core.errors import InputError
+from tasks.cancelling import serving
 from tasks.children import Child, last_lines
 from tasks.environment import log_plain_lines, prepare_environment
 from tasks.server import (
@@ -87,7 +88,11 @@ def run_serve(options: argparse.Namespace) -> int:
     specified = read_deployments(find_deployment_file())
     root = prepare_environment()
     log_plain_lines()
-    with _stopped_by_signals(), prefect_pages(root, options.prefect_port) as prefect:
+    with (
+        _stopped_by_signals(),
+        prefect_pages(root, options.prefect_port) as prefect,
+        serving(root),
+    ):
         from flows.deploy import serve_deployments
         from tasks.artifacts import sweep_temporaries
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.evaluating import measure_export, score_float_model
 from flows.evaluation_report import write_evaluation
+from flows.operated import operated
 from flows.running import Run, calibration_sample, outcome, read_json, register
 from flows.ternary_preflight import ternary_preflight
 from flows.ternary_recipe import TernaryRecipe
@@ -23,7 +23,6 @@ from tasks.exporting import verify_key, verify_stage
 from tasks.float_type import float_type_key, float_type_stage
 from tasks.job import open_job
 from tasks.results import CalibrationResult, ExportResult
-from tasks.runs import own_run
 from tasks.surgery import SurgeryResult, surgery_key, surgery_stage
 from tasks.ternary_export import ternary_export_key, ternary_export_stage
 from tasks.ternary_training import TernaryTraining, train_stage
@@ -43,13 +42,13 @@ class Made:
 
 
 @flow(name="ternary", flow_run_name="{recipe.name}", validate_parameters=True)
+@operated
 def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     """Train a model until it lives in ternary weights; verify, evaluate and register it.
 
     Args:
         recipe: Everything that decides the result.
     """
-    own_run(state_root(), flow_run.id)
     began = time.monotonic()
     for warning in ternary_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)

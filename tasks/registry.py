@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
 from normtweak_core.errors import InputError
+from tasks.cancelling import last_call, raise_if_cancelled
 from tasks.locks import exclusive
 from tasks.promotion import Verdict, name_lock, settle_aliases
 from tasks.registry_flavor.description import describe_version
@@ -83,7 +84,10 @@ def register_export(
 
     Raises:
         InputError: The name, alias, export or reports cannot be registered, or no registry answers.
+        RunCancelled: The run that registers was cancelled; no alias has moved.
+        ServerError: Nobody can say whether it was.
     """
+    raise_if_cancelled()
     _check_names(name, alias, export_sha256)
     read_config(export_dir)
     check_registry(tracking_uri)
@@ -105,6 +109,7 @@ def register_export(
             registration=hashlib.sha256(identity.encode()).hexdigest()[:32],
         )
         version, created = _version_of(client, export, experiment_id, alias)
+        last_call()
         promotion = settle_aliases(client, version, alias, verdict)
         number = int(version.version)  # int from sqlite, str from a server
         return Registered(
@@ -124,6 +129,7 @@ def _version_of(
     """Return the version that holds an export, whole, and whether it was made now."""
     found, model = _find_version(client, export)
     model = complete_logged_model(client, export, experiment_id, model)
+    raise_if_cancelled()  # the files may have taken their time
     if found is None:
         version = _create_version(client, export, model, alias)
     else:

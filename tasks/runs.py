@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 TAG = "owner-"
 _ALIVE = ("PENDING", "RUNNING", "CANCELLING")
 _PAGE = 200  # the API's own limit
+MESSAGE = "The process of this run was killed; its finished stages are kept and not repeated."
 
 
 @contextlib.contextmanager
@@ -58,7 +59,8 @@ def own_run(root: Path, flow_run_id: uuid.UUID | str) -> None:
 def mark_dead_runs(root: Path) -> list[str]:
     """Set every unfinished flow run whose owner died to Crashed, and return their ids.
 
-    Its unfinished task runs are marked too. Needs an API.
+    One that was to be cancelled becomes Cancelled; one that has ended meanwhile stays what it is.
+    Unfinished task runs are marked too. Needs an API.
     """
     folder = _folder(root)
     marked = []
@@ -84,19 +86,24 @@ def _folder(root: Path) -> Path:
 def _mark(owner: str) -> list[str]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.states import Crashed
+    from prefect.client.schemas.responses import SetStateStatus
+    from prefect.states import Cancelled, Crashed
 
     which = {"tags": {"all_": [owner]}} if owner.startswith(TAG) else {"id": {"any_": [owner]}}
     chosen = FlowRunFilter(state={"type": {"any_": list(_ALIVE)}}, **which)
-    message = "The process of this run was killed; its finished stages are kept and not repeated."
+    marked = []
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_run_filter=chosen)
-        for run in runs:
-            _mark_task_runs(client, FlowRunFilter(id={"any_": [run.id]}), message)
-            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+        for run in client.read_flow_runs(flow_run_filter=chosen):
+            end = Cancelled if run.state.is_cancelling() else Crashed
+            # Not by force: the server refuses it for a run that has reached its end meanwhile.
+            answer = client.set_flow_run_state(run.id, end(message=MESSAGE))
+            if answer.status != SetStateStatus.ACCEPT:
+                continue
+            _mark_task_runs(client, FlowRunFilter(id={"any_": [run.id]}), MESSAGE)
             events.record("marked_dead", flow_run_marked=str(run.id))
-            logger.info("Marked flow run %s as Crashed: its process is gone", run.name)
-    return [str(run.id) for run in runs]
+            logger.info("Marked flow run %s as %s: its process is gone", run.name, end().name)
+            marked.append(str(run.id))
+    return marked
 
 
 def _mark_task_runs(client: "SyncPrefectClient", chosen: "FlowRunFilter", message: str) -> None:

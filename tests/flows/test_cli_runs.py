@@ -33,14 +33,16 @@ class Typed:
         self.text = folder / "error.txt"
         self.process: subprocess.Popen | None = None
 
-    def start(self, *arguments: str) -> subprocess.Popen:
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen:
         ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         with self.text.open("wb") as text:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "flows.cli", *arguments],
                 cwd=REPOSITORY,
-                env=clean | {"NORMTWEAK_HOME": str(self.root), "OMP_WAIT_POLICY": "PASSIVE"},
+                env=clean
+                | {"NORMTWEAK_HOME": str(self.root), "OMP_WAIT_POLICY": "PASSIVE"}
+                | variables,
                 stdout=subprocess.DEVNULL,
                 stderr=text,
             )
@@ -101,21 +103,48 @@ def test_a_weight_that_is_nan_fails_the_run_in_one_sentence(typed):
     assert not list((typed.root / "exports").iterdir())
 
 
+def calibrating(typed: Typed, seed: int, **variables: str) -> tuple[subprocess.Popen, str]:
+    """Start a run and return it, with the id of its flow run, once it is at its first stage."""
+    before = len(read_events(typed.root))
+    recipe = str(typed.folder / "recipe.yaml")
+    one = typed.start("quantize", recipe, "--set", f"seed={seed}", **variables)
+    end = time.monotonic() + SECONDS
+    while True:
+        for event in read_events(typed.root)[before:]:
+            if event["event"] == "calibrate":
+                return one, event["flow_run"]
+        assert one.poll() is None, typed.text.read_text()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "text"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
 )
 def test_a_run_that_is_stopped_says_so_and_is_not_left_running(typed, number, code, text):
-    before = len(read_events(typed.root))
-    one = typed.start("quantize", str(typed.folder / "recipe.yaml"), "--set", f"seed={int(number)}")
-    end = time.monotonic() + SECONDS
-    while not any(e["event"] == "calibrate" for e in read_events(typed.root)[before:]):
-        assert one.poll() is None, typed.text.read_text()
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    one, _ = calibrating(typed, int(number))
     one.send_signal(number)
     assert one.wait(SECONDS) == code, typed.text.read_text()
     assert typed.plain_text().splitlines()[-1] == (
         f"normtweak: {text}; finished stages are kept, and the same command goes on from there."
     )
     assert typed.states()[-1] == "CRASHED"
+
+
+def test_a_run_that_is_cancelled_on_the_page_ends_within_seconds(typed, session_api):
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelling
+
+    one, run = calibrating(typed, 3, PREFECT_API_URL=session_api)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Cancelling())
+        began = time.monotonic()
+        assert one.wait(SECONDS) == 130, typed.text.read_text()
+        assert time.monotonic() - began < 10
+        assert client.read_flow_run(run).state.is_cancelled()
+    assert typed.plain_text().splitlines()[-1] == (
+        "normtweak: cancelled on Prefect's page or with its command; finished stages are kept, and "
+        "the same command goes on from there."
+    )
+    assert not (typed.root / "mlflow.db").exists()

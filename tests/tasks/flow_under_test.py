@@ -21,13 +21,12 @@ def define_flow() -> "Flow":
     """Import the engine and return the flow; not at import, so that the environment comes first."""
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
-    from prefect.runtime import flow_run
     from prefect.utilities.annotations import quote
 
+    from flows.operated import operated
     from tasks import events
     from tasks.artifacts import content_hash, publish
     from tasks.caching import StageSerializer, stage_key, stage_policy
-    from tasks.runs import own_run
     from tests.tasks.stage_results import StageResult
 
     @task(
@@ -48,15 +47,15 @@ def define_flow() -> "Flow":
         pass
 
     @flow(name="under-test")
+    @operated
     def three_stages(
-        root: str, start: int, pause: str | None = None, seconds: float = 0, burst: int = 0
+        start: int, pause: str | None = None, seconds: float = 0, burst: int = 0
     ) -> list[int]:
         def on_stage(stage: str) -> None:
             if stage == pause:
                 time.sleep(120)
 
         values, parents = [], []
-        own_run(Path(root), flow_run.id)
         for number, stage in enumerate(STAGES):
             key = stage_key(
                 stage,
@@ -94,7 +93,7 @@ def main() -> None:
         print("api", url, flush=True)
         print("marked", *mark_dead_runs(root), flush=True)
         with own_flow_runs(root):
-            values = define_flow()(str(root), **wanted)
+            values = define_flow()(**wanted)
     print("values", *values, flush=True)
     print("torch imported", "torch" in sys.modules, flush=True)
 

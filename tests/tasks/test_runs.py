@@ -135,7 +135,7 @@ def test_sigterm_ends_the_run_in_a_final_state(start_flow, engine):
 def test_a_run_that_prefect_started_is_owned_from_inside(engine):
     from prefect import flow
     from prefect.client.orchestration import get_client
-    from prefect.states import Running
+    from prefect.states import Cancelling, Running
 
     from tasks.locks import create_locked
     from tasks.runs import mark_dead_runs, own_run
@@ -153,10 +153,71 @@ def test_a_run_that_prefect_started_is_owned_from_inside(engine):
         assert mark_dead_runs(engine) == [str(runs[1].id)]
         assert client.read_flow_run(runs[0].id).state.name == "Running"
         state = client.read_flow_run(runs[1].id).state
+        assert mark_when_dead(engine, client, scheduled, Cancelling()).name == "Cancelled"
     assert state.name == "Crashed"
     assert state.message == (
         "The process of this run was killed; its finished stages are kept and not repeated."
     )
+
+
+def mark_when_dead(engine, client, flow, state):
+    """The state of a run after its owner died in the given one."""
+    from tasks.locks import create_locked
+    from tasks.runs import mark_dead_runs
+
+    run = client.create_flow_run(flow, state=state)
+    os.close(create_locked(engine / "locks" / "runs" / f"{run.id}.lock"))
+    mark_dead_runs(engine)
+    return client.read_flow_run(run.id).state
+
+
+def test_a_run_that_ends_while_it_is_marked_stays_completed(engine, monkeypatch):
+    from prefect import flow
+    from prefect.client.orchestration import SyncPrefectClient, get_client
+    from prefect.states import Completed, Running
+
+    @flow
+    def scheduled():
+        pass
+
+    read = SyncPrefectClient.read_flow_runs
+
+    def late(self, **chosen):
+        found = read(self, **chosen)
+        for run in found:  # what it had sent arrives between our two requests
+            self.set_flow_run_state(run.id, Completed())
+        return found
+
+    monkeypatch.setattr(SyncPrefectClient, "read_flow_runs", late)
+    with get_client(sync_client=True) as client:
+        assert mark_when_dead(engine, client, scheduled, Running()).name == "Completed"
+
+
+ORPHAN = """
+import subprocess, sys, time
+from pathlib import Path
+from tasks.cancelling import serving
+with serving(Path(sys.argv[1])):
+    run = subprocess.Popen([sys.executable, "-m", "tests.tasks.flow_under_test", *sys.argv[1:]])
+    print("child", run.pid, flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_run_ends_with_the_service_that_started_it(program, engine):
+    service = program("-c", ORPHAN, str(engine), "--start", "700", "--pause", "second")
+
+    def executed() -> list:
+        return [e for e in read_events() if e["event"] == "executed" and e["pid"] == run.pid]
+
+    service.until(lambda: "child" in service.text())
+    run = psutil.Process(int(service.text().split()[1]))
+    service.until(lambda: len(executed()) == 2)
+    service.process.kill()
+    service.process.wait()
+    run.wait(12)
+    flow_run = executed()[0]["flow_run"]
+    wait_until(lambda: states(engine, flow_run)[0] == "Crashed")
 
 
 def test_a_lock_never_seen_before_is_no_run_of_ours(engine):

@@ -2,8 +2,8 @@
 
 The reference logits come from our own unpacking of the written folder, multiplied as dense linears
 in the export dtype: what any reader computes once it has the same weights. Ternary linears round
-what they read and compute in float32 (see `TernaryInference`). Parameters are read when their
-module runs and dropped right after, so one linear is in memory at a time.
+what they read and compute in float32 (see `TernaryInference`). The parameters of a block are read
+when it runs and dropped right after, so one block is in memory at a time.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.payload import tokenizer_files
-from normtweak_core.model.skeleton import allocate_computed_buffers, assign, build_skeleton
+from normtweak_core.model.skeleton import assign, build_skeleton, compute_buffers
+from normtweak_core.model.structure import find_blocks
 from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.ternary.inference import TernaryInference
 
@@ -81,25 +82,34 @@ def tokenizer_probe(folder: Path) -> dict[str, object] | None:
 
 
 def _streaming_model(weights: ExportedWeights, source: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model with dense linears, whose modules read their parameters when they run."""
+    """Return the model with dense linears, whose blocks read their parameters when they run."""
     model = build_skeleton(source, dtype)
-    tied = model.all_tied_weights_keys
     for parameter in model.parameters():
         parameter._is_hf_initialized = True  # only the buffers are to be computed
-    allocate_computed_buffers(model.modules(), "cpu")
-    model.initialize_weights()
+    compute_buffers(model, model.modules(), "cpu")
+    blocks = find_blocks(model)
     for name in weights.linears if weights.ternary else ():
         model.set_submodule(name, _StreamedTernary(name, weights))
     buffers = [name for name, _ in model.named_buffers() if name in weights]
     assign(model, "", {name: weights.read(name) for name in buffers})
-    for prefix, module in model.named_modules():
-        names = {}
-        for key, _ in module.named_parameters(recurse=False):
-            name = f"{prefix}.{key}"
-            names[key] = name if name in weights else tied[name]
-        if names:
-            _stream(module, names, weights)
+    stored = {name: _stored_name(name, model, weights) for name, _ in model.named_parameters()}
+    inside = f"{blocks.prefix}."
+    rest = {name: origin for name, origin in stored.items() if not name.startswith(inside)}
+    tensors = {origin: weights.read(origin) for origin in rest.values()}
+    assign(model, "", {name: tensors[origin] for name, origin in rest.items()})
+    for index in range(len(blocks.modules)):
+        prefix = f"{inside}{index}"
+        names = {name: stored[name] for name in stored if name.startswith(f"{prefix}.")}
+        _stream(model.get_submodule(prefix), prefix, names, weights)
     return model
+
+
+def _stored_name(name: str, model: PreTrainedModel, weights: ExportedWeights) -> str:
+    """Return the name under which a parameter is stored: its own, or one that it is tied to."""
+    ties = model.all_tied_weights_keys
+    origin = ties.get(name, name)
+    group = [name, origin, *(other for other, source in ties.items() if source == origin)]
+    return next(member for member in group if member in weights)
 
 
 class _StreamedTernary(nn.Module):
@@ -114,16 +124,18 @@ class _StreamedTernary(nn.Module):
         return TernaryInference(layer, self._weights.scheme.rms_norm_eps)(x)
 
 
-def _stream(module: nn.Module, names: dict[str, str], weights: ExportedWeights) -> None:
-    """Make the module read its parameters before it runs and drop them afterwards."""
+def _stream(block: nn.Module, prefix: str, names: dict[str, str], weights: ExportedWeights) -> None:
+    """Make a block read its parameters before it runs and drop them afterwards.
 
-    def load(module: nn.Module, args: object) -> None:
-        for key, name in names.items():
-            setattr(module, key, nn.Parameter(weights.read(name), requires_grad=False))
+    All of them at once: some modules read the weight of a part without ever calling the part.
+    """
 
-    def drop(module: nn.Module, args: object, output: object) -> None:
-        for key in names:
-            setattr(module, key, nn.Parameter(getattr(module, key).to("meta"), requires_grad=False))
+    def load(_: nn.Module, args: object) -> None:
+        assign(block, prefix, {name: weights.read(origin) for name, origin in names.items()})
 
-    module.register_forward_pre_hook(load)
-    module.register_forward_hook(drop)
+    def drop(_: nn.Module, args: object, output: object) -> None:
+        held = {name: block.get_parameter(name.removeprefix(f"{prefix}.")) for name in names}
+        assign(block, prefix, {name: tensor.to("meta") for name, tensor in held.items()})
+
+    block.register_forward_pre_hook(load)
+    block.register_forward_hook(drop)

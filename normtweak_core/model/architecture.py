@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from normtweak_core.errors import InputError
+from normtweak_core.model.checkpoint import stored_names
 
 EXPERT_KEYS = (
     "num_experts",
@@ -14,6 +17,7 @@ EXPERT_KEYS = (
     "moe_num_experts",
     "num_routed_experts",
 )
+EXPERT_NAMES = re.compile("expert|moe|router")  # in names of weights, where a config counts experts
 CONTEXT_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -58,6 +62,7 @@ def check_model_folder(folder: Path) -> None:
     """
     config = read_config(folder)
     check_decoder(config, str(folder))
+    check_experts(config, str(folder), stored_names(folder))
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "an unnamed method")
         raise InputError(
@@ -67,7 +72,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def check_decoder(config: dict[str, Any], name: str) -> None:
-    """Accept a config of a decoder-only language model without experts and without own code.
+    """Accept a config of a decoder-only language model without own code.
 
     Raises:
         InputError: It is something else; the message names the key that says so.
@@ -82,13 +87,6 @@ def check_decoder(config: dict[str, Any], name: str) -> None:
             f"the model must run on the code in transformers; {name} brings its own (auto_map), "
             "which is never executed here. Choose a model that needs no trust_remote_code."
         )
-    for part in (config, config.get("text_config") or {}, config.get("ffn_config") or {}):
-        for key in EXPERT_KEYS:
-            if part.get(key):
-                raise InputError(
-                    f"mixture-of-experts models are not supported yet; {name} has {key}: "
-                    f"{part[key]}. Choose a dense model."
-                )
     if config.get("is_encoder_decoder"):
         raise InputError(
             f"the model must be a decoder-only language model; {name} is an encoder-decoder "
@@ -100,6 +98,32 @@ def check_decoder(config: dict[str, Any], name: str) -> None:
             f"the model must be a causal language model (...ForCausalLM); {name} is "
             f"{', '.join(found)}. Choose a causal language model."
         )
+
+
+def check_experts(config: dict[str, Any], name: str, weights: Iterable[str]) -> None:
+    """Accept a model that mixes no experts.
+
+    A config may count experts that no layer has (a DeepSeek of which all first layers are dense):
+    then the weights tell. A count that the family does not know is believed.
+
+    Args:
+        config: What config.json says.
+        name: Of the model, for the message.
+        weights: Names of its tensors.
+
+    Raises:
+        InputError: It mixes experts.
+    """
+    for part in (config, config.get("text_config") or {}, config.get("ffn_config") or {}):
+        for key in EXPERT_KEYS:
+            if part.get(key) and (
+                not _family_reads(config["model_type"], key)
+                or any(map(EXPERT_NAMES.search, weights))
+            ):
+                raise InputError(
+                    f"mixture-of-experts models are not supported yet; {name} has {key}: "
+                    f"{part[key]}. Choose a dense model."
+                )
 
 
 def quantization_method(folder: Path) -> str | None:
@@ -149,8 +173,21 @@ def first_line(error: BaseException) -> str:
 
 def _is_native(model_type: str) -> bool:
     """Say whether transformers ships this model's code, without importing it."""
+    return _family_folder(model_type) is not None
+
+
+def _family_reads(model_type: str, key: str) -> bool:
+    """Say whether the config class of a family in transformers has a key, without importing it."""
+    folder = _family_folder(model_type)
+    sources = folder.glob("configuration_*.py") if folder else ()
+    return any(key in source.read_text(encoding="utf-8") for source in sources)
+
+
+def _family_folder(model_type: str) -> Path | None:
+    """Return where transformers keeps the code of a family; None where it has none."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
-        return False
-    folder = model_type.replace("-", "_").removesuffix("_text")
-    return (Path(spec.origin).parent / "models" / folder).is_dir()
+        return None
+    name = model_type.replace("-", "_").removesuffix("_text")
+    folder = Path(spec.origin).parent / "models" / name
+    return folder if folder.is_dir() else None

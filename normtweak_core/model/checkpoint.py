@@ -54,6 +54,19 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def stored_names(folder: Path) -> list[str]:
+    """Return the names of the folder's tensors as far as its index or its single file tells them.
+
+    Empty where neither is there yet: of a hub model the index is fetched before the weights.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        return list(read_header(folder / SINGLE_FILE))
+    return list(_weight_map(folder)) if (folder / INDEX_FILE).is_file() else []
+
+
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return every tensor of the folder by its name, from the headers alone.
 
@@ -122,16 +135,24 @@ def _damaged(path: Path, what: str) -> InputError:
     )
 
 
-def _indexed_files(folder: Path) -> list[Path]:
-    """Return the shards that the folder's index names."""
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Return the shard of each tensor, as the folder's index has it."""
     index = folder / INDEX_FILE
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return {
+            str(name): str(file)
+            for name, file in json.loads(index.read_bytes())["weight_map"].items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{index} must be a JSON object with a weight_map; it is not. "
             "Fetch or save the model again."
         ) from error
+
+
+def _indexed_files(folder: Path) -> list[Path]:
+    """Return the shards that the folder's index names."""
+    index, names = folder / INDEX_FILE, set(_weight_map(folder).values())
     for name in sorted(names):
         if Path(name).name != name:
             raise InputError(f"{index} must name files of its own folder; it names {name!r}.")

@@ -5,8 +5,13 @@ import re
 from pathlib import Path
 
 from normtweak_core.errors import InputError
-from normtweak_core.model.architecture import check_decoder, first_line, read_config
-from normtweak_core.model.checkpoint import weight_files
+from normtweak_core.model.architecture import (
+    check_decoder,
+    check_experts,
+    first_line,
+    read_config,
+)
+from normtweak_core.model.checkpoint import INDEX_FILE, stored_names, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +84,11 @@ def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     options = {"revision": revision, "local_files_only": local_files_only}
-    config = snapshot_download(repo, allow_patterns=["config.json"], **options)
-    check_decoder(read_config(Path(config)), repo)
+    small = Path(snapshot_download(repo, allow_patterns=["config.json", INDEX_FILE], **options))
+    config = read_config(small)
+    check_decoder(config, repo)
+    check_experts(config, repo, stored_names(small))
     snapshot = snapshot_download(repo, allow_patterns=FILES, ignore_patterns=NOT_FILES, **options)
     weight_files(Path(snapshot))
+    check_experts(config, repo, stored_names(Path(snapshot)))
     return Path(snapshot)

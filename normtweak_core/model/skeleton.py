@@ -139,17 +139,40 @@ def assign(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
         setattr(owner, leaf, tensor)
 
 
-def allocate_computed_buffers(modules: Iterable[nn.Module], device: str) -> None:
+def _allocate_buffers(modules: Iterable[nn.Module], device: str) -> None:
     """Move the buffers that no checkpoint holds (rotary frequencies, masks) off the meta device.
 
     Their values are left to `PreTrainedModel.initialize_weights`, which computes them for
-    ``from_pretrained`` too: from the config, in float32, never cast with the model.
+    ``from_pretrained`` too: from the config, in float32, never cast with the model. One that it
+    passes over stays NaN, so that its use cannot go unseen.
     """
     for owner in modules:
         for name in owner._non_persistent_buffers_set:
             buffer = owner._buffers.get(name)
             if buffer is not None and buffer.is_meta:
-                owner._buffers[name] = torch.empty_like(buffer, device=device)
+                unset = torch.nan if buffer.is_floating_point() else 0
+                owner._buffers[name] = torch.full_like(buffer, unset, device=device)
+
+
+def compute_buffers(model: PreTrainedModel, modules: Iterable[nn.Module], device: str) -> None:
+    """Let transformers compute what no checkpoint holds of some modules of a model.
+
+    It passes over all that is marked as read from the checkpoint. Some families overwrite rows of
+    a weight in spite of that (Youtu its padding's embedding), so leaves that were read are marked
+    as a whole.
+
+    Args:
+        model: All of it; modules around others compute buffers inside them as well.
+        modules: Those whose buffers are to be computed, their parameters being there.
+        device: Where to.
+    """
+    found = list(modules)
+    _allocate_buffers(found, device)
+    for part in found:
+        is_leaf = not part._modules and not part._non_persistent_buffers_set
+        if is_leaf and part._parameters:
+            part._is_hf_initialized = True
+    model.initialize_weights()
 
 
 def mark_initialized(module: nn.Module) -> None:
@@ -173,10 +196,16 @@ def _match_names(model: PreTrainedModel, folder: Path) -> dict[str, tuple[str, S
             name, merged = rename_source_key(stored_name, [], [], model.base_model_prefix, targets)
         if name not in targets:
             log.debug("%s holds %s, which the model does not use", folder, stored_name)
-        elif merged is not None or name in matched:
+        elif merged is not None:
             raise InputError(
-                f"each weight must be stored as one tensor; {folder} splits {name}, "
-                f"{stored_name} among its parts. Load it with transformers and save it again."
+                f"each weight must be stored as the model holds it; transformers makes {name} of "
+                f"several tensors of {folder}, {stored_name} among them, which is not supported "
+                "yet. Choose another model."
+            )
+        elif name in matched:
+            raise InputError(
+                f"each weight must be stored once; {folder} holds {name} as {matched[name][0]} "
+                f"and as {stored_name}. Load it with transformers and save it again."
             )
         else:
             matched[name] = (stored_name, place)

@@ -8,11 +8,12 @@ from pathlib import Path
 from normtweak_core.errors import InputError
 from normtweak_core.model.architecture import (
     check_decoder,
+    check_experts,
     check_model_folder,
     model_context,
     read_config,
 )
-from normtweak_core.model.checkpoint import weight_files
+from normtweak_core.model.checkpoint import stored_names, weight_files
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.hub import fetch_from_hub, is_hub_id
 from normtweak_core.reference.architectures import REFERENCE_NAMES
@@ -124,7 +125,9 @@ def _local(path: Path, name: str) -> ModelFolder:
         raise InputError(
             f"model.source must be a folder; {path} is a file. Give the folder it lies in."
         )
-    check_decoder(read_config(path), name)
+    config = read_config(path)
+    check_decoder(config, name)
+    check_experts(config, name, stored_names(path))
     weight_files(path)
     return ModelFolder(path.resolve(), name, None)
 

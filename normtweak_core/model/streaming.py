@@ -103,10 +103,9 @@ class StreamedModel:
         prefix = self.block_prefix(index)
         block = copy.deepcopy(self._templates[index])
         skeleton.assign(block, prefix, self._weights.read(self._weights.names(prefix)))
-        skeleton.allocate_computed_buffers(block.modules(), self._device)
         stand, self._list[index] = self._list[index], block
         try:
-            self._model.initialize_weights()  # passes over all that is marked: only this block
+            self._compute_buffers(block)
         finally:
             self._list[index] = stand
         return block.eval().requires_grad_(False)
@@ -195,6 +194,17 @@ class StreamedModel:
             return result
         return (result, *[None] * self._extra_outputs)
 
+    def _compute_buffers(self, block: nn.Module) -> None:
+        """Compute the buffers of the one block that is in its place.
+
+        Modules around it take part (Falcon-H1's model computes the mup_vector of its blocks); what
+        they have read themselves is marked.
+        """
+        parts = self._prefix.split(".")
+        for depth in range(len(parts) + 1):
+            self._model.get_submodule(".".join(parts[:depth]))._is_hf_initialized = False
+        skeleton.compute_buffers(self._model, block.modules(), self._device)
+
     def _load_rest(self) -> None:
         """Read all tensors outside the blocks, compute their buffers, tie what is tied."""
         weights, model = self._weights, self._model
@@ -208,8 +218,7 @@ class StreamedModel:
             for name, module in model.named_modules()
             if not name.startswith(self._prefix + ".")
         )
-        skeleton.allocate_computed_buffers(outside, self._device)
-        model.initialize_weights()
+        skeleton.compute_buffers(model, outside, self._device)
         model.tie_weights(missing_keys=set(weights.missing), recompute_mapping=False)
 
 

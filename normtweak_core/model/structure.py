@@ -1,6 +1,8 @@
 """The parts of a decoder, found by their structure: its blocks, and a block's linears and norms."""
 
 import copy
+import functools
+import inspect
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +15,9 @@ from normtweak_core.errors import InputError
 
 LINEARS = (nn.Linear, Conv1D)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # their kernels have 3 dimensions and more
-HEAD_WIDTHS = ("head_dim", "head_size")  # attributes of attention modules
+HEAD_WIDTHS = ("head_dim", "head_size", "head_v_dim")  # attributes of attention modules
 PROBE_SHIFT = 5.0  # any constant that a centred norm removes and another does not
+Kind = Literal["layer", "rms", "rms_plus_one", "layer_plus_one", "gated"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,15 @@ class Norm:
     """A norm of a block. Its stored ``weight`` is what is trained, whatever its kind."""
 
     module: nn.Module
-    kind: Literal["layer", "rms", "rms_plus_one", "layer_plus_one"]  # plus_one: gain = 1 + weight
-    per_head: bool  # acts on the queries or keys of one head, not on the stream
+    per_head: bool  # acts on what one head computes, not on the stream
+
+    @functools.cached_property
+    def kind(self) -> Kind:
+        """What it computes. plus_one: gain = 1 + weight; gated: its forward needs a gate as well.
+
+        Found by running a copy on numbers, so that the norm may be on the meta device.
+        """
+        return _kind(self.module)
 
 
 def find_blocks(model: nn.Module) -> Blocks:
@@ -68,13 +78,9 @@ def find_linears(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_norms(block: nn.Module) -> dict[str, Norm]:
-    """Return the norms of a block that have a gain, by their name inside it.
-
-    What a norm does is found by running a copy of it on numbers, so that the block may be on any
-    device, the meta device too.
-    """
+    """Return the norms of a block that have a gain, by their name inside it."""
     return {
-        name: Norm(module, _kind(module), _is_per_head(block, name, module))
+        name: Norm(module, _is_per_head(block, name, module))
         for name, module in block.named_modules()
         if _is_norm(module)
     }
@@ -105,19 +111,44 @@ def _has_linear(module: nn.Module) -> bool:
 
 
 def _refuse_experts(block: nn.Module) -> None:
-    """Raise InputError for a block with experts: a list of them, or stacked 3-D weights."""
+    """Raise InputError for a block with experts: several of one kind, and a router to each of them.
+
+    Several are a list of modules with linears, or weights stacked in three dimensions; a router is
+    a weight beside them with a row for each. Heads are stacked too, but nothing routes to them.
+    """
     for name, module in block.named_modules():
-        listed = name.rpartition(".")[2] == "experts" or type(module).__name__.endswith("Experts")
-        stacked = not isinstance(module, CONVOLUTIONS) and any(
-            # Dimensions of one only broadcast, as in RWKV's time mixing.
-            sum(extent > 1 for extent in parameter.shape) >= 3
-            for parameter in module.parameters(recurse=False)
-        )
-        if listed or stacked:
+        count = _num_alike(module)
+        if count > 1 and _has_router(block, name, count):
             raise InputError(
                 "mixture-of-experts models are not supported yet; "
                 f"{type(block).__name__} has experts at {name or 'its root'}. Choose a dense model."
             )
+
+
+def _num_alike(module: nn.Module) -> int:
+    """Return how many modules or matrices of one kind a module holds; 0 where it holds none."""
+    if isinstance(module, nn.ModuleList):
+        return len(module) if all(_has_linear(entry) for entry in module) else 0
+    if isinstance(module, CONVOLUTIONS):
+        return 0
+    # Dimensions of one only broadcast, as in RWKV's time mixing.
+    stacked = (p for p in module.parameters(recurse=False) if sum(n > 1 for n in p.shape) >= 3)
+    return next((parameter.shape[0] for parameter in stacked), 0)
+
+
+def _has_router(block: nn.Module, experts: str, count: int) -> bool:
+    """Say whether a module beside the experts, or inside what stacks them, has a row for each."""
+    owner = block.get_submodule(experts.rpartition(".")[0])
+    inside = {id(part) for part in block.get_submodule(experts).modules()}
+    beside = [part for part in owner.modules() if id(part) not in inside]
+    stack = block.get_submodule(experts)
+    if not isinstance(stack, nn.ModuleList):
+        beside += [part for part in stack.modules() if part is not stack]
+    weights = (getattr(part, "weight", None) for part in beside)
+    return any(
+        isinstance(weight, Tensor) and weight.dim() == 2 and weight.shape[0] == count
+        for weight in weights
+    )
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -130,8 +161,16 @@ def _is_norm(module: nn.Module) -> bool:
     )
 
 
-def _kind(norm: nn.Module) -> Literal["layer", "rms", "rms_plus_one", "layer_plus_one"]:
+def _kind(norm: nn.Module) -> Kind:
     """Return what a norm computes, seen from what it answers to numbers."""
+    needed = [
+        parameter
+        for parameter in inspect.signature(norm.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        return "gated"
     # Copied by way of the meta device: the values do not matter, and may not be there.
     probe = copy.deepcopy(norm).to("meta").to_empty(device="cpu").float()
     width = probe.weight.numel()

@@ -12,6 +12,7 @@ method.md 2.3), as the paper's artefacts do not say.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -84,7 +85,8 @@ def plan_surgery(model: nn.Module, windows: Int64[Tensor, "samples seq"]) -> Sur
             handles.append(module.register_forward_pre_hook(_reader(record, name)))
         for name, norm in find_norms(block).items():
             if not norm.per_head:
-                handles.append(norm.module.register_forward_hook(_writer(record, name)))
+                hook = _writer(record, name)
+                handles.append(norm.module.register_forward_hook(hook, with_kwargs=True))
     try:
         model(windows.to(next(model.parameters()).device), use_cache=False)
     finally:
@@ -112,8 +114,10 @@ def _reader(record: _Seen, name: str) -> Callable[..., None]:
 
 
 def _writer(record: _Seen, name: str) -> Callable[..., None]:
-    def note(_: nn.Module, __: object, output: Tensor) -> None:
-        record.norm_outputs.append((output, name))
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        # The output of one that also takes a gate has not the root mean square of its gain.
+        if sum(isinstance(value, Tensor) for value in (*args, *kwargs.values())) == 1:
+            record.norm_outputs.append((output, name))
 
     return note
 

@@ -46,10 +46,62 @@ FAMILIES = {
     "stablelm": lambda: hf.StableLmConfig(**GROUPED, qk_layernorm=True),
 }
 
+SSM = {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1}
+SSM |= {"mamba_chunk_size": 8}
+LINEAR_ATTENTION = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4}
+LATENT |= {"v_head_dim": 8, "num_key_value_heads": 4}
+
+# What is not the same in each of these: what the code must not take for granted.
+ODD_FAMILIES = {
+    # Modules that read the weight of a convolution, a linear or a bare parameter uncalled.
+    "lfm2": lambda: hf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention", "conv"]),
+    "bamba": lambda: hf.BambaConfig(**GROUPED, **SSM, attn_layer_indices=[1]),
+    "granite_hybrid": lambda: hf.GraniteMoeHybridConfig(
+        **GROUPED,
+        **SSM,
+        num_local_experts=0,
+        shared_intermediate_size=48,
+        layer_types=["mamba", "attention", "mamba"],
+    ),
+    "mamba": lambda: hf.MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=3),
+    "mamba2": lambda: hf.Mamba2Config(
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_heads=8,
+        head_dim=8,
+        n_groups=1,
+        state_size=8,
+        chunk_size=8,
+    ),
+    # A buffer of the block that the model around it computes.
+    "falcon_h1": lambda: hf.FalconH1Config(
+        **GROUPED, **SSM, mamba_d_ssm=64, ssm_multipliers=[0.5, 2.0, 0.25, 4.0, 0.75]
+    ),
+    # Norms that take a gate as well.
+    "qwen3_5": lambda: hf.Qwen3_5TextConfig(**HEADED, **LINEAR_ATTENTION),
+    "qwen3_next": lambda: hf.Qwen3NextConfig(
+        **HEADED, **LINEAR_ATTENTION, num_experts=4, mlp_only_layers=[0, 1, 2]
+    ),
+    "olmo": lambda: hf.OlmoConfig(**GROUPED),  # norms without weights
+    # Weights in three dimensions, or a number of experts in the config, and no experts.
+    "recurrent_gemma": lambda: hf.RecurrentGemmaConfig(
+        **COMMON | {"num_key_value_heads": 1, "attention_window_size": 4, "lru_width": 32}
+    ),
+    "deepseek_v2": lambda: hf.DeepseekV2Config(**COMMON | LATENT, first_k_dense_replace=3),
+}
+
 
 def build(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return a tiny model with every parameter drawn at random, norms and biases too."""
-    model = hf.AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=dtype)
+    model = hf.AutoModelForCausalLM.from_config((FAMILIES | ODD_FAMILIES)[family](), dtype=dtype)
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,10 +1,11 @@
 import pytest
 import torch
 import transformers as hf
-from families import FAMILIES, GROUPED, build
+from families import FAMILIES, GROUPED, ODD_FAMILIES, build, save
 from torch import nn
 
 from normtweak_core.errors import InputError
+from normtweak_core.model.architecture import check_model_folder
 from normtweak_core.model.structure import (
     find_blocks,
     find_linears,
@@ -163,11 +164,53 @@ def test_a_mixture_of_experts_is_refused(config):
         find_linears(model.model.layers[0])
 
 
-def test_a_list_of_experts_is_refused_too():
+class Stacked(nn.Module):
+    """Three matrices of one kind, as experts and heads are kept."""
+
+    def __init__(self, *extents):
+        super().__init__()
+        self.gate = nn.Parameter(torch.ones(*extents))
+
+
+def block_with(part, router=None):
     block = nn.Module()
-    block.experts = nn.ModuleList([nn.Linear(4, 4)])
-    with pytest.raises(InputError, match="has experts at experts"):
-        find_linears(block)
+    block.mixer = nn.Module()
+    block.mixer.part = part
+    if router is not None:
+        block.mixer.choice = router
+    return block
+
+
+@pytest.mark.parametrize(
+    "part", [nn.ModuleList([nn.Linear(4, 4) for _ in range(3)]), Stacked(3, 4, 4)]
+)
+def test_several_of_one_kind_are_experts_where_something_routes_to_each(part):
+    with pytest.raises(InputError, match=r"Module has experts at mixer\.part"):
+        find_linears(block_with(part, nn.Linear(4, 3)))
+    find_linears(block_with(part, nn.Linear(3, 4)))
+    find_linears(block_with(part))
+
+
+@pytest.mark.parametrize("family", ["recurrent_gemma", "deepseek_v2", "qwen3_next"])
+def test_no_experts_are_found_where_there_are_none(family, tmp_path):
+    check_model_folder(save(family, tmp_path))
+    assert len(find_blocks(on_meta(ODD_FAMILIES[family]())).modules) == 3
+
+
+def test_a_config_that_counts_experts_is_told_by_the_weights(tmp_path):
+    config = ODD_FAMILIES["deepseek_v2"]()
+    config.first_k_dense_replace, config.n_routed_experts = 2, 4
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"not supported yet; .* has n_routed_experts: 4"):
+        check_model_folder(tmp_path)
+
+
+def test_a_norm_that_takes_a_gate_is_a_norm_and_one_without_weights_is_none():
+    norms = find_norms(find_blocks(on_meta(ODD_FAMILIES["qwen3_5"]())).modules[0])
+    assert norms["linear_attn.norm"].kind == "gated"
+    assert norms["linear_attn.norm"].per_head
+    assert norms["input_layernorm"].kind == "rms_plus_one"
+    assert find_norms(find_blocks(on_meta(ODD_FAMILIES["olmo"]())).modules[0]) == {}
 
 
 def test_a_model_without_blocks_is_refused():

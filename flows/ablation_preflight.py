@@ -5,13 +5,14 @@ from pathlib import Path
 
 from flows.ablation_recipe import AblationRecipe, planned_cells
 from flows.budget import FIXED_DISK, disk_bytes
+from flows.given_texts import read_text
 from flows.params import Recipe
 from flows.preflight import Ready, check_inputs, check_machine
 from flows.report import recipe_sha256
-from normtweak_core.calibration.documents import read_documents
 from normtweak_core.errors import InputError
 from normtweak_core.export.checks import check_exportable
 from normtweak_core.model.source import REFERENCE_PREFIX
+from normtweak_core.paths import given_path
 
 TRAINING_TEXT = "training text of a reference model"  # stands for a path that is not known yet
 CALIBRATION, STREAMS = "calibration set", "streams (two boundaries of two streams)"
@@ -41,7 +42,7 @@ def ablation_preflight(recipe: AblationRecipe, root: Path, result: Path | None =
             f"none for {found.source.name}: give a .txt or .jsonl file, or leave out text."
         )
     if recipe.ablation.text is not None:
-        warnings += _check_text(Path(recipe.ablation.text).expanduser(), recipe)
+        warnings += _check_text(recipe.ablation.text, recipe)
     cells = distinct_recipes(recipe, TRAINING_TEXT)
     for cell in cells:
         # Nothing of a cell is verified by a reader of its format, only read back by us.
@@ -56,13 +57,12 @@ def distinct_recipes(recipe: AblationRecipe, training_text: str) -> list[Recipe]
     return list({recipe_sha256(one): one for one in planned}.values())
 
 
-def _check_text(path: Path, recipe: AblationRecipe) -> list[str]:
-    try:
-        read_documents(path)
-    except InputError as error:
-        raise InputError(f"ablation.text: {str(error).rstrip('.')}.") from error
+def _check_text(text: str, recipe: AblationRecipe) -> list[str]:
+    path = read_text(text, "ablation.text")
     measured = recipe.evaluation.perplexity.path
-    if measured is not None and path.resolve() == Path(measured).expanduser().resolve():
+    if measured is None:
+        return []
+    if path.resolve() == given_path(measured, "evaluation.perplexity.path").resolve():
         return [
             "ablation.text and evaluation.perplexity.path are the same file: the perplexity of a "
             "cell is measured on text that it was calibrated with"

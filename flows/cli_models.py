@@ -1,10 +1,9 @@
 """The parsers of the commands on models that are there: exports and registered versions."""
 
 import argparse
-from pathlib import Path
 
 from flows import commands
-from flows.cli_options import STATE, add_command, add_result
+from flows.cli_options import STATE, GivenPath, add_command, add_result
 
 
 def add_model_commands(group: argparse._SubParsersAction) -> None:
@@ -83,7 +82,9 @@ def _add_verify(group: argparse._SubParsersAction) -> None:
         "weight bit for bit, and the logits, with what was quantized. Needs only the folder.",
         ["verify .normtweak/exports/llama-w2g64-0123456789ab"],
     )
-    command.add_argument("export_dir", type=Path, metavar="EXPORT_DIR", help="folder of an export")
+    command.add_argument(
+        "export_dir", action=GivenPath, metavar="EXPORT_DIR", help="folder of an export"
+    )
     command.set_defaults(run=commands.run_verify)
 
 

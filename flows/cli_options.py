@@ -1,7 +1,9 @@
 """What the parsers of several commands have in common."""
 
 import argparse
-from pathlib import Path
+from typing import Any
+
+from normtweak_core.paths import given_path
 
 STATE = "All state is kept under NORMTWEAK_HOME, by default ./.normtweak."
 
@@ -20,9 +22,23 @@ def add_command(
     )
 
 
+class GivenPath(argparse.Action):
+    """An argument that is a path; what is no path is refused by the name of the argument."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Keep the path."""
+        setattr(namespace, self.dest, given_path(values, option_string or str(self.metavar)))
+
+
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Take a recipe, and changes to it."""
-    command.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file; see conf/")
+    command.add_argument("recipe", action=GivenPath, metavar="RECIPE", help="YAML file; see conf/")
     command.add_argument(
         "--set",
         action="append",
@@ -36,5 +52,8 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
 def add_result(command: argparse.ArgumentParser) -> None:
     """Take a file to write the result to."""
     command.add_argument(
-        "--result", type=Path, metavar="FILE.json", help="write metrics, paths and hashes here"
+        "--result",
+        action=GivenPath,
+        metavar="FILE.json",
+        help="write metrics, paths and hashes here",
     )

@@ -1,10 +1,9 @@
 """The parsers of the commands around the work: pages, schedules, disk, reference models."""
 
 import argparse
-from pathlib import Path
 
 from flows import commands
-from flows.cli_options import add_command
+from flows.cli_options import GivenPath, add_command
 from normtweak_core.reference.architectures import REFERENCE_NAMES
 
 
@@ -55,11 +54,14 @@ def _add_reference(group: argparse._SubParsersAction) -> None:
     )
     train.add_argument("name", choices=REFERENCE_NAMES, metavar="NAME", help=_either())
     train.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the model (default: in this package)"
+        "--out",
+        action=GivenPath,
+        metavar="DIR",
+        help="folder of the model (default: in this package)",
     )
     train.add_argument(
         "--work",
-        type=Path,
+        action=GivenPath,
         metavar="DIR",
         help="folder of the resumable state (default: reference/NAME under NORMTWEAK_HOME)",
     )

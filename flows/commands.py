@@ -71,7 +71,7 @@ def run_finetune(options: argparse.Namespace) -> int:
 def run_polynomial(options: argparse.Namespace) -> int:
     """Carry out a polynomial study and print what it says."""
     from flows.polynomial_recipe import load_polynomial_recipe, study_device
-    from flows.preflight import check_result_file, check_state_root
+    from flows.written_places import check_result_file, check_state_root
 
     recipe = load_polynomial_recipe(options.recipe, options.overrides)
     os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
@@ -132,7 +132,6 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def _measure(command: str, models: list[str], options: argparse.Namespace) -> int:
     from flows.evaluate_request import check_request, parse_request
-    from flows.evaluation_summary import print_comparison, print_evaluation
 
     text = {"path": options.text, "length": options.length, "max_tokens": options.max_tokens}
     tasks = options.tasks.split(",") if options.tasks else []
@@ -161,8 +160,12 @@ def _measure(command: str, models: list[str], options: argparse.Namespace) -> in
 
         return {"evaluate": evaluate, "compare": compare}[command](request)
 
-    shown = {"evaluate": print_evaluation, "compare": print_comparison}[command]
-    return run_flow(command, flow, options.result, shown)
+    def show(result: dict[str, Any]) -> None:
+        from flows.evaluation_summary import print_comparison, print_evaluation
+
+        {"evaluate": print_evaluation, "compare": print_comparison}[command](result)
+
+    return run_flow(command, flow, options.result, show)
 
 
 def run_plan(options: argparse.Namespace) -> int:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from flows.recipe_file import parse_yaml
 from flows.recipe_kinds import KINDS, RecipeKind
 from normtweak_core.errors import InputError
+from normtweak_core.given_files import read_utf8
 from tasks.environment import REPOSITORY
 
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ def read_deployments(path: Path) -> list[DeploymentSpec]:
         InputError: The file is not YAML, holds no deployment, one of another flow, a schedule
             that is not by cron, or a recipe that is not valid.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} must be YAML; it cannot be parsed") from error
+    data = parse_yaml(read_utf8(path, "the file"), f"{path} must be YAML; it is not")
     entries = data.get("deployments") if isinstance(data, dict) else None
     if not entries:
         raise InputError(f"{path} must list deployments; found none: add one")

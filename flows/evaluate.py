@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 
 from flows.budget import peak_rss_bytes
 from flows.cleaning import EVALUATIONS
-from flows.evaluate_request import EvaluationRequest, check_request, in_options
+from flows.evaluate_request import OPTIONS, EvaluationRequest, check_request
 from flows.evaluating import Measured, measure_alone, measure_pair
 from flows.evaluation_page import evaluation_page
 from flows.evaluation_report import write_evaluation
@@ -19,7 +19,7 @@ from flows.operated import operated
 from flows.page_link import PAGE, publish_page
 from flows.running import Stages
 from normtweak_core.calibration.length import effective_length
-from normtweak_core.errors import InputError
+from normtweak_core.errors import keys_called
 from normtweak_core.model.source import resolve_device
 from tasks.artifacts import write_atomically
 from tasks.environment import state_root
@@ -78,8 +78,8 @@ def opened(addresses: list[str], request: EvaluationRequest) -> Iterator[list[Me
     Raises:
         InputError: One of them is not there.
     """
-    device = resolve_device(request.device)
-    with contextlib.ExitStack() as stack:
+    with keys_called(OPTIONS), contextlib.ExitStack() as stack:
+        device = resolve_device(request.device)
         yield [
             stack.enter_context(measured_model(address, request.dtype, device))
             for address in addresses
@@ -95,10 +95,8 @@ def common_text(models: list[MeasuredModel], request: EvaluationRequest) -> Text
     contexts = [model.context for model in models if model.context is not None]
     context = min(contexts) if contexts else None
     config = request.evaluation.perplexity
-    try:
+    with keys_called(OPTIONS):
         return text_of(config, models[-1].text_source, effective_length(None, context), context)
-    except InputError as error:
-        raise InputError(in_options(str(error))) from error
 
 
 def with_sizes(measured: Measured, model: MeasuredModel) -> Measured:

@@ -5,10 +5,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from flows.preflight import check_items, check_result_file, check_state_root
+from flows.given_texts import check_items, read_text
 from flows.recipe_errors import sentences
-from normtweak_core.calibration.documents import read_documents
-from normtweak_core.errors import InputError
+from flows.written_places import check_result_file, check_state_root
+from normtweak_core.errors import InputError, keys_called
 from normtweak_core.evaluate.config import EvaluationConfig
 
 # What an option of the command sets.
@@ -23,6 +23,8 @@ OPTIONS = {
     "against": "--against",
     "dtype": "--dtype",
     "device": "--device",
+    "model.source": "MODEL",
+    "model.device": "--device",
 }
 
 
@@ -57,7 +59,7 @@ def parse_request(data: dict[str, Any]) -> EvaluationRequest:
     try:
         return EvaluationRequest.model_validate(data)
     except ValidationError as error:
-        raise InputError(in_options(sentences(error, EvaluationRequest))) from error
+        raise InputError(sentences(error, EvaluationRequest, OPTIONS)) from error
 
 
 def check_request(request: EvaluationRequest, root: Path, result: Path | None) -> None:
@@ -69,21 +71,7 @@ def check_request(request: EvaluationRequest, root: Path, result: Path | None) -
     if result is not None:
         check_result_file(result)
     check_state_root(root)
-    try:
+    with keys_called(OPTIONS):
         check_items(request.evaluation)
-    except InputError as error:
-        raise InputError(in_options(str(error))) from error
-    path = request.evaluation.perplexity.path
-    if path is not None:
-        try:
-            read_documents(Path(path).expanduser())
-        except InputError as error:
-            raise InputError(f"--text: {str(error).rstrip('.')}.") from error
-
-
-def in_options(message: str) -> str:
-    """Return a message about a recipe's evaluation with the names of the options."""
-    for key in sorted(OPTIONS, key=len, reverse=True):
-        if key.startswith("evaluation."):
-            message = message.replace(key, OPTIONS[key])
-    return message
+        if request.evaluation.perplexity.path is not None:
+            read_text(request.evaluation.perplexity.path, "evaluation.perplexity.path")

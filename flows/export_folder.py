@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flows.version_uri import parse_uri
 from normtweak_core.errors import InputError
+from normtweak_core.paths import given_path
 from tasks.registry_server import existing_registry
 
 REGISTERED = "models:"
@@ -26,7 +27,7 @@ def export_folder(source: str, root: Path, writes: bool = True) -> Path:
             to be made and may not.
     """
     if not source.startswith(REGISTERED):
-        return Path(source).expanduser()
+        return given_path(source, "model.source")
     wanted = parse_uri(source)
     uri = existing_registry(root, source)
     from mlflow import MlflowClient

@@ -21,11 +21,20 @@ from normtweak_core.errors import (
     ProblemError,
     VerificationError,
 )
-from tasks.environment import OUR_LOGGERS, state_root
+from tasks.environment import HOME_VARIABLE, OUR_LOGGERS, state_root
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 FAILURES = (HessianError, NonFiniteError, ProblemError, VerificationError)
+# What takes less memory when it is lower, by command.
+LESS_MEMORY = {
+    "quantize": "calibration.samples or calibration.length",
+    "ablate": "calibration.samples or calibration.length",
+    "ternary": "ternary.batch or ternary.data.length",
+    "finetune": "finetune.batch, finetune.data.samples or finetune.data.length",
+    "evaluate": "--length",
+    "compare": "--length",
+}
 RESUME = "finished stages are kept, and the same command goes on from there."
 
 
@@ -74,13 +83,19 @@ def logged_to_file(command: str) -> Iterator[Path]:
 
 
 def log_file(command: str) -> Path:
-    """Return where the log of this process's command goes; its folder exists."""
-    root = state_root()
+    """Return where the log of this process's command goes; its folder exists.
+
+    Under the state root, and among the temporary files where there is no root or none that can be
+    written to: whatever fails is on its way to being told.
+    """
     name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{command}-{os.getpid()}.log"
-    if not root.is_dir():
-        return Path(tempfile.gettempdir()) / f"normtweak-{name}"
-    (root / "logs").mkdir(exist_ok=True)
-    return root / "logs" / name
+    with contextlib.suppress(InputError, OSError):
+        root = state_root()
+        if root.is_dir():
+            (root / "logs").mkdir(exist_ok=True)
+            if os.access(root / "logs", os.W_OK | os.X_OK):
+                return root / "logs" / name
+    return Path(tempfile.gettempdir()) / f"normtweak-{name}"
 
 
 def exit_code(error: BaseException, command: str, log: Path | None = None) -> int:
@@ -92,7 +107,7 @@ def exit_code(error: BaseException, command: str, log: Path | None = None) -> in
         log: The log it has written so far, if any; the traceback is added there.
     """
     if isinstance(error, InputError):
-        say(str(error))
+        say(error.sentence)
         return EXIT_BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         # One that passed through exec() of a text, which is how dataclasses are made, leaves
@@ -106,34 +121,40 @@ def exit_code(error: BaseException, command: str, log: Path | None = None) -> in
     if type(error).__name__ == "CancelledRun":
         say(f"cancelled on Prefect's page or with its command; {RESUME}")
         return EXIT_INTERRUPTED
-    log = log or log_file(command)
-    with log.open("a", encoding="utf-8") as file:
-        file.writelines(traceback.format_exception(error))
-    message = failure(error)
+    message = failure(error, command)
+    log = _with_traceback(log or log_file(command), error)
     if message is None:
         kind = type(error).__name__
         detail = str(error).strip().partition("\n")[0]
-        say(f"an unexpected {kind} ended the run ({detail[:200]}); the traceback is in {log}.")
+        where = "no log of it could be written" if log is None else f"the traceback is in {log}"
+        say(f"an unexpected {kind} ended the run ({detail[:200]}); {where}.")
     else:
-        say(f"{message.rstrip('.')}. The log is {log}.")
+        where = "No log could be written" if log is None else f"The log is {log}"
+        say(f"{message.rstrip('.')}. {where}.")
     return EXIT_FAILED
 
 
-def failure(error: BaseException) -> str | None:
+def _with_traceback(log: Path, error: BaseException) -> Path | None:
+    """Add a traceback to a log; return where it is, None where no disk has room for it."""
+    for place in (log, Path(tempfile.gettempdir()) / f"normtweak-{log.name}"):
+        with contextlib.suppress(OSError):
+            with place.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(traceback.format_exception(error))
+            return place
+    return None
+
+
+def failure(error: BaseException, command: str = "quantize") -> str | None:
     """Return the sentence for a failure that is foreseen, and None for one that is not."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return (
-            "memory ran out; lower calibration.samples or calibration.length, or use a machine "
-            "with more (`normtweak plan` estimates what is needed)"
-        )
+        fewer = f"lower {LESS_MEMORY[command]}, or " if command in LESS_MEMORY else ""
+        return f"memory ran out; {fewer}use a machine with more (`normtweak plan` estimates it)"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk of {error.filename or state_root()} is full; make room and run the same "
-            f"command again: {RESUME}"
-        )
+        place = error.filename or os.environ.get(HOME_VARIABLE) or "the state root"
+        return f"the disk of {place} is full; make room and run the same command again: {RESUME}"
     if isinstance(error, (*FAILURES, *_engine_failures())):
-        # The server's error goes on with the last lines of its log, which our log holds in full.
-        return str(error).partition("\n")[0].removesuffix(":").replace("Last lines of", "See")
+        # Our log holds what follows, such as the last lines of a server's own.
+        return getattr(error, "summary", None) or str(error).partition("\n")[0]
     return None
 
 

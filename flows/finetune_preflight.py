@@ -68,8 +68,8 @@ def _require_float_model(float_model: ModelConfig) -> None:
         resolve_source(float_model)
     except InputError as error:
         raise InputError(
-            f"the float model that the export records must be there; {str(error).rstrip('.')}. "
-            "Set finetune.float_model to where it is now."
+            f"the float model that the export records must be there; {error.clause}. Set "
+            "finetune.float_model to where it is now."
         ) from error
 
 

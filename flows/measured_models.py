@@ -20,6 +20,7 @@ from normtweak_core.model.source import (
     model_context,
     resolve_source,
 )
+from normtweak_core.paths import given_path
 from tasks.artifacts import file_sha256
 from tasks.job import tokenizer_hash
 from tasks.subjects import Subject
@@ -70,8 +71,8 @@ def measured_model(address: str, dtype: str, device: str) -> Iterator[MeasuredMo
         with _registered(address) as (folder, tokenizer):
             yield _in_folder(ModelFolder(folder, address, None), tokenizer, dtype, device)
         return
-    path = Path(address).expanduser()
-    if path.suffix == ".gguf":
+    path = given_path(address, "model.source")
+    if path.suffix.lower() == ".gguf":
         yield _gguf(path, address, dtype, device)
         return
     source = resolve_source(ModelConfig(source=address))

@@ -148,6 +148,9 @@ def refuse_infinite(value: Any, key: str = "") -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             refuse_infinite(inner, f"{key}.{name}" if key else str(name))
+    if isinstance(value, list):
+        for inner in value:
+            refuse_infinite(inner, key)
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{key} must be a finite number; found {value}.")
 

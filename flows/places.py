@@ -7,6 +7,7 @@ from flows.export_folder import REGISTERED
 from flows.recipe_kinds import FINETUNE, kind_of
 from normtweak_core.calibration.hub_data import local_data
 from normtweak_core.model.source import REFERENCE_PREFIX, ModelFolder
+from normtweak_core.paths import given_path
 
 PLACE = "place."  # and the key of the recipe: tag of a version
 
@@ -24,13 +25,12 @@ def place_tags(recipe: Any, source: ModelFolder) -> dict[str, str]:
     kind = kind_of(recipe.model_dump())
     found: dict[str, Path | None] = dict.fromkeys(kind.places)
     if kind is FINETUNE and not recipe.model.source.startswith(REGISTERED):
-        found["model.source"] = Path(recipe.model.source)
+        found["model.source"] = given_path(recipe.model.source, "model.source")
     if source.revision is None and not source.name.startswith(REFERENCE_PREFIX):
         found[kind.source] = source.path
     data = kind.data_of(recipe)
     if data.path is not None and local_data(data.path) is not None:
-        found[f"{kind.data}.path"] = Path(data.path)
+        found[f"{kind.data}.path"] = given_path(data.path, f"{kind.data}.path")
     return {
-        f"{PLACE}{key}": "" if path is None else str(path.expanduser().resolve())
-        for key, path in found.items()
+        f"{PLACE}{key}": "" if path is None else str(path.resolve()) for key, path in found.items()
     }

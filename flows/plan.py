@@ -34,6 +34,7 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.finetune.source import read_export_source
 from normtweak_core.model.hub import is_hub_id
+from normtweak_core.paths import given_path
 from tasks.environment import default_variables
 
 
@@ -170,7 +171,7 @@ def require_local_model(recipe: Any, root: Path) -> None:
     if isinstance(recipe, FinetuneRecipe):
         export = read_export_source(export_folder(config.source, root, writes=False))
         config = export.float_model(config, recipe.finetune.float_model)
-    if Path(config.source).expanduser().exists() or not is_hub_id(config.source):
+    if given_path(config.source, "model.source").exists() or not is_hub_id(config.source):
         return
     from huggingface_hub import try_to_load_from_cache
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flows.recipe_errors import sentences
 from flows.recipe_file import read_with_overrides
-from normtweak_core.errors import InputError
+from normtweak_core.errors import InputError, keys_called
 from normtweak_core.model.source import resolve_device
 from normtweak_core.polynomial.config import (
     FloatTrainingConfig,
@@ -73,7 +73,5 @@ def study_device(recipe: PolynomialRecipe) -> str:
     Raises:
         InputError: The recipe asks for a GPU and torch sees none.
     """
-    try:
+    with keys_called({"model.device": "device"}):
         return resolve_device(recipe.device)
-    except InputError as error:
-        raise InputError(str(error).replace("model.device", "device")) from error

@@ -12,36 +12,35 @@ from pathlib import Path
 from flows.budget import (
     ModelShape,
     disk_bytes,
-    existing_folder,
-    free_bytes,
     model_shape,
-    readable_bytes,
+)
+from flows.given_texts import (
+    check_items,
+    check_texts,
+    checked_lengths,
+    require_evaluation_text,
 )
 from flows.params import Recipe
-from flows.recipe_errors import in_section, told_of
+from flows.written_places import check_disk, check_result_file, check_state_root
 from normtweak_core.calibration.config import CalibrationConfig
-from normtweak_core.calibration.documents import read_documents
-from normtweak_core.calibration.length import effective_length
-from normtweak_core.errors import InputError
-from normtweak_core.evaluate.config import EvaluationConfig, PerplexityConfig
-from normtweak_core.evaluate.tasks import read_items
+from normtweak_core.calibration.hub_data import local_data
+from normtweak_core.errors import InputError, keys_called
+from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.foreign_code import refuse_foreign_tokenizer
 from normtweak_core.model.source import (
-    REFERENCE_PREFIX,
     ModelFolder,
     check_model_folder,
     model_context,
     resolve_device,
     resolve_source,
 )
-from tasks.environment import HOME_VARIABLE, REPOSITORY, default_variables
+from tasks.environment import REPOSITORY, default_variables
 from tasks.registry_server import check_registry
 
 REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI"
-DATA_FILES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ def check_inputs(
         check_result_file(result)
     check_state_root(root)
     text = None if measured is None else measured.perplexity
-    with told_of(section):
-        warnings = [in_section(told, section) for told in check_texts(data, text)]
+    with keys_called({"calibration": section}):
+        warnings = check_texts(data, text, section)
         if measured is not None:
             check_items(measured)
         check_registry_of_the_user(root)
@@ -138,44 +137,6 @@ def check_machine(found: Ready, disk: dict[str, int], model: ModelConfig, root: 
     return replace(found, disk=disk)
 
 
-def check_result_file(path: Path) -> None:
-    """Accept a path that a result file can be written to.
-
-    Raises:
-        InputError: It is a folder, or its folder is missing or not writable.
-    """
-    if path.is_dir():
-        raise InputError(f"--result must name a file; {path} is a folder: add a file name.")
-    folder = path.parent
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise InputError(
-            f"--result needs an existing folder; {folder} {found}: create it or choose another."
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(
-            f"--result needs a folder you may write to; {folder} is not one: choose another."
-        )
-
-
-def check_state_root(root: Path) -> None:
-    """Accept a state root that exists or can be made.
-
-    Raises:
-        InputError: It is, or lies below, a file or a folder that cannot be written.
-    """
-    advice = f"choose a folder you may write to with {HOME_VARIABLE}."
-    there = existing_folder(root)
-    if not there.is_dir():
-        raise InputError(
-            f"All state is kept under {root}, but {there} is a file, not a folder; {advice}"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(
-            f"All state is kept under {root}, which must be writable, but {there} is not; {advice}"
-        )
-
-
 def check_registry_of_the_user(root: Path) -> None:
     """Accept the registry that the environment names; our own is made when it is needed.
 
@@ -187,66 +148,6 @@ def check_registry_of_the_user(root: Path) -> None:
         check_registry(uri)
 
 
-def check_texts(calibration: CalibrationConfig, evaluation: PerplexityConfig | None) -> list[str]:
-    """Read the texts a recipe names, and return what is doubtful about them.
-
-    Raises:
-        InputError: A text is missing, unreadable, empty, not UTF-8 or malformed.
-    """
-    texts = {}
-    if calibration.source == "text":
-        texts["calibration.path"] = Path(calibration.path).expanduser()
-    elif calibration.source == "dataset":
-        _check_data_set(calibration.path)
-    if evaluation is not None and evaluation.path is not None:
-        texts["evaluation.perplexity.path"] = Path(evaluation.path).expanduser()
-    for key, path in texts.items():
-        try:
-            read_documents(path)
-        except InputError as error:
-            raise InputError(f"{key}: {str(error).rstrip('.')}.") from error
-    files = [path.resolve() for path in texts.values()]
-    if len(files) == 2 and files[0] == files[1]:
-        return [
-            "calibration.path and evaluation.perplexity.path are the same file: the perplexity is "
-            "measured on text that the quantized model was calibrated with"
-        ]
-    return []
-
-
-def check_items(evaluation: EvaluationConfig) -> None:
-    """Read the items of named tasks that lie in files.
-
-    Raises:
-        InputError: A file is missing or empty, or a line is not an item of its task.
-    """
-    if evaluation.data is None:
-        return
-    for task in evaluation.tasks:
-        try:
-            read_items(Path(evaluation.data).expanduser(), task)
-        except InputError as error:
-            raise InputError(f"{str(error).rstrip('.')}.") from error
-
-
-def check_disk(needed: int, root: Path) -> None:
-    """Accept a disk with room for what a run writes at most.
-
-    What lies there already is not counted: which of it belongs to this recipe only the keys of its
-    stages tell, and they cannot be had without Prefect.
-
-    Raises:
-        InputError: It has less.
-    """
-    free = free_bytes(existing_folder(root))
-    if free < needed:
-        raise InputError(
-            f"this run may write {readable_bytes(needed)} under {root}; its disk has "
-            f"{readable_bytes(free)} free: make room (`normtweak clean`), lower "
-            f"calibration.samples or length, or set {HOME_VARIABLE} to a larger disk."
-        )
-
-
 def only_local(
     data: CalibrationConfig, evaluation: EvaluationConfig | None, source: ModelFolder
 ) -> bool:
@@ -255,19 +156,8 @@ def only_local(
     return (
         source.revision is None
         and not tasks_of_the_hub
-        and (data.source != "dataset" or Path(data.path).expanduser().exists())
+        and (data.source != "dataset" or local_data(data.path) is not None)
     )
-
-
-def _check_data_set(name: str) -> None:
-    # Anything else that does not exist may be a name on the hub, which only the hub can tell.
-    path = Path(name).expanduser()
-    looks_local = name.startswith(("/", "./", "../", "~")) or path.suffix in DATA_FILES
-    if looks_local and not path.exists():
-        raise InputError(
-            f"calibration.path must be a file, a folder or a hub data set; {name} does not exist: "
-            "check the path."
-        )
 
 
 def require_reader_files(folder: Path) -> None:
@@ -311,34 +201,3 @@ def _require_json_object(path: Path, required: str | None) -> None:
     raise InputError(
         f"{path} must be {wanted}; {found}: save the tokenizer again with save_pretrained."
     )
-
-
-def require_evaluation_text(config: PerplexityConfig, source: ModelFolder) -> None:
-    """Accept a text to measure on: one that is named, or the one a reference model ships.
-
-    Raises:
-        InputError: There is none.
-    """
-    if config.path is None and not source.name.startswith(REFERENCE_PREFIX):
-        raise InputError(
-            "evaluation.perplexity.path is required for a model that ships no held-out text; "
-            f"found none for {source.name}: give a .txt or .jsonl file."
-        )
-
-
-def checked_lengths(
-    calibration: CalibrationConfig, evaluation: PerplexityConfig | None, context: int | None
-) -> int:
-    """Return the tokens per calibration window.
-
-    Raises:
-        InputError: A window, here or of the evaluation, is longer than the model's context.
-    """
-    length = effective_length(calibration.length, context)
-    evaluated = length if evaluation is None else evaluation.length or length
-    if context is not None and evaluated > context:
-        raise InputError(
-            f"evaluation.perplexity.length must be at most the model's context of {context} "
-            f"tokens; found {evaluated}: lower it."
-        )
-    return length

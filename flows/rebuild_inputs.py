@@ -15,6 +15,7 @@ from normtweak_core.errors import InputError
 from normtweak_core.export.payload import payload_sha256
 from normtweak_core.finetune.source import read_export_source
 from normtweak_core.model.config import ModelConfig
+from normtweak_core.paths import given_path
 from tasks.calibrate import data_identity
 from tasks.job import Job, open_job
 from tasks.registered_version import download_export
@@ -99,7 +100,7 @@ def _find_parent(
 ) -> None:
     """Let `model.source` be the export that was trained on, from its place or the registry."""
     wanted = recorded.tag("parent_export_sha256")
-    place = Path(values["model"]["source"]).expanduser()
+    place = given_path(values["model"]["source"], "model.source")
     found = payload_sha256(place) if place.is_dir() else None
     if found == wanted:
         return
@@ -133,7 +134,7 @@ def _open_source(recorded: Recorded, recipe: Any, revisions: dict[str, str]) -> 
         where = recorded.place(key)
         at = f", then at {where}" if where else ""
         raise InputError(
-            f"{told}{wanted}{at}; it is not to be had: {str(error).rstrip('.')}. {give}"
+            f"{told}{wanted}{at}; it is not to be had: {error.clause}. {give}"
         ) from error
     if job.fingerprint.sha256 != wanted:
         raise InputError(f"{told}{wanted}; {job.folder} has {job.fingerprint.sha256}. {give}")
@@ -149,7 +150,7 @@ def _open_source(recorded: Recorded, recipe: Any, revisions: dict[str, str]) -> 
 def _float_model(recorded: Recorded, recipe: Any) -> ModelConfig:
     if recorded.kind is not FINETUNE:
         return recipe.model
-    export = read_export_source(Path(recipe.model.source).expanduser())
+    export = read_export_source(given_path(recipe.model.source, "model.source"))
     return export.float_model(recipe.model, recipe.finetune.float_model)
 
 
@@ -161,7 +162,7 @@ def _check_data(recorded: Recorded, recipe: Any, job: Job) -> None:
         return
     told = f"{recorded.uri} was made with a text with hash {wanted}"
     give = f"give the place of that text with --set {key}=PATH."
-    if recorded.place(key) is not None and not Path(data.path).expanduser().exists():
+    if recorded.place(key) is not None and not given_path(data.path, key).exists():
         raise InputError(f"{told}; {data.path} does not exist: {give}")
     found = data_identity(job, data)
     if found != wanted:

@@ -15,13 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from flows.execution import ENGINE_LEVEL_VARIABLE, print_line, run_flow, set_variables
 from flows.failures import EXIT_FAILED, EXIT_OK, say
-from flows.preflight import (
-    REGISTRY_VARIABLE,
-    check_result_file,
-    check_state_root,
-    only_local,
-)
+from flows.preflight import REGISTRY_VARIABLE, only_local
 from flows.recipe_checks import CHECKS
+from flows.written_places import check_result_file, check_state_root
 from normtweak_core.errors import InputError
 from tasks.environment import (
     FOLDERS,

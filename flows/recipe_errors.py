@@ -1,23 +1,23 @@
 """What is wrong with a recipe, in sentences: which key, what it must be, what was found."""
 
-import contextlib
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from normtweak_core.errors import InputError
+from normtweak_core.errors import InputError, called
+from normtweak_core.paths import shown
 
 SHOWN = 2  # problems told at once
 
-# What a key means where its type alone does not say what to write.
+# What a key means, in whichever section, where its type alone does not say what to write.
 HINTS = {
     "name": "letters, digits, dots, dashes and underscores, a letter or digit first",
-    "registry.alias": "letters, digits, dashes and underscores",
-    "calibration.languages": "auto, null or a list of scripts",
-    "quantization.group_size": "a number of columns of at least 1, or null for whole rows",
+    "alias": "letters, digits, dashes and underscores",
+    "languages": "auto, null or a list of scripts",
+    "group_size": "a number of columns of at least 1, or null for whole rows",
 }
 REQUIRED = {
     "int_parsing": "a whole number",
@@ -34,32 +34,22 @@ REQUIRED = {
 }
 
 
-def sentences(error: ValidationError, recipe: type[BaseModel]) -> str:
-    """Return one sentence for each of the first problems, and how many more there are."""
+def sentences(
+    error: ValidationError, recipe: type[BaseModel], names: Mapping[str, str] | None = None
+) -> str:
+    """Return one sentence for each of the first problems, and how many more there are.
+
+    Args:
+        error: What pydantic has found.
+        recipe: The model it has validated.
+        names: What keys are called by the person, where that is not their name in the model.
+    """
     told: dict[str, str] = {}
     for detail in error.errors():
         key, model = _place(detail, recipe)
-        told.setdefault(key, _sentence(detail, key, model, recipe))
-    shown = " ".join(list(told.values())[:SHOWN])
-    return shown + (f" ({len(told) - SHOWN} more.)" if len(told) > SHOWN else "")
-
-
-def in_section(message: str, section: str) -> str:
-    """Return a message about a calibration set with the keys that it has in another section."""
-    return message.replace("calibration.", f"{section}.")
-
-
-@contextlib.contextmanager
-def told_of(section: str) -> Iterator[None]:
-    """Name the keys of a section in errors that speak of the calibration set.
-
-    Raises:
-        InputError: What was raised inside, with those keys.
-    """
-    try:
-        yield
-    except InputError as error:
-        raise InputError(in_section(str(error), section)) from error
+        told.setdefault(key, _sentence(detail, key, model, recipe, names or {}))
+    first = " ".join(list(told.values())[:SHOWN])
+    return first + (f" ({len(told) - SHOWN} more.)" if len(told) > SHOWN else "")
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -95,24 +85,41 @@ def _place(detail: ErrorDetails, recipe: type[BaseModel]) -> tuple[str, type[Bas
 
 
 def _sentence(
-    detail: ErrorDetails, key: str, model: type[BaseModel] | None, recipe: type[BaseModel]
+    detail: ErrorDetails,
+    key: str,
+    model: type[BaseModel] | None,
+    recipe: type[BaseModel],
+    names: Mapping[str, str],
 ) -> str:
-    found, kind = detail.get("input"), detail["type"]
+    found, kind = shown(detail.get("input")), detail["type"]
     if kind in ("extra_forbidden", "invalid_key"):
         return _unknown(key, model or recipe, recipe)
+    if kind == "value_error":
+        return _told_by_the_section(detail["ctx"]["error"], key, model, names)
+    key = called(key, names)
     if kind == "missing":
         return f"{key} is required; the recipe has none: add it."
-    if kind == "value_error":
-        return str(detail["ctx"]["error"]).rstrip(".") + "."
     if kind == "model_type":
         keys = ", ".join(model.model_fields) if model else ""
-        return f"{key} must be a section with keys such as {keys}; found {found!r}."
-    return f"{key} must be {_requirement(detail, key)}; found {found!r}."
+        return f"{key} must be a section with keys such as {keys}; found {found}."
+    return f"{key} must be {_requirement(detail, key)}; found {found}."
+
+
+def _told_by_the_section(
+    error: ValueError, place: str, model: type[BaseModel] | None, names: Mapping[str, str]
+) -> str:
+    """Return the sentence of a model's own check, whose keys are those of its section."""
+    if not isinstance(error, InputError):
+        error = InputError(str(error))
+    elif error.key:
+        # What a check of one key raises has its place; one of a whole section, that of the section.
+        error.key = called(place if model is None else f"{place}.{error.key}", names)
+    return error.sentence
 
 
 def _requirement(detail: ErrorDetails, key: str) -> str:
-    if key in HINTS:
-        return HINTS[key]
+    if (hint := HINTS.get(key.rpartition(".")[2])) is not None:
+        return hint
     if detail["type"] in REQUIRED:
         return REQUIRED[detail["type"]]
     text = detail["msg"].removeprefix("Input should be ")

@@ -19,7 +19,7 @@ from types import FrameType
 
 from normtweak_core.errors import InputError
 from tasks.cancelling import serving
-from tasks.children import Child, last_lines
+from tasks.children import Child
 from tasks.environment import log_plain_lines, prepare_environment
 from tasks.server import (
     API_VARIABLE,
@@ -65,10 +65,7 @@ def run_ui(options: argparse.Namespace) -> int:
         while prefect.runs() and mlflow.runs():
             time.sleep(0.5)
         name, file = ("MLflow", mlflow.log) if prefect.runs() else ("Prefect", prefect.log)
-        raise ServerError(
-            f"The {name} server must run on, but it ended. Last lines of {file}:\n"
-            f"{last_lines(file)}"
-        )
+        raise ServerError(f"The {name} server must run on, but it ended.", file)
     return 0
 
 
@@ -201,10 +198,7 @@ class MlflowPages:
             ended = not self.runs()
             if ended or time.monotonic() > end:
                 problem = "it ended" if ended else f"it did not answer in {SECONDS_TO_START} s"
-                raise ServerError(
-                    f"The MLflow server must come up, but {problem}. Last lines of {self.log}:\n"
-                    f"{last_lines(self.log)}"
-                )
+                raise ServerError(f"The MLflow server must come up, but {problem}.", self.log)
             time.sleep(0.2)
 
     def runs(self) -> bool:

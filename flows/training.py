@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from flows.recipe_errors import told_of
 from flows.running import Run, calibration_set
 from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.errors import keys_called
 from tasks.caching import cached_result
 from tasks.results import CalibrationResult
 from tasks.training import SegmentResult, Training, segment_ends, segment_key
@@ -25,7 +25,7 @@ def training_data(run: Run, config: CalibrationConfig, section: str) -> Calibrat
         config: What text.
         section: What the recipe calls it.
     """
-    with told_of(section):
+    with keys_called({"calibration": section}):
         return calibration_set(run, config, "data")
 
 

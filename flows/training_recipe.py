@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from flows.params import refuse_infinite, refuse_unbuilt
-from flows.recipe_errors import in_section, sentences
+from flows.recipe_errors import sentences
 from normtweak_core.errors import InputError
 
 RecipeOfTraining = TypeVar("RecipeOfTraining", bound=BaseModel)
@@ -37,4 +37,4 @@ def parse_training_recipe(
     try:
         return recipe.model_validate(data)
     except ValidationError as error:
-        raise InputError(in_section(sentences(error, recipe), f"{section}.data")) from error
+        raise InputError(sentences(error, recipe)) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from normtweak_core.errors import InputError
+from normtweak_core.paths import given_path
 
 HOME_VARIABLE = "NORMTWEAK_HOME"
 # `make reader-gptq` puts the environment that reads GPTQ files beside the packages.
@@ -24,8 +25,12 @@ _READ_AT_IMPORT = ("prefect", "mlflow", "torch")
 
 
 def state_root() -> Path:
-    """Return the absolute folder that holds all state: NORMTWEAK_HOME or ./.normtweak."""
-    return Path(os.environ.get(HOME_VARIABLE) or ".normtweak").expanduser().resolve()
+    """Return the absolute folder that holds all state: NORMTWEAK_HOME or ./.normtweak.
+
+    Raises:
+        InputError: NORMTWEAK_HOME is no path.
+    """
+    return given_path(os.environ.get(HOME_VARIABLE) or ".normtweak", HOME_VARIABLE).resolve()
 
 
 def prepare_environment(root: Path | None = None) -> Path:
@@ -38,7 +43,7 @@ def prepare_environment(root: Path | None = None) -> Path:
         InputError: The folder cannot be created or written.
         RuntimeError: Prefect, MLflow or torch was imported before, so the settings come too late.
     """
-    root = state_root() if root is None else root.expanduser().resolve()
+    root = state_root() if root is None else root.resolve()
     variables = default_variables(root)
     late = [name for name in _READ_AT_IMPORT if name in sys.modules]
     changes = [name for name in variables if name not in os.environ]

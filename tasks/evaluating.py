@@ -9,6 +9,7 @@ from prefect import task
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import PerplexityConfig
 from normtweak_core.model.source import REFERENCE_PREFIX, ModelFolder
+from normtweak_core.paths import given_path
 from tasks import events
 from tasks.artifacts import file_sha256, publish_json
 from tasks.job import STAGE, Job
@@ -73,24 +74,30 @@ def text_of(
     length = config.length or calibration_length
     if context is not None and length > context:
         raise InputError(
-            f"evaluation.perplexity.length must be at most the model's context of {context} "
-            f"tokens; found {length}: lower it"
+            f"must be at most the model's context of {context} tokens",
+            key="evaluation.perplexity.length",
+            found=f"found {length}",
+            remedy="lower it",
         )
     return Text(_text_path(config, source), length, config.max_tokens)
 
 
 def _text_path(config: PerplexityConfig, source: ModelFolder) -> Path:
     if config.path is not None:
-        path = Path(config.path).expanduser()
+        path = given_path(config.path, "evaluation.perplexity.path")
         if not path.is_file():
             raise InputError(
-                f"evaluation.perplexity.path must be a text file; {config.path} does not exist"
+                "must be a text file",
+                key="evaluation.perplexity.path",
+                found=f"{config.path} does not exist",
             )
         return path
     if not source.name.startswith(REFERENCE_PREFIX):
         raise InputError(
-            "evaluation.perplexity.path is required for a model that ships no held-out text; "
-            f"found none for {source.name}: give a .txt or .jsonl file"
+            "is required for a model that ships no held-out text",
+            key="evaluation.perplexity.path",
+            found=f"found none for {source.name}",
+            remedy="give a .txt or .jsonl file",
         )
     return source.path / HELD_OUT_TEXT
 

@@ -41,7 +41,15 @@ _CHILD_VARIABLES = {
 
 
 class ServerError(RuntimeError):
-    """The embedded server did not come up."""
+    """A server did not come up, or ended.
+
+    Attributes:
+        summary: What happened and where the log is, without the last lines of it.
+    """
+
+    def __init__(self, problem: str, log: Path):
+        self.summary = f"{problem} See {log}"
+        super().__init__(f"{problem} Last lines of {log}:\n{last_lines(log)}")
 
 
 @contextlib.contextmanager
@@ -164,10 +172,7 @@ class EmbeddedServer:
             if readable and self.child:
                 problem += f" with exit code {self.child.process.wait()}"
             self.stop()
-            raise ServerError(
-                f"The embedded Prefect server must come up, but {problem}. Last lines of "
-                f"{self.log}:\n{last_lines(self.log)}"
-            )
+            raise ServerError(f"The embedded Prefect server must come up, but {problem}.", self.log)
         remember_migration(self._database)
         self._migration.close()
         logger.debug("embedded server up in %.1f s", time.monotonic() - self._started)

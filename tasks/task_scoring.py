@@ -10,6 +10,7 @@ from prefect import task
 from normtweak_core.calibration.hub_data import hub_data_revision
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.tasks import TASKS, items_sha256
+from normtweak_core.paths import given_path
 from tasks import events
 from tasks.artifacts import publish_json
 from tasks.job import STAGE
@@ -47,7 +48,7 @@ def items_of(config: EvaluationConfig) -> list[Items]:
     Raises:
         InputError: A file is missing, or no commit is known of a data set of the hub.
     """
-    data = None if config.data is None else Path(config.data).expanduser()
+    data = None if config.data is None else given_path(config.data, "evaluation.data")
     found = []
     for task_name in config.tasks:
         if data is None:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from normtweak_core.calibration.scripts import SCRIPTS
+from normtweak_core.errors import InputError
 
 
 class CalibrationConfig(BaseModel, frozen=True, extra="forbid"):
@@ -35,9 +36,10 @@ class CalibrationConfig(BaseModel, frozen=True, extra="forbid"):
             return languages
         unknown = [script for script in languages if script not in SCRIPTS]
         if unknown or not languages or len(set(languages)) < len(languages):
-            raise ValueError(
-                f"calibration.languages must be auto, null or different scripts out of "
-                f"{', '.join(SCRIPTS)}; found {unknown or languages}"
+            raise InputError(
+                f"must be auto, null or different scripts out of {', '.join(SCRIPTS)}",
+                key="languages",
+                found=f"found {unknown or languages}",
             )
         return languages
 
@@ -45,17 +47,21 @@ class CalibrationConfig(BaseModel, frozen=True, extra="forbid"):
     def _keys_where_read(self) -> "CalibrationConfig":
         needs_path = self.source in ("text", "dataset")
         if needs_path and self.path is None:
-            raise ValueError(
-                f"calibration.path is required with calibration.source={self.source}; found none"
+            raise InputError(
+                f"is required with source {self.source}", key="path", found="found none"
             )
         if not needs_path and self.path is not None:
-            raise ValueError(
-                f"calibration.path is only read with source text or dataset; found "
-                f"source={self.source}: remove path or change source"
+            raise InputError(
+                "is only read with source text or dataset",
+                key="path",
+                found=f"found source {self.source}",
+                remedy="remove path or change source",
             )
         if self.source != "generated" and self.languages != "auto":
-            raise ValueError(
-                f"calibration.languages is only read with source generated; found "
-                f"source={self.source}: remove languages or change source"
+            raise InputError(
+                "is only read with source generated",
+                key="languages",
+                found=f"found source {self.source}",
+                remedy="remove languages or change source",
             )
         return self

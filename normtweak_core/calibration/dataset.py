@@ -71,8 +71,10 @@ def dataset_windows(
         if tokens >= needed:
             return windows_of(ids, length)[:samples], len(ids)
     raise InputError(
-        f"calibration.samples asks for {samples} windows of {length} tokens; data set {path} holds "
-        f"{tokens // length}: choose a larger data set, or lower samples or length"
+        f"asks for {samples} windows of {length} tokens",
+        key="calibration.samples",
+        found=f"data set {path} holds {tokens // length}",
+        remedy="choose a larger data set, or lower samples or length",
     )
 
 
@@ -101,8 +103,9 @@ def _texts(path: str, seed: int, revision: str | None) -> Iterator[str]:
     ) as error:
         # Missing names, unknown configurations, refused networks and torn files.
         raise InputError(
-            f"data set {path} cannot be read: {' '.join(str(error).split())}; calibration.path "
-            "must be a file, a folder or a hub name that can be reached"
+            "must be a file, a folder or a hub name that can be read",
+            key="calibration.path",
+            found=f"data set {path} cannot: {' '.join(str(error).split())}",
         ) from error
 
 

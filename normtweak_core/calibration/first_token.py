@@ -123,8 +123,10 @@ def find_first_tokens(
     candidates = _word_starts(tokenizer, dict(zip(ids.tolist(), texts, strict=True)), script_of)
     if not candidates:
         raise InputError(
-            "calibration.languages: auto or a list needs tokens that are words; the vocabulary has "
-            "none: set calibration.languages to null"
+            "needs tokens that are words where it is auto or a list",
+            key="calibration.languages",
+            found="the vocabulary has none",
+            remedy="set it to null",
         )
     found = [script for script in shares if script in {script_of[i] for i in candidates}]
     if languages == "auto":
@@ -136,8 +138,10 @@ def find_first_tokens(
         words = [i for i in candidates if script_of[i] == script]
         if not words:
             raise InputError(
-                f"calibration.languages asks for {script}, but the vocabulary has no word of that "
-                f"script; it has words of {', '.join(found)}: name one of these"
+                f"asks for {script}, but the vocabulary has no word of that script",
+                key="calibration.languages",
+                found=f"it has words of {', '.join(found)}",
+                remedy="name one of these",
             )
         chosen += sorted(words, key=lambda i: -probabilities[i].item())[: (len(words) + 1) // 2]
     return FirstTokens(torch.tensor(sorted(chosen), dtype=torch.int64), scripts, shares)

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from normtweak_core.errors import InputError
+from normtweak_core.paths import given_path
 
 log = logging.getLogger(__name__)
 
@@ -13,7 +14,7 @@ README = "README.md"  # what `datasets` too asks for first, to learn the commit
 
 def local_data(path: str) -> Path | None:
     """Return the file or folder that a data set path names; None where it is a name on the hub."""
-    local = Path(path).expanduser()
+    local = given_path(path, "calibration.path")
     return local if local.exists() else None
 
 
@@ -28,7 +29,7 @@ def hub_data_revision(path: str, key: str = "calibration.path") -> str:
 
     Args:
         path: ``name`` or ``name:configuration``.
-        key: What to call it in a message.
+        key: The recipe key that names it.
 
     Writes nothing. ``HF_HUB_OFFLINE`` and the cache folder are huggingface_hub's own settings.
 
@@ -48,8 +49,9 @@ def hub_data_revision(path: str, key: str = "calibration.path") -> str:
             log.warning("the hub is out of reach: data set %s is the one last seen here", name)
         except (HfHubHTTPError, HFValidationError) as error:
             raise InputError(
-                f"{key} must be a file, a folder or a hub data set that you can read; "
-                f"{path} is not: {' '.join(str(error).split())}"
+                "must be a file, a folder or a hub data set that you can read",
+                key=key,
+                found=f"{path} is not: {' '.join(str(error).split())}",
             ) from error
     known = _cached_ref(name)
     if known is None:

@@ -15,7 +15,9 @@ def effective_length(config_length: int | None, context: int | None) -> int:
         return min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
     if context is not None and config_length > context:
         raise InputError(
-            f"calibration.length must be at most the model's context of {context} tokens; found "
-            f"{config_length}: lower it, or set null for {min(DEFAULT_LENGTH, context)}"
+            f"must be at most the model's context of {context} tokens",
+            key="calibration.length",
+            found=f"found {config_length}",
+            remedy=f"lower it, or set null for {min(DEFAULT_LENGTH, context)}",
         )
     return config_length

@@ -73,8 +73,10 @@ class QualityReport(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         """
         if self.verdict == "refused":
             raise InputError(
-                f"the calibration set (source={self.source}) must be usable text; "
-                f"{'; '.join(self.reasons)}: change calibration.source, path or samples"
+                f"{self.source} must give usable text",
+                key="calibration.source",
+                found="; ".join(self.reasons),
+                remedy="change source, path or samples",
             )
 
 

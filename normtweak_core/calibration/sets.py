@@ -16,6 +16,7 @@ from normtweak_core.calibration.first_token import ordinary_token_ids
 from normtweak_core.calibration.generate import generate_windows
 from normtweak_core.calibration.text import cut_windows, read_documents
 from normtweak_core.errors import InputError
+from normtweak_core.paths import given_path
 from normtweak_core.randomness import generator
 
 Progress = Callable[[int, int], None]
@@ -70,7 +71,8 @@ def build_calibration_set(
         NonFiniteError: The model's logits are NaN.
     """
     if config.source == "text":
-        return _from_text(Path(config.path).expanduser(), config.samples, tokenizer, length, seed)
+        path = given_path(config.path, "calibration.path")
+        return _from_text(path, config.samples, tokenizer, length, seed)
     if config.source == "dataset":
         windows, documents = dataset_windows(
             config.path, tokenizer, config.samples, length, seed, progress, revision
@@ -80,8 +82,10 @@ def build_calibration_set(
         return _random_ids(config.samples, tokenizer, model, length, seed)
     if model is None:
         raise InputError(
-            "calibration.source=generated needs the float model; found none: load it, or choose "
-            "source text, dataset or random"
+            "generated needs the float model",
+            key="calibration.source",
+            found="found none",
+            remedy="load it, or choose text, dataset or random",
         )
     written = generate_windows(
         model, tokenizer, config.samples, length, seed, config.languages, progress=progress
@@ -103,8 +107,10 @@ def _from_text(
     windows = cut_windows(documents, tokenizer, length)
     if len(windows) < samples:
         raise InputError(
-            f"calibration.samples asks for {samples} windows of {length} tokens; {path} holds "
-            f"{len(windows)}: give more text, or lower samples or length"
+            f"asks for {samples} windows of {length} tokens",
+            key="calibration.samples",
+            found=f"{path} holds {len(windows)}",
+            remedy="give more text, or lower samples or length",
         )
     order = torch.randperm(len(windows), generator=generator(seed, "calibration text"))
     facts = {

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from normtweak_core.errors import InputError
+
 TaskName = Literal[
     "lambada_openai",
     "hellaswag",
@@ -44,15 +46,17 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _are_named_once(cls, tasks: list[str]) -> list[str]:
         if len(set(tasks)) != len(tasks):
-            raise ValueError(f"evaluation.tasks must name each task once; found {tasks}")
+            raise InputError("must name each task once", key="tasks", found=f"found {tasks}")
         return tasks
 
     @model_validator(mode="after")
     def _has_tasks_for_what_only_they_read(self) -> "EvaluationConfig":
         for key in ("data", "max_items"):
             if not self.tasks and getattr(self, key) is not None:
-                raise ValueError(
-                    f"evaluation.{key} is read by named tasks alone; found evaluation.tasks empty: "
-                    "name tasks or leave it out"
+                raise InputError(
+                    "is read by named tasks alone",
+                    key=key,
+                    found="found no tasks",
+                    remedy="name tasks or leave it out",
                 )
         return self

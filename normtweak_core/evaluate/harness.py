@@ -103,8 +103,10 @@ def _load_hub(task: str, revision: str | None) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"the data set {path} of {task} must be readable; it is not: {first_line(error)}. Give "
-            "its items as files with evaluation.data"
+            f"is needed where the data set {path} of {task} cannot be read",
+            key="evaluation.data",
+            found=first_line(error),
+            remedy="give its items as files",
         ) from error
     remember_revision(split_hub_name(path)[0])
     return loaded
@@ -154,9 +156,12 @@ class _Model(HFLM):
         for asked, (_, _, answer) in zip(self._asked, requests, strict=True):
             if len(answer) > self.max_length:
                 raise InputError(
-                    f"an answer must fit in the model's context of {self.max_length} tokens; one "
-                    f"of item {asked.doc_id} of {self._task}, counted from 0, has {len(answer)}: "
-                    "leave the item out of the files of evaluation.data"
+                    "must hold answers that fit in the model's context of "
+                    f"{self.max_length} tokens",
+                    key="evaluation.data",
+                    found=f"one of item {asked.doc_id} of {self._task}, counted from 0, has "
+                    f"{len(answer)}",
+                    remedy="leave the item out of the files",
                 )
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
 

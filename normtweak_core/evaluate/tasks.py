@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normtweak_core.calibration.documents import numbered_lines, read_utf8
 from normtweak_core.errors import InputError
+from normtweak_core.given_files import numbered_lines, parse_json, read_utf8
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,10 @@ def item_files(data: Path, task: str) -> list[Path]:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise InputError(
-            f"evaluation.data must hold the items of {task} as {folder}/*.jsonl; there is no such "
-            "file: save the data set's evaluation split there, one JSON object a line"
+            f"must hold the items of {task} as {folder}/*.jsonl",
+            key="evaluation.data",
+            found="there is no such file",
+            remedy="save the data set's evaluation split there, one JSON object a line",
         )
     return files
 
@@ -105,20 +107,19 @@ def read_items(data: Path, task: str) -> list[dict[str, Any]]:
     items = []
     for file in item_files(data, task):
         for number, line in numbered_lines(read_utf8(file)):
-            items.append(_item(task, line, f"{file}:{number}"))
+            item = parse_json(line, str(file), "check the file", number)
+            items.append(_item(task, item, f"{file} line {number}"))
     if not items:
         raise InputError(
-            f"evaluation.data must hold items of {task}; the files in {data / task} are empty"
+            f"must hold items of {task}",
+            key="evaluation.data",
+            found=f"the files in {data / task} are empty",
         )
     return items
 
 
-def _item(task: str, line: str, where: str) -> dict[str, Any]:
+def _item(task: str, item: Any, where: str) -> dict[str, Any]:
     named = TASKS[task]
-    try:
-        item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} must be one JSON object; {error}: check the file") from error
     if not isinstance(item, dict):
         raise InputError(f"{where} must be one JSON object; found a {type(item).__name__}")
     for field, kind in named.fields.items():

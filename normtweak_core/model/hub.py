@@ -61,12 +61,17 @@ def fetch_from_hub(repo: str, revision: str | None) -> Path:
         ) from error
     except RevisionNotFoundError as error:
         raise InputError(
-            f"model.revision must exist on the hub; {at} does not. Check the revision."
+            "must exist on the hub",
+            key="model.revision",
+            found=f"{at} does not",
+            remedy="check the revision",
         ) from error
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"model.source must be a folder, a hub id or reference:NAME; neither a folder nor a "
-            f"hub model is called {repo}. Check the spelling, or log in if it is private."
+            "must be a folder, a hub id or reference:NAME",
+            key="model.source",
+            found=f"neither a folder nor a hub model is called {repo}",
+            remedy="check the spelling, or log in if it is private",
         ) from error
     except LocalEntryNotFoundError as error:
         raise InputError(

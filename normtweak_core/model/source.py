@@ -16,6 +16,7 @@ from normtweak_core.model.architecture import (
 from normtweak_core.model.checkpoint import stored_names, weight_files
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.hub import fetch_from_hub, is_hub_id
+from normtweak_core.paths import given_path
 from normtweak_core.reference.architectures import REFERENCE_NAMES
 
 __all__ = [
@@ -52,7 +53,7 @@ def resolve_source(config: ModelConfig) -> ModelFolder:
     if source.startswith(REFERENCE_PREFIX):
         _refuse_revision(config)
         return _local(reference_folder(source.removeprefix(REFERENCE_PREFIX)), source)
-    path = Path(source).expanduser()
+    path = given_path(source, "model.source")
     if path.exists():
         _refuse_revision(config)
         return _local(path, source)
@@ -60,9 +61,11 @@ def resolve_source(config: ModelConfig) -> ModelFolder:
         snapshot = fetch_from_hub(source, config.revision)
         return ModelFolder(snapshot, source, snapshot.name)
     raise InputError(
-        "model.source must be a folder, a hub id such as owner/name, or reference:"
-        f"{' | reference:'.join(REFERENCE_NAMES)}; no folder is called {source!r}. "
-        "Check the path."
+        "must be a folder, a hub id such as owner/name, or reference:"
+        f"{' | reference:'.join(REFERENCE_NAMES)}",
+        key="model.source",
+        found=f"no folder is called {source!r}",
+        remedy="check the path",
     )
 
 
@@ -95,7 +98,9 @@ def resolve_device(device: str) -> str:
     """
     wanted = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device, re.ASCII)
     if wanted is None:
-        raise InputError(f"model.device must be auto, cpu, cuda or cuda:N; got {device!r}.")
+        raise InputError(
+            "must be auto, cpu, cuda or cuda:N", key="model.device", found=f"found {device!r}"
+        )
     if device == "cpu":
         return device
     count = _num_cuda_devices()
@@ -104,8 +109,10 @@ def resolve_device(device: str) -> str:
     number = int(wanted[1] or 0)
     if number >= count:
         raise InputError(
-            f"model.device is {device}, but torch sees {count} CUDA devices here. "
-            "Set model.device to auto or cpu."
+            "must be a device that torch sees",
+            key="model.device",
+            found=f"found {device}, and torch sees {count} CUDA devices here",
+            remedy="set auto or cpu",
         )
     return f"cuda:{number}"
 
@@ -123,7 +130,10 @@ def _local(path: Path, name: str) -> ModelFolder:
     """Return a folder that holds what a model needs, or raise InputError."""
     if not path.is_dir():
         raise InputError(
-            f"model.source must be a folder; {path} is a file. Give the folder it lies in."
+            "must be a folder",
+            key="model.source",
+            found=f"{path} is a file",
+            remedy="give the folder it lies in",
         )
     config = read_config(path)
     check_decoder(config, name)
@@ -135,5 +145,8 @@ def _local(path: Path, name: str) -> ModelFolder:
 def _refuse_revision(config: ModelConfig) -> None:
     if config.revision is not None:
         raise InputError(
-            f"model.revision is for hub ids; {config.source} is none. Leave the revision out."
+            "is for hub ids",
+            key="model.revision",
+            found=f"{config.source} is none",
+            remedy="leave the revision out",
         )

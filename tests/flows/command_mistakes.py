@@ -34,7 +34,7 @@ COMMANDS = {
     ),
     "a recipe that is not UTF-8": (
         "quantize {0}/latin.txt",
-        "the recipe must be UTF-8 text; byte 3 of {0}/latin.txt is not: convert the file.",
+        "the recipe {0}/latin.txt must be UTF-8; byte 3 is not: convert the file.",
     ),
     "a recipe without a name": (
         "quantize {0}/nameless.yaml", "name is required; the recipe has none: add it.",
@@ -100,7 +100,7 @@ COMMANDS = {
     ),
     "ternary data without its path": (
         "ternary {0}/ternary.yaml --set ternary.data.path=null",
-        "ternary.data.path is required with ternary.data.source=text; found none.",
+        "ternary.data.path is required with source text; found none.",
     ),
     "ternary data that is not there": (
         "ternary {0}/ternary.yaml --set ternary.data.path={0}/absent.txt",

@@ -64,7 +64,7 @@ OPTIONS = {
     "a window longer than the context": (
         "--set calibration.length=512",
         "calibration.length must be at most the model's context of 256 tokens; found 512: lower "
-        "it, or set null for 256",
+        "it, or set null for 256.",
     ),
     "an evaluation window longer than the context": (
         "--set evaluation.perplexity.length=257",
@@ -124,8 +124,7 @@ OPTIONS = {
     ),
     "evaluation data": (
         "--set evaluation.data=x",
-        "evaluation.data is read by named tasks alone; found evaluation.tasks empty: name tasks "
-        "or leave it out.",
+        "evaluation.data is read by named tasks alone; found no tasks: name tasks or leave it out.",
     ),
     "bitnet": (
         "--set export.format=bitnet",
@@ -172,7 +171,7 @@ OPTIONS = {
     "a missing model": (
         "--set model.source={0}/absent",
         "model.source must be a folder, a hub id such as owner/name, or reference:llama | "
-        "reference:neox; no folder is called '{0}/absent'. Check the path.",
+        "reference:neox; no folder is called '{0}/absent': check the path.",
     ),
     "a reference model that does not exist": (
         "--set model.source=reference:gpt",
@@ -181,7 +180,7 @@ OPTIONS = {
     "a model without blocks": (
         "--set model.source={0}/no-blocks",
         "the model must be a stack of numbered blocks; its weight files name none: choose a "
-        "decoder-only transformer",
+        "decoder-only transformer.",
     ),
     "a model without safetensors": (
         "--set model.source={0}/pickled",
@@ -248,10 +247,10 @@ OPTIONS = {
     ),
     "a revision of a folder": (
         "--set model.revision=main",
-        "model.revision is for hub ids; {0}/model is none. Leave the revision out.",
+        "model.revision is for hub ids; {0}/model is none: leave the revision out.",
     ),
     "a device that does not exist": (
-        "--set model.device=tpu", "model.device must be auto, cpu, cuda or cuda:N; got 'tpu'.",
+        "--set model.device=tpu", "model.device must be auto, cpu, cuda or cuda:N; found 'tpu'.",
     ),
     "a result that is a folder": (
         "--result {0}", "--result must name a file; {0} is a folder: add a file name.",

@@ -128,8 +128,8 @@ def test_the_summary_on_a_terminal_says_the_same(capsys, monkeypatch):
         (errors.VerificationError("it differs"), "it differs. The log is "),
         (LockTimeoutError("another holds it"), "another holds it. The log is "),
         (
-            ServerError("The server ended. Last lines of /a/server.log:\nTraceback\nboom"),
-            "The server ended. See /a/server.log. The log is ",
+            ServerError("The server ended.", Path(__file__)),
+            f"The server ended. See {__file__}. The log is ",
         ),
         (MemoryError(), "memory ran out; lower calibration.samples or calibration.length, or "),
         (OSError(errno.ENOSPC, "No space", "/d/x"), "the disk of /d/x is full; make room and run "),
@@ -170,6 +170,65 @@ def test_without_a_state_root_the_log_goes_to_the_temporary_files(
     assert failures.exit_code(RuntimeError("early"), "quantize") == 1
     assert f"the traceback is in {tmp_path}/normtweak-" in capsys.readouterr().err
     assert not home.exists()
+
+
+def a_file_for_logs(home):
+    (home / "logs").write_text("")
+
+
+def a_home_of_nobody(home):
+    os.environ["NORMTWEAK_HOME"] = "~nosuchuser/state"
+
+
+def a_home_of_a_long_name(home):
+    os.environ["NORMTWEAK_HOME"] = "x" * 300
+
+
+def a_log_that_is_a_folder(home):
+    (home / "logs" / "taken.log").mkdir(parents=True)
+    return home / "logs" / "taken.log"
+
+
+@pytest.mark.parametrize(
+    "damage", [a_file_for_logs, a_home_of_nobody, a_home_of_a_long_name, a_log_that_is_a_folder]
+)
+def test_a_log_that_cannot_be_written_to_its_place_is_no_second_failure(
+    damage, home, capsys, tmp_path, monkeypatch
+):
+    made(home)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("NORMTWEAK_HOME", str(home))
+    log = damage(home)
+    assert failures.exit_code(OSError(errno.ENOSPC, "No space"), "quantize", log) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("normtweak: the disk of ")
+    assert text.count("\n") == 1
+    log = Path(re.search(r"The log is (\S+)\.\n", text)[1])
+    assert log.parent == tmp_path
+    assert "OSError: [Errno 28] No space" in log.read_text()
+
+
+def test_a_failure_is_told_where_no_log_can_be_written(home, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    assert failures.exit_code(RuntimeError("early"), "quantize") == 1
+    assert capsys.readouterr().err == (
+        "normtweak: an unexpected RuntimeError ended the run (early); no log of it could be "
+        "written.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "less"),
+    [
+        ("ternary", "memory ran out; lower ternary.batch or ternary.data.length, or use a"),
+        ("evaluate", "memory ran out; lower --length, or use a machine with more"),
+        ("polynomial", "memory ran out; use a machine with more"),
+    ],
+)
+def test_what_takes_less_memory_is_told_by_the_keys_of_the_command(command, less, home, capsys):
+    made(home)
+    assert failures.exit_code(MemoryError(), command) == 1
+    assert capsys.readouterr().err.startswith(f"normtweak: {less}")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ import yaml
 
 from flows.params import load_recipe
 from flows.preflight import preflight
-from tests.flows.command_mistakes import COMMANDS, PLACES
-from tests.flows.mistakes import OPTIONS
+from tests.flows import command_mistakes, input_mistakes, mistakes
 from tests.flows.tiny_model import (
     ablation_values,
     recipe_values,
@@ -53,6 +52,9 @@ TOKENIZERS = {
     "odd-words": [],
     "coded-words": [],
 }
+OPTIONS = mistakes.OPTIONS | input_mistakes.OPTIONS
+COMMANDS = command_mistakes.COMMANDS | input_mistakes.COMMANDS
+PLACES = command_mistakes.PLACES | input_mistakes.PLACES
 CASES = [*OPTIONS, *COMMANDS, *PLACES]
 
 
@@ -61,6 +63,8 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("mistakes")
     write_project(place)
     (place / "empty.txt").write_text("")
+    for name, content in input_mistakes.FILES.items():
+        (place / name).write_text(content)
     (place / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (place / "other.jsonl").write_text('{"body": "x"}\n')
     (place / "torn.yaml").write_text("name: [a,\n")

@@ -84,7 +84,7 @@ def refused(data: dict) -> str:
         ),
         (
             {"finetune": {"data": {"source": "text"}}},
-            "finetune.data.path is required with finetune.data.source=text",
+            "finetune.data.path is required with source text",
         ),
         ({"export": {"format": "bitnet"}}, "export.format bitnet is a format of ternary models"),
         (

@@ -53,7 +53,7 @@ def test_a_value_where_a_section_is_needed_is_named(tmp_path):
 
 
 def test_a_value_that_is_no_yaml_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"--set name: the value must be YAML; found '\[a'"):
+    with pytest.raises(InputError, match=r"name: the value must be YAML; '\[a' is not, line 1: "):
         load(tmp_path, "name: a", "name=[a")
 
 
@@ -89,7 +89,7 @@ def test_not_built_keys_may_be_written_at_their_null_default():
         ),
         (
             {"name": "a", "calibration": {"source": "text"}},
-            "calibration.path is required with calibration.source=text; found none.",
+            "calibration.path is required with source text; found none.",
         ),
         (
             {"name": "a", "norm_tweak": {"enabled": "perhaps"}},

@@ -6,7 +6,8 @@ import pytest
 
 from flows import budget
 from flows.params import parse_recipe
-from flows.preflight import check_disk, check_state_root, only_local, preflight
+from flows.preflight import only_local, preflight
+from flows.written_places import check_disk, check_state_root
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.model.source import ModelFolder

@@ -21,6 +21,7 @@ NOT_FOLLOWED = {
     ("tasks.artifacts", "publish"),
     ("tasks.artifacts", "publish_json"),
     ("tasks.artifacts", "ArtifactRef"),
+    ("tasks.environment", "state_root"),  # where results lie, not what they are
 }
 CORE = "normtweak_core."
 

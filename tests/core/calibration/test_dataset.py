@@ -106,8 +106,16 @@ def test_too_few_windows_are_refused_with_the_count(places, texts, llama_tokeniz
     [
         ("a.xml", "<a/>", r"must end in \.json, \.jsonl, .*; found .*a\.xml: convert it"),
         ("a.jsonl", '{"body": "x", "id": 1}\n', r'string field "text"; found fields body, id: ren'),
-        ("a.jsonl", "{not json\n", r"cannot be read: .*; calibration\.path must be a file, a fold"),
-        ("a.parquet", "not parquet", r"cannot be read: .*; calibration\.path must be"),
+        (
+            "a.jsonl",
+            "{not json\n",
+            r"path must be .*; data set .*jsonl cannot: JSON",
+        ),
+        (
+            "a.parquet",
+            "not parquet",
+            r"path must be .*; data set .*parquet cannot: Parquet",
+        ),
     ],
 )
 def test_a_file_that_is_no_data_set_is_refused(tmp_path, llama_tokenizer, name, content, message):
@@ -118,7 +126,7 @@ def test_a_file_that_is_no_data_set_is_refused(tmp_path, llama_tokenizer, name, 
 
 
 def test_a_folder_without_data_is_refused(tmp_path, llama_tokenizer):
-    with pytest.raises(InputError, match=r"cannot be read: .*contain any data"):
+    with pytest.raises(InputError, match=r"can be read; data set .* cannot: .*contain any data"):
         dataset_windows(str(tmp_path), llama_tokenizer, 8, 24, 0)
 
 
@@ -138,4 +146,4 @@ def test_a_hub_name_that_cannot_be_reached_is_refused():
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )
-    assert "data set nobody/nothing cannot be read: Couldn't" in done.stdout, done.stderr
+    assert "can be read; data set nobody/nothing cannot: Couldn't" in done.stdout, done.stderr

@@ -111,7 +111,7 @@ def test_a_script_the_vocabulary_lacks_is_refused_by_name(tokenizer):
 
 def test_a_vocabulary_without_words_is_refused():
     made = tokenizer_of(["<s>", "1", "2", "3"])
-    with pytest.raises(InputError, match=r"the vocabulary has none: set calibration\.languages"):
+    with pytest.raises(InputError, match=r"languages needs .*; the vocabulary has none: set it"):
         find_first_tokens(made, torch.full((4,), 0.25, dtype=torch.float64), "auto")
 
 

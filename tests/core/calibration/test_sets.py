@@ -83,7 +83,7 @@ def test_a_generated_set_is_what_the_generator_writes(tiny_llama, llama_tokenize
 
 
 def test_generating_without_a_model_is_refused(llama_tokenizer):
-    message = r"source=generated needs the float model; found none"
+    message = r"calibration\.source generated needs the float model; found none"
     with pytest.raises(InputError, match=message):
         build_calibration_set(CalibrationConfig(), llama_tokenizer, None, 16, 0)
 

@@ -69,31 +69,31 @@ ARC = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "a
         (
             "piqa",
             "{",
-            "{0}/x.jsonl:1 must be one JSON object; Expecting property name enclosed in double "
-            "quotes: line 1 column 2 (char 1): check the file",
+            "{0}/x.jsonl line 1 must be one JSON object; it is not valid JSON: Expecting property "
+            "name enclosed in double quotes: check the file",
         ),
-        ("piqa", "[]", "{0}/x.jsonl:1 must be one JSON object; found a list"),
+        ("piqa", "[]", "{0}/x.jsonl line 1 must be one JSON object; found a list"),
         (
             "piqa",
             json.dumps(PIQA | {"label": "0"}),
-            "{0}/x.jsonl:1 must have the field label of piqa's data set (int); found str",
+            "{0}/x.jsonl line 1 must have the field label of piqa's data set (int); found str",
         ),
         (
             "piqa",
             json.dumps({k: v for k, v in PIQA.items() if k != "sol2"}),
-            "{0}/x.jsonl:1 must have the field sol2 of piqa's data set (str); found nothing",
+            "{0}/x.jsonl line 1 must have the field sol2 of piqa's data set (str); found nothing",
         ),
         (
             "hellaswag",
             json.dumps({"ctx_a": "a", "ctx_b": "b", "activity_label": "c", "endings": ["d"]}),
-            "{0}/x.jsonl:1 must have the field label of hellaswag's data set (str or int); found "
-            "nothing",
+            "{0}/x.jsonl line 1 must have the field label of hellaswag's data set (str or int); "
+            "found nothing",
         ),
         (
             "arc_easy",
             json.dumps(ARC | {"choices": {"text": ["a"], "label": ["A", "B"]}}),
-            "{0}/x.jsonl:1 must have choices with the lists text and label of one length; found "
-            '{{"text": ["a"], "label": ["A", "B"]}}',
+            "{0}/x.jsonl line 1 must have choices with the lists text and label of one length; "
+            'found {{"text": ["a"], "label": ["A", "B"]}}',
         ),
     ],
 )

@@ -263,10 +263,10 @@ def test_devices_are_resolved():
 
 @pytest.mark.parametrize("device", ["", "gpu", "cuda:", "cuda:x", "mps", "cpu:0", "cuda:-1"])
 def test_an_unknown_device_is_refused(device):
-    with pytest.raises(InputError, match="must be auto, cpu, cuda or cuda:N; got"):
+    with pytest.raises(InputError, match="must be auto, cpu, cuda or cuda:N; found"):
         resolve_device(device)
 
 
 def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(InputError, match=r"is cuda:99, but torch sees \d+ CUDA devices"):
+    with pytest.raises(InputError, match=r"found cuda:99, and torch sees \d+ CUDA devices"):
         resolve_device("cuda:99")

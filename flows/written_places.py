@@ -1,0 +1,64 @@
+"""Whether a command can write where it is to write."""
+
+import os
+from pathlib import Path
+
+from flows.budget import existing_folder, free_bytes, readable_bytes
+from normtweak_core.errors import InputError
+from tasks.environment import HOME_VARIABLE
+
+
+def check_result_file(path: Path) -> None:
+    """Accept a path that a result file can be written to.
+
+    Raises:
+        InputError: It is a folder, or its folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise InputError(f"--result must name a file; {path} is a folder: add a file name.")
+    folder = path.parent
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise InputError(
+            f"--result needs an existing folder; {folder} {found}: create it or choose another."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--result needs a folder you may write to; {folder} is not one: choose another."
+        )
+
+
+def check_state_root(root: Path) -> None:
+    """Accept a state root that exists or can be made.
+
+    Raises:
+        InputError: It is, or lies below, a file or a folder that cannot be written.
+    """
+    advice = f"choose a folder you may write to with {HOME_VARIABLE}."
+    there = existing_folder(root)
+    if not there.is_dir():
+        raise InputError(
+            f"All state is kept under {root}, but {there} is a file, not a folder; {advice}"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"All state is kept under {root}, which must be writable, but {there} is not; {advice}"
+        )
+
+
+def check_disk(needed: int, root: Path) -> None:
+    """Accept a disk with room for what a run writes at most.
+
+    What lies there already is not counted: which of it belongs to this recipe only the keys of its
+    stages tell, and they cannot be had without Prefect.
+
+    Raises:
+        InputError: It has less.
+    """
+    free = free_bytes(existing_folder(root))
+    if free < needed:
+        raise InputError(
+            f"this run may write {readable_bytes(needed)} under {root}; its disk has "
+            f"{readable_bytes(free)} free: make room (`normtweak clean`), lower "
+            f"calibration.samples or length, or set {HOME_VARIABLE} to a larger disk."
+        )

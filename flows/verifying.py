@@ -18,7 +18,7 @@ def report_lines(folder: Path, report: VerificationReport) -> list[str]:
         *_layer_line(report),
         f"logits: {kind} difference {report.logit_difference:.2g} of the largest logit, allowed "
         f"{report.logit_tolerance:.2g}; same first choice at {100 * report.argmax_agreement:.1f} %",
-        f"tokenizer: {'same ids' if report.tokenizer else 'none in the export'}",
+        f"tokenizer: {'same answers' if report.tokenizer else 'none in the export'}",
         f"payload SHA-256: {report.payload_sha256}",
         f"seconds: {report.seconds:.1f}",
     ]

@@ -12,12 +12,13 @@ from typing import Any
 
 from normtweak_core.calibration.hub_data import hub_data_revision
 from normtweak_core.errors import VerificationError
-from normtweak_core.export.payload import GENERATION_CONFIG, tokenizer_files
+from normtweak_core.export.payload import GENERATION_CONFIG, relative_name
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.fingerprint import ModelFingerprint, fingerprint
 from normtweak_core.model.layout import block_list
 from normtweak_core.model.source import ModelFolder, model_context, resolve_device, resolve_source
+from normtweak_core.model.tokenizer_files import tokenizer_files
 from tasks.artifacts import file_sha256
 from tasks.caching import StageSerializer, stage_key, stage_policy
 
@@ -157,7 +158,9 @@ def tokenizer_hash(folder: Path) -> str:
     """
     described = (folder / "config.json").is_file()  # not where a tokenizer lies by itself
     version = read_config(folder).get("transformers_version") if described else None
-    entries = [f"{path.name}={file_sha256(path)}" for path in tokenizer_files(folder)]
+    entries = [
+        f"{relative_name(path, folder)}={file_sha256(path)}" for path in tokenizer_files(folder)
+    ]
     return ",".join([*entries, f"transformers_version={version}"])
 
 

@@ -19,9 +19,16 @@ from normtweak_core.export.gguf_tensors import (
     layout,
     packed,
 )
-from normtweak_core.export.gguf_tokenizer import add_tokenizer, describe_tokenizer
+from normtweak_core.export.gguf_tokenizer import (
+    add_chat_templates,
+    add_tokenizer,
+    describe_tokenizer,
+)
 from normtweak_core.export.payload import file_sha256
+from normtweak_core.export.tokenizer_probe import chat_templates
 from normtweak_core.model.skeleton import load_config
+from normtweak_core.model.tokenizer import load_tokenizer
+from normtweak_core.model.tokenizer_files import tokenizer_files
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +95,8 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.BITNET])
     _add_settings(writer, config)
     add_tokenizer(writer, tokenizer)
+    if tokenizer_files(folder):
+        add_chat_templates(writer, chat_templates(load_tokenizer(folder)))
     for entry in contents:
         writer.add_tensor_info(**entry)
     writer.write_header_to_file()

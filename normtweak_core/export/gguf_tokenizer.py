@@ -1,6 +1,11 @@
-"""The tokenizer of an export as GGUF describes one: byte-level BPE that splits like GPT-2."""
+"""The tokenizer of an export as GGUF describes one: byte-level BPE that splits like GPT-2.
+
+Chat templates go along whatever the tokenizer is, since they are text.
+"""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +64,28 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict[str, Any] | None) -> 
     if tokenizer["eos"] is not None:
         writer.add_eos_token_id(tokenizer["eos"])
     writer.add_add_bos_token(tokenizer["add_bos"])
+
+
+def add_chat_templates(writer: gguf.GGUFWriter, templates: Mapping[str, str]) -> None:
+    """Write chat templates: the default one, and beside it those with names, whose list comes last.
+
+    Args:
+        writer: Of the file.
+        templates: By name; ``default`` is the one that is used where none is named.
+    """
+    keys = gguf.Keys.Tokenizer
+    if "default" in templates:
+        writer.add_string(keys.CHAT_TEMPLATE, templates["default"])
+    names: list[str] = []
+    for name in sorted(templates.keys() - {"default"}):
+        plain = re.sub(r"[^A-Za-z0-9]", "_", name)  # as llama.cpp's own converter writes names
+        while plain in names:
+            plain += "_"
+        names.append(plain)
+        writer.add_string(keys.CHAT_TEMPLATE_N.format(name=plain), templates[name])
+    if names:
+        # Not `add_chat_template`: it goes through a set, so that equal models give other bytes.
+        writer.add_array(keys.CHAT_TEMPLATES, names)
 
 
 def _is_gpt2(stored: dict[str, Any]) -> bool:

@@ -15,7 +15,8 @@ and the model amplifies that. ``layers`` is there for bitnet: each linear on an 
 
 ``calibration_sample``, where there is one, holds ids of the text that the model was calibrated or
 trained on and what they decode to. Those who made the text wrote it down: unlike the probe, which
-asks the tokenizer in the folder, it tells when that one is another model's.
+was asked of the float model's folder when the export was written, it tells when the tokenizer there
+was by then another model's.
 
 ``files`` holds the SHA-256 of every payload file, and ``payload_sha256`` their common hash. The
 manifest itself is outside the payload and may hold times.

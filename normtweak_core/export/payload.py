@@ -3,23 +3,10 @@
 import hashlib
 from pathlib import Path
 
+from normtweak_core.model.tokenizer_files import tokenizer_files
+
 GENERATION_CONFIG = "generation_config.json"
 CONFIG_FILES = ("config.json", GENERATION_CONFIG)
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-TOKENIZER_PATTERNS = ("*.tiktoken",)
 WEIGHT_PATTERNS = (
     "model.safetensors",
     "model-*-of-*.safetensors",
@@ -32,19 +19,12 @@ def payload_files(folder: Path) -> list[Path]:
     found = [folder / name for name in CONFIG_FILES]
     found += [path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)]
     files = [path for path in found if path.is_file()] + tokenizer_files(folder)
-    return sorted(files, key=lambda path: path.name)
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that make its tokenizer, sorted by name."""
-    found = [folder / name for name in TOKENIZER_FILES]
-    found += [path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)]
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.name)
+    return sorted(files, key=lambda path: relative_name(path, folder))
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every payload file by its relative path."""
-    return {path.name: file_sha256(path) for path in payload_files(folder)}
+    return {relative_name(path, folder): file_sha256(path) for path in payload_files(folder)}
 
 
 def payload_sha256(folder: Path) -> str:
@@ -55,6 +35,11 @@ def payload_sha256(folder: Path) -> str:
 def payload_bytes(folder: Path) -> int:
     """Return the size of the payload."""
     return sum(path.stat().st_size for path in payload_files(folder))
+
+
+def relative_name(path: Path, folder: Path) -> str:
+    """Return what a file is called in hashes and manifests: its path within the folder."""
+    return path.relative_to(folder).as_posix()
 
 
 def hash_lines(hashes: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What a faithful reader must reproduce: logits of a few tokens, and ids of a short text.
+"""What a faithful reader must reproduce: logits of a few tokens.
 
 The reference logits come from our own unpacking of the written folder, multiplied as dense linears
 in the export dtype: what any reader computes once it has the same weights. Ternary linears round
@@ -15,15 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from normtweak_core.export.exported import ExportedWeights
-from normtweak_core.export.payload import tokenizer_files
 from normtweak_core.model.skeleton import assign, build_skeleton, compute_buffers
 from normtweak_core.model.structure import find_blocks
-from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.ternary.inference import TernaryInference
 
 PROBE_TOKENS = 16
 KEPT_COLUMNS = 4096  # logits kept per token, so that a large vocabulary stays a small file
-PROBE_TEXT = "The quick brown fox (aged 7) said: déjà vu?\n\tYes, 42 times — 世界 🙂"
 
 
 @dataclass(frozen=True)
@@ -70,15 +67,6 @@ def probe_tokens(vocab_size: int, context: int | None) -> Int64[Tensor, "1 seq"]
     """Return fixed token ids spread over the vocabulary."""
     length = min(PROBE_TOKENS, context or PROBE_TOKENS)
     return ((torch.arange(length) * 7919 + 13) % vocab_size).unsqueeze(0)
-
-
-def tokenizer_probe(folder: Path) -> dict[str, object] | None:
-    """Return a text with its token ids and their decoding; None for a folder without tokenizer."""
-    if not tokenizer_files(folder):
-        return None
-    tokenizer = load_tokenizer(folder)
-    ids = tokenizer(PROBE_TEXT)["input_ids"]
-    return {"text": PROBE_TEXT, "ids": ids, "decoded": tokenizer.decode(ids)}
 
 
 def _streaming_model(weights: ExportedWeights, source: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -231,11 +231,47 @@ def check_logits(model, folder, probe, problems):
     return {"difference": difference, "argmax_agreement": float(same.float().mean())}
 
 
-def check_tokenizer(folder, probe, sample, problems):
-    """Compare ids and decoded text; return whether there is a tokenizer.
+def tokenizer_answers(tokenizer, probe):
+    """Return what a tokenizer says to the questions of a probe, by their names."""
+    chat = probe.get("conversation")
+    marked = (probe.get("marked_text", ""), probe.get("marked_ids", []))
+    templates = tokenizer.chat_template or {}
+    templates = {"default": templates} if isinstance(templates, str) else templates
+    added = ((i, repr(token)) for i, token in tokenizer.added_tokens_decoder.items())
+    return {
+        "ids": tokenizer(probe["text"])["input_ids"],
+        "decoded": tokenizer.decode(probe["ids"]),
+        "marked_ids": tokenizer(marked[0])["input_ids"],
+        "unmarked": tokenizer.decode(marked[1], skip_special_tokens=True),
+        "special_tokens": {name: str(one) for name, one in tokenizer.special_tokens_map.items()},
+        "vocabulary_sha256": sha256_of(sorted(tokenizer.get_vocab().items())),
+        "added_tokens_sha256": sha256_of(sorted(added)),
+        "chat_templates": {name: sha256_of(text) for name, text in templates.items()},
+        "chats": chat and {name: render(tokenizer, templates, name, chat) for name in templates},
+    }
 
-    The probe was asked of the tokenizer in the folder as it was written; the sample, where there is
-    one, is what the model was calibrated on, and tells when that tokenizer was already wrong.
+
+def render(tokenizer, templates, name, chat):
+    """Return the conversation as a template writes it, or the kind of error that it raises."""
+    more = {} if name == "default" else {key: chat[key] for key in ("tools", "documents")}
+    options = {"tokenize": False, "add_generation_prompt": True} | more
+    try:
+        template = chat["clock"] + templates[name]
+        return tokenizer.apply_chat_template(chat["messages"], chat_template=template, **options)
+    except Exception as error:  # a template is a program of its own, which may refuse the roles
+        return type(error).__name__
+
+
+def sha256_of(value):
+    """Return the SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def check_tokenizer(folder, probe, sample, problems):
+    """Compare every answer of the probe; return whether there is a tokenizer.
+
+    The probe was asked of the float model's tokenizer; the sample, where there is one, is what the
+    model was calibrated on, and tells when that tokenizer was already wrong.
     """
     if probe is None:
         return False
@@ -249,10 +285,8 @@ def check_tokenizer(folder, probe, sample, problems):
         found = f"{type(error).__name__}: {error}"
         problems.append({"what": "tokenizer", "name": "loading", "found": found})
         return True
-    checks = [
-        ("ids", tokenizer(probe["text"])["input_ids"], probe["ids"]),
-        ("decoded", tokenizer.decode(probe["ids"]), probe["decoded"]),
-    ]
+    answers = tokenizer_answers(tokenizer, probe)
+    checks = [(name, found, probe[name]) for name, found in answers.items() if name in probe]
     if sample is not None:
         checks.append(("calibration text", tokenizer.decode(sample["ids"]), sample["text"]))
     for name, found, wanted in checks:

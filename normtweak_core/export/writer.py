@@ -27,12 +27,14 @@ from normtweak_core.export.payload import (
     file_hashes,
     hash_lines,
     payload_bytes,
-    tokenizer_files,
+    relative_name,
 )
-from normtweak_core.export.probe import reference_logits, tokenizer_probe
+from normtweak_core.export.probe import reference_logits
 from normtweak_core.export.scheme import Scheme, TernaryScheme
 from normtweak_core.export.shards import METADATA, ShardWriter
+from normtweak_core.export.tokenizer_probe import tokenizer_probe
 from normtweak_core.model.foreign_code import AUTO_MAP
+from normtweak_core.model.tokenizer_files import tokenizer_files
 from normtweak_core.quantize.weight import QuantizedWeight
 from normtweak_core.ternary.weight import TernaryLinear
 
@@ -190,7 +192,7 @@ def _write(
         if form is BITNET:
             consumers = write_for_llama_cpp(folder, weights, source, required=gguf_required)
             record = replace(record, consumers=consumers)
-        _write_manifest(folder, record, contents.entries, files, details)
+        _write_manifest(folder, source, record, contents.entries, files, details)
     return record
 
 
@@ -220,11 +222,13 @@ def _copy_texts(source: Path, folder: Path) -> None:
     for path in [generation] * generation.is_file() + tokenizer_files(source):
         content = path.read_bytes()
         entries = json.loads(content) if path.name.endswith("_config.json") else {}
+        target = folder / relative_name(path, source)
+        target.parent.mkdir(exist_ok=True)
         if any(key in entries for key in DROPPED_ENTRIES):
             kept = {key: value for key, value in entries.items() if key not in DROPPED_ENTRIES}
-            write_json(folder / path.name, kept)
+            write_json(target, kept)
         else:
-            write_bytes(folder / path.name, content)
+            write_bytes(target, content)
 
 
 def _bits_per_weight(folder: Path) -> float:
@@ -235,6 +239,7 @@ def _bits_per_weight(folder: Path) -> float:
 
 def _write_manifest(
     folder: Path,
+    source: Path,
     record: ExportRecord,
     tensors: Mapping[str, object],
     files: Mapping[str, str],
@@ -249,7 +254,7 @@ def _write_manifest(
         tensors=tensors,
         files=files,
         payload_sha256=record.payload_sha256,
-        tokenizer=tokenizer_probe(folder),
+        tokenizer=tokenizer_probe(source),
         bits_per_weight=record.bits_per_weight,
         size_bytes=record.size_bytes,
         consumers=record.consumers,

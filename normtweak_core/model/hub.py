@@ -12,12 +12,13 @@ from normtweak_core.model.architecture import (
     read_config,
 )
 from normtweak_core.model.checkpoint import INDEX_FILE, stored_names, weight_files
+from normtweak_core.model.tokenizer_files import CHAT_TEMPLATES, TOKENIZER_PATTERNS
 
 log = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", *TOKENIZER_PATTERNS]
 # Other formats and other precisions of the same weights, mostly in sub-folders.
 NOT_FILES = ["*/*", "consolidated*", "*.fp16.safetensors", "*.bin.index.json"]
 
@@ -96,4 +97,7 @@ def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> Path:
     snapshot = snapshot_download(repo, allow_patterns=FILES, ignore_patterns=NOT_FILES, **options)
     weight_files(Path(snapshot))
     check_experts(config, repo, stored_names(Path(snapshot)))
+    # By itself, since nothing else below a folder is wanted; of the very same commit.
+    options["revision"] = Path(snapshot).name
+    snapshot_download(repo, allow_patterns=[f"{CHAT_TEMPLATES}/*.jinja"], **options)
     return Path(snapshot)

@@ -28,7 +28,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.payload import tokenizer_files
+from normtweak_core.model.tokenizer_files import tokenizer_files
 
 LOADER = Path(__file__).with_name("text_generation.py")
 READERS = {
@@ -70,9 +70,10 @@ def write_model_folder(folder: Path, export_dir: Path, reports: list[Path], mode
     others = shutil.ignore_patterns("reports")
     shutil.copytree(export_dir, folder / "model", ignore=others, copy_function=_link)
     tokenizer = folder / "components" / "tokenizer"
-    tokenizer.mkdir(parents=True)
     for path in tokenizer_files(export_dir):
-        _link(path, tokenizer / path.name)
+        target = tokenizer / path.relative_to(export_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(path, target)
     attach(reports, folder / "reports")
 
     # Two models in one process must not share a loader of different versions: name it by content.

@@ -21,7 +21,12 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.payload import file_sha256, payload_files, payload_sha256
+from normtweak_core.export.payload import (
+    file_sha256,
+    payload_files,
+    payload_sha256,
+    relative_name,
+)
 from tasks.registry_flavor.folder import attach, write_model_folder
 
 EVALUATION_TAG = "evaluation_sha256"
@@ -195,7 +200,11 @@ def _holds(client: MlflowClient, export: Export, model: LoggedModel) -> bool:
     if is_local_uri(model.artifact_location, is_tracking_or_registry_uri=False):
         stored = Path(local_file_uri_to_path(model.artifact_location)) / "model"
         return payload_sha256(stored) == export.sha256
-    listed = client.list_logged_model_artifacts(model.model_id, "model")
-    sizes = {Path(file.path).name: file.file_size for file in listed}
-    needed = {file.name: file.stat().st_size for file in payload_files(export.folder)}
+    needed = {
+        f"model/{relative_name(file, export.folder)}": file.stat().st_size
+        for file in payload_files(export.folder)
+    }
+    folders = {name.rpartition("/")[0] for name in needed}
+    listed = (client.list_logged_model_artifacts(model.model_id, one) for one in sorted(folders))
+    sizes = {file.path: file.file_size for files in listed for file in files}
     return needed.items() <= sizes.items()

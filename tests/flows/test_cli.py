@@ -271,7 +271,7 @@ def test_verify_tells_what_was_compared_and_makes_no_state(export, home, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{export}: the reader finds what was quantized"
     assert lines[2] == "weights: 20 tensors equal bit for bit, 14 of them dequantized"
-    assert lines[4] == "tokenizer: same ids"
+    assert lines[4] == "tokenizer: same answers"
     assert not home.exists()
 
 

@@ -222,6 +222,32 @@ def test_a_byte_level_tokenizer_comes_along(tmp_path, layers):
     assert entry["tokenizer"] == "gpt2"
 
 
+@pytest.mark.parametrize("layout", ["files", "settings", "one"])
+def test_chat_templates_come_along_whatever_their_layout(tmp_path, layers, layout):
+    source = save_tiny_model(tmp_path / "model", wide())
+    templates = {"default": "{{ messages }}", "tool-use": "{{ tools }}", "tool_use": "é{{ bos }}"}
+    if layout == "files":
+        (source / "additional_chat_templates").mkdir()
+        for name, text in templates.items():
+            file = "chat_template" if name == "default" else f"additional_chat_templates/{name}"
+            (source / f"{file}.jinja").write_text(text)
+    else:
+        listed = [{"name": name, "template": text} for name, text in templates.items()]
+        settings = read_json(source / "tokenizer_config.json")
+        settings["chat_template"] = listed if layout == "settings" else templates["default"]
+        (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    folder = write(tmp_path / "out", source, share_gains(ternary_all(source))).folder
+    assert field(folder, "tokenizer.chat_template") == "{{ messages }}"
+    names = {key for key in gguf.GGUFReader(folder / FILE).fields if "chat_template" in key}
+    if layout == "one":
+        assert names == {"tokenizer.chat_template"}
+        return
+    assert len(names) == 4
+    assert field(folder, "tokenizer.chat_templates") == ["tool_use", "tool_use_"]
+    assert field(folder, "tokenizer.chat_template.tool_use") == "{{ tools }}"
+    assert field(folder, "tokenizer.chat_template.tool_use_") == "é{{ bos }}"
+
+
 @pytest.mark.parametrize(
     "change",
     [

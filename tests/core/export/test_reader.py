@@ -144,6 +144,9 @@ def test_an_edited_tokenizer_is_found(exported):
         ("file", "tokenizer.json"),
         ("tokenizer", "ids"),
         ("tokenizer", "decoded"),
+        ("tokenizer", "marked_ids"),
+        ("tokenizer", "unmarked"),
+        ("tokenizer", "vocabulary_sha256"),
     ]
 
 

@@ -104,6 +104,8 @@ def test_what_is_copied_of_the_source_is_in_the_payload(tmp_path, llama, layers)
     source = tmp_path / "source"
     shutil.copytree(llama, source)
     (source / "qwen.tiktoken").write_bytes(b"IQ== 0\n")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     (source / "generation_config.json").write_text('{"eos_token_id": 3, "_name_or_path": "x"}')
     config = read_json(source / "config.json") | {"transformers_version": "4.40.0"}
     (source / "config.json").write_text(json.dumps(config))
@@ -112,8 +114,11 @@ def test_what_is_copied_of_the_source_is_in_the_payload(tmp_path, llama, layers)
     assert read_json(folder / "generation_config.json") == {"eos_token_id": 3}
     # Kept: AutoTokenizer tells by it whether a Mistral tokenizer is to be mended.
     assert read_json(folder / "config.json")["transformers_version"] == "4.40.0"
-    names = {path.name for path in payload_files(folder)}
-    assert names >= {"qwen.tiktoken", "generation_config.json", "config.json"}
+    names = {path.relative_to(folder).as_posix() for path in payload_files(folder)}
+    template = "additional_chat_templates/tool_use.jinja"
+    assert names >= {"qwen.tiktoken", "generation_config.json", "config.json", template}
+    assert (folder / template).read_text() == "{{ tools }}"
+    assert template in read_json(folder / "normtweak.json")["files"]
 
 
 def test_no_code_of_the_source_and_no_way_to_it_is_exported(tmp_path, llama, layers):

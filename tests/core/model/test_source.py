@@ -186,6 +186,30 @@ def lay_out_cache(home, files, commit=COMMIT):
     return snapshot
 
 
+def test_every_file_of_a_tokenizer_is_fetched_and_no_other_folder(tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    from normtweak_core.model.hub import fetch_from_hub
+
+    snapshot, asked = lay_out_cache(tmp_path, CACHED), []
+
+    def download(repo, allow_patterns, ignore_patterns=None, **options):
+        wanted = filter_repo_objects(
+            REPOSITORY, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        asked.append((options["revision"], sorted(wanted)))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert fetch_from_hub("org/name", "main") == snapshot
+    assert asked == [
+        ("main", ["config.json"]),
+        ("main", ["bpe.codes", "config.json", "model.safetensors", "tekken.json", "vocab.model"]),
+        (COMMIT, ["additional_chat_templates/tool_use.jinja"]),
+    ]
+
+
 def resolve_apart(home, source, revision=None, offline="1"):
     """Resolve in a fresh process, whose hub library reads its settings anew."""
     code = (
@@ -218,6 +242,9 @@ def resolve_apart(home, source, revision=None, offline="1"):
 
 
 WEIGHTS = (2).to_bytes(8, "little") + b"{}"
+REPOSITORY = ["config.json", "model.safetensors", "bpe.codes", "tekken.json", "vocab.model"]
+REPOSITORY += ["additional_chat_templates/tool_use.jinja", "onnx/config.json", "original/x.model"]
+REPOSITORY += ["modeling.py", "pytorch_model.bin", "additional_chat_templates/run.py"]
 CACHED = {"config.json": json.dumps(LLAMA).encode(), "model.safetensors": WEIGHTS}
 
 

@@ -22,12 +22,21 @@ from tasks.registry import Registered, register_export
 
 WORDS = ["<s>", "</s>", "once", "upon", "a", "time", "there", "was", "tree", "cat", "dog", "sun"]
 
+CHAT_TEMPLATES = {
+    "default": "{{ bos_token }}{{ messages[0].content }}",
+    "tool_use": "{{ messages[0].content }}{{ tools | length }}",
+}
+
 
 def write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<s>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<s>"
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<s>",
+        chat_template=CHAT_TEMPLATES,
     ).save_pretrained(folder)
 
 

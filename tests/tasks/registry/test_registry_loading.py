@@ -48,6 +48,11 @@ def consume(uri):
     folder = mlflow.artifacts.download_artifacts(uri) + "/model"
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = [{"role": "user", "content": "the sun"}]
+    for one in (tokenizer, parts["tokenizer"]):
+        assert one.apply_chat_template(chat, tokenize=False) == "<s>the sun"
+        named = {"chat_template": "tool_use", "tools": [{}, {}], "tokenize": False}
+        assert one.apply_chat_template(chat, **named) == "the sun2"
     ids = tokenizer(prompts[0], return_tensors="pt")["input_ids"]
     with torch.no_grad():
         assert torch.equal(model(ids).logits, parts["model"](ids).logits)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow.artifacts
 import pytest
@@ -15,7 +16,7 @@ from mlflow.entities import LoggedModelStatus
 
 from flows.export_folder import export_folder
 from normtweak_core.errors import InputError
-from normtweak_core.export.payload import payload_sha256
+from normtweak_core.export.payload import payload_files, payload_sha256
 from tasks.registered_version import download_export, download_reports, find_version
 from tasks.registry_server import check_registry
 
@@ -78,9 +79,10 @@ def test_a_server_holds_what_sqlite_would(served, monkeypatch):
     folder = mlflow.artifacts.download_artifacts(
         "models:/tiny-w4/1", dst_path=str(served.root / "down")
     )
-    for file in served.export.iterdir():
-        with open(f"{folder}/model/{file.name}", "rb") as copy:
-            assert copy.read() == file.read_bytes()
+    files = [file.relative_to(served.export) for file in payload_files(served.export)]
+    assert Path("additional_chat_templates/tool_use.jinja") in files
+    for file in files:
+        assert Path(folder, "model", file).read_bytes() == (served.export / file).read_bytes()
     with open(f"{folder}/reports/drift.md") as copy:
         assert copy.read() == "# another drift"
 

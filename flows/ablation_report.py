@@ -25,11 +25,11 @@ from normtweak_core.ablation.config import TITLES, Value, value_name
 from normtweak_core.ablation.reading import Comparison, Measured, Spread, compare
 from tasks.artifacts import write_atomically
 from tasks.environment import state_root
+from tasks.root_layout import ABLATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLDER = "ablations"
 TABLES, RESULTS, RECIPE = "tables.md", "results.json", "recipe.yaml"
 
 
@@ -92,7 +92,7 @@ class Ablation:
     @property
     def folder(self) -> Path:
         """Where the reports go: no other recipe writes there."""
-        return state_root() / FOLDER / self.recipe.name / recipe_sha256(self.recipe)[:12]
+        return state_root() / ABLATIONS / self.recipe.name / recipe_sha256(self.recipe)[:12]
 
     @property
     def base(self) -> Row:

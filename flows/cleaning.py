@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from normtweak_core.errors import InputError
-from tasks.environment import FOLDERS, HOME_VARIABLE, REBUILDS
-from tasks.locks import held, try_lock
+from tasks.environment import FOLDERS, HOME_VARIABLE
+from tasks.locks import held, remove_if_free, try_lock
+from tasks.root_layout import ARTEFACTS, EXPORTS, LOCKS, MADE_AGAIN, REBUILDS, RECORDS
 
 USE_LOCK = "in-use.lock"  # shared by running commands, taken alone by clean
-RECORDS, ARTEFACTS, EXPORTS, LOGS = "results", "artifacts", "exports", "logs"
-EVALUATIONS = "evaluations"
 STREAMS = f"{ARTEFACTS}/streams"
 CHECKPOINTS = f"{ARTEFACTS}/training"  # of unfinished trainings, which go on from them
 
@@ -53,8 +52,8 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
 
     Args:
         root: The state root; one that does not exist is clean, and is not made.
-        everything: Remove all stage records, artefacts, exports, evaluations and logs too; the
-            registry with its copies of the models, and Prefect's history, stay.
+        everything: Remove all that is made again (`tasks.root_layout`); the registry with its
+            copies of the models, and Prefect's history, stay.
 
     Raises:
         InputError: It is no state root, or a run, `normtweak ui` or `normtweak serve` uses it.
@@ -69,10 +68,9 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
     with _alone(root):
         if everything:
             # What is inside, not the folders: by them the next clean knows the root.
-            kinds = {
-                kind: sorted((root / kind).glob("*"))
-                for kind in (RECORDS, ARTEFACTS, EXPORTS, EVALUATIONS, LOGS)
-            } | {"rebuilds": _rebuilds(root)}
+            kinds = {kind: _whole(root / kind) for kind in MADE_AGAIN}
+            for lock in _idle_locks(root):
+                remove_if_free(lock)
         else:
             kept, dead = _referenced(root)
             kinds = {
@@ -80,8 +78,9 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
                 "temporary files": _temporaries(root),
                 "stage records whose files are gone": dead,
                 "artefacts that no finished stage refers to": _unreferenced(root, kept),
-                "rebuilds": _rebuilds(root),
+                "rebuilds": _whole(root / REBUILDS),
             }
+        kinds["unfinished registrations"] = sorted((root / LOCKS).glob("*.staging"))
         return [_remove(kind, places) for kind, places in kinds.items()]
 
 
@@ -154,16 +153,21 @@ def _unreferenced(root: Path, kept: set[Path]) -> list[Path]:
     ]
 
 
-def _rebuilds(root: Path) -> list[Path]:
-    return sorted((root / REBUILDS).glob("*"))
+def _whole(place: Path) -> list[Path]:
+    """Return what is inside of a folder, or a file itself; nothing where there is none."""
+    return [place] if place.is_file() else sorted(place.glob("*"))
+
+
+def _idle_locks(root: Path) -> list[Path]:
+    """Return the locks of work that is over; those of runs tell which have died unmarked."""
+    folder = root / LOCKS
+    found = [path for path in folder.glob("*.lock") if path.name != USE_LOCK]
+    return found + [path for kind in ("chains", "stages") for path in folder.glob(f"{kind}/*")]
 
 
 def _temporaries(root: Path) -> list[Path]:
-    found = [
-        path
-        for folder in (RECORDS, ARTEFACTS, EXPORTS)
-        for path in sorted((root / folder).rglob(".tmp-*"))
-    ]
+    folders = [root / name for name in MADE_AGAIN if name != REBUILDS]
+    found = [path for folder in folders for path in sorted(folder.rglob(".tmp-*"))]
     return found + sorted((root / EXPORTS).glob(".*.partial"))
 
 

@@ -28,8 +28,9 @@ def _add_clean(group: argparse._SubParsersAction) -> None:
         "--all",
         action="store_true",
         dest="everything",
-        help="remove all finished stages, exports, evaluations and logs too; registered versions "
-        "keep their own copies and stay, as does Prefect's history",
+        help="remove all that is made again: finished stages, exports, evaluations, studies, "
+        "unfinished trainings, logs and the event file too; registered versions keep their own "
+        "copies and stay, as does Prefect's history",
     )
     command.set_defaults(run=commands.run_clean)
 

@@ -1,6 +1,7 @@
 """What each command does once its arguments are known; imports what it needs and no more."""
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tasks.environment import (
     REPOSITORY,
     state_root,
 )
+from tasks.root_layout import REFERENCE
 
 
 def run_quantize(options: argparse.Namespace) -> int:
@@ -254,16 +256,19 @@ def run_reference_train(options: argparse.Namespace) -> int:
         raise InputError(f"--steps must be at least 1; found {options.steps}: raise it.")
     root = state_root()
     out = options.out or Path(architectures.__file__).with_name("models") / options.name
-    work_folder = options.work or root / "reference" / options.name
+    work_folder = options.work or root / REFERENCE / options.name
     for flag, folder in (("--out", out), ("--work", work_folder)):
         _require_folder(flag, folder)
     set_variables(root)
 
     def work() -> int:
+        from flows.cleaning import in_use
         from normtweak_core.reference.train import TrainingPlan, train_reference
 
         plan = TrainingPlan(**({} if options.steps is None else {"steps": options.steps}))
-        losses = train_reference(options.name, out, work_folder, plan)
+        own = work_folder.absolute().is_relative_to(root)  # else no clean can take it away
+        with in_use(root) if own else contextlib.nullcontext():
+            losses = train_reference(options.name, out, work_folder, plan)
         for name, value in losses.items():
             print_line(f"{name}: {value:.4f} nats per token")
         print_line(f"written to {out}; the state under {work_folder} can be removed")

@@ -10,7 +10,6 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.budget import peak_rss_bytes
-from flows.cleaning import EVALUATIONS
 from flows.comparison_page import comparison_page
 from flows.evaluate import common_text, opened, with_sizes
 from flows.evaluate_request import EvaluationRequest, check_request
@@ -22,6 +21,7 @@ from normtweak_core.evaluate.scores import Estimate, named
 from normtweak_core.evaluate.task_scores import TaskComparison
 from tasks.artifacts import write_atomically
 from tasks.environment import state_root
+from tasks.root_layout import EVALUATIONS
 from tasks.task_scoring import items_of
 
 # What a pair measurement adds to the two models' own numbers.

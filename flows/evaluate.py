@@ -9,7 +9,6 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.budget import peak_rss_bytes
-from flows.cleaning import EVALUATIONS
 from flows.evaluate_request import OPTIONS, EvaluationRequest, check_request
 from flows.evaluating import Measured, measure_alone, measure_pair
 from flows.evaluation_page import evaluation_page
@@ -24,6 +23,7 @@ from normtweak_core.model.source import resolve_device
 from tasks.artifacts import write_atomically
 from tasks.environment import state_root
 from tasks.evaluating import Text, text_of
+from tasks.root_layout import EVALUATIONS
 from tasks.task_scoring import items_of
 
 

@@ -22,6 +22,7 @@ from normtweak_core.errors import (
     VerificationError,
 )
 from tasks.environment import HOME_VARIABLE, OUR_LOGGERS, state_root
+from tasks.root_layout import LOGS
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -92,9 +93,9 @@ def log_file(command: str) -> Path:
     with contextlib.suppress(InputError, OSError):
         root = state_root()
         if root.is_dir():
-            (root / "logs").mkdir(exist_ok=True)
-            if os.access(root / "logs", os.W_OK | os.X_OK):
-                return root / "logs" / name
+            (root / LOGS).mkdir(exist_ok=True)
+            if os.access(root / LOGS, os.W_OK | os.X_OK):
+                return root / LOGS / name
     return Path(tempfile.gettempdir()) / f"normtweak-{name}"
 
 

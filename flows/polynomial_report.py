@@ -22,8 +22,8 @@ from normtweak_core.polynomial.config import EXAMPLES, Cell, width_name
 from normtweak_core.polynomial.reading import Row, readings
 from tasks.artifacts import write_atomically
 from tasks.environment import state_root
+from tasks.root_layout import POLYNOMIAL
 
-FOLDER = "polynomial"
 TABLE, RESULTS, RECIPE = "table.md", "results.json", "recipe.yaml"
 CURVES, EXAMPLE_FITS = "curves.png", "examples.png"
 SHOWN_WIDTH = 1.58  # of the examples; the lowest width where the grid has none of it
@@ -56,7 +56,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """Where the reports go: no other recipe writes there."""
-        return state_root() / FOLDER / recipe_sha256(self.recipe)[:12]
+        return state_root() / POLYNOMIAL / recipe_sha256(self.recipe)[:12]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the cells as plain values."""

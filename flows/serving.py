@@ -21,6 +21,7 @@ from normtweak_core.errors import InputError
 from tasks.cancelling import serving
 from tasks.children import Child
 from tasks.environment import log_plain_lines, prepare_environment
+from tasks.root_layout import MLARTIFACTS, MLFLOW_LOG
 from tasks.server import (
     API_VARIABLE,
     HOST,
@@ -163,7 +164,7 @@ class MlflowPages:
     def __init__(self, root: Path, port: int | None):
         self.root = root
         self.port = port
-        self.log = root / "mlflow.log"
+        self.log = root / MLFLOW_LOG
         self.url = os.environ[TRACKING_VARIABLE]
         self.own = not self.url.startswith(("http://", "https://"))
         self.child: Child | None = None
@@ -182,7 +183,7 @@ class MlflowPages:
         self.url = f"http://{HOST}:{port}"
         serve = [sys.executable, "-P", "-m", "mlflow", "server", "--host", HOST]
         serve += ["--port", str(port), "--workers", "1", "--backend-store-uri", store]
-        serve += ["--artifacts-destination", str(self.root / "mlartifacts")]
+        serve += ["--artifacts-destination", str(self.root / MLARTIFACTS)]
         # Its job runner would start further processes for features we do not use.
         environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
         self.child = Child("tasks.guarded_child", serve, environment, self.log)

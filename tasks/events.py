@@ -1,7 +1,9 @@
 """An append-only record of what was executed, written so that a kill loses at most nothing.
 
 One JSON object a line in `<root>/events.jsonl`. Executions are counted here, not in Prefect's
-database, whose last records are lost with the server; the kill tests find their moments here.
+database, whose last records are lost with the server; the kill tests find their moments here. What
+happens many times a second is counted by its caller and written down by the span. A file that has
+grown large is put aside, and the one that was put aside before goes.
 """
 
 import fcntl
@@ -13,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.environment import state_root
+from tasks.locks import names_file
+from tasks.root_layout import EVENTS as FILE
+from tasks.root_layout import OLDER_EVENTS
 
-FILE = "events.jsonl"
+LIMIT = 8_000_000  # bytes: some 40,000 events, of hundreds of runs
 
 
 def record(event: str, **facts: Any) -> None:
@@ -28,27 +33,39 @@ def record(event: str, **facts: Any) -> None:
     if flow_run := _flow_run_id():
         entry["flow_run"] = flow_run
     line = json.dumps({**entry, **facts}, default=str) + "\n"
-    fd = os.open(state_root() / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    path = state_root() / FILE
+    while not _append(path, line.encode()):
+        pass  # put aside or removed between opening and locking
+
+
+def _append(path: Path, line: bytes) -> bool:
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         # The size grows page by page while another process writes: unlocked, half of its line
         # would look like a torn one.
         fcntl.flock(fd, fcntl.LOCK_EX)
+        if not names_file(path, fd):
+            return False
         size = os.fstat(fd).st_size
+        if size > LIMIT:
+            os.replace(path, path.with_name(OLDER_EVENTS))
+            return False
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            line = "\n" + line  # the last writer died inside its line: keep ours apart from it
+            line = b"\n" + line  # the last writer died inside its line: keep ours apart from it
         # One write: with O_APPEND the kernel keeps lines of several processes apart.
-        os.write(fd, line.encode())
+        os.write(fd, line)
+        return True
     finally:
         os.close(fd)
 
 
 def read_events(root: Path | None = None) -> list[dict[str, Any]]:
-    """Return all events in the order written; a line torn by a kill is left out."""
-    path = (root or state_root()) / FILE
-    if not path.exists():
-        return []
+    """Return the events that are kept, in the order written; a line torn by a kill is left out."""
+    folder = root or state_root()
+    files = [folder / OLDER_EVENTS, folder / FILE]
+    text = b"\n".join(path.read_bytes() for path in files if path.exists())
     events = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in text.split(b"\n"):
         try:
             entry = json.loads(line)
         except ValueError:

@@ -41,7 +41,7 @@ def try_lock(path: Path, *, shared: bool = False) -> int | None:
         except BlockingIOError:
             os.close(fd)
             return None
-        if _names(path, fd):
+        if names_file(path, fd):
             return fd
         os.close(fd)  # removed between our open and our lock: the path is free again
 
@@ -135,7 +135,8 @@ def _holder(path: Path) -> str:
         return "(unknown)"
 
 
-def _names(path: Path, fd: int) -> bool:
+def names_file(path: Path, fd: int) -> bool:
+    """Tell whether a path still names the file that was opened from it."""
     try:
         named, opened = os.stat(path), os.fstat(fd)
     except FileNotFoundError:

@@ -1,7 +1,10 @@
 """A training in segments: each ends in a checkpoint, a measurement and a cached result."""
 
+import contextlib
 import functools
 import hashlib
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 FOLDER = "artifacts/training"  # checkpoints, by what the training starts from
 SEGMENTS = 10  # parts of a training
+SECONDS_BETWEEN_EVENTS = 60.0
 HELD_OUT = 64  # windows at most that are measured on after each segment
 
 
@@ -86,6 +90,30 @@ class Training:
         return windows[:-kept], windows[-kept:][:HELD_OUT]
 
 
+@contextlib.contextmanager
+def _written_down() -> Iterator[Callable[[int], None]]:
+    """Yield what is told of every step; they are written down by the span, and at the end."""
+    first = last = 0
+    written = time.monotonic()
+
+    def write() -> None:
+        nonlocal first, written
+        if first:
+            events.record("steps", first=first, last=last)
+        first, written = 0, time.monotonic()
+
+    def note(step: int) -> None:
+        nonlocal first, last
+        first, last = first or step, step
+        if time.monotonic() - written > SECONDS_BETWEEN_EVENTS:
+            write()
+
+    try:
+        yield note
+    finally:
+        write()
+
+
 def run_segment(
     training: Training, key: str, until: int, advance: "Advance", kind: str
 ) -> SegmentResult:
@@ -105,11 +133,13 @@ def run_segment(
 
     events.record("train", part="begin", until=until)
 
-    def step(done: int, steps: int, loss: float, speed: float) -> None:
-        events.record("step", step=done)
-        advance(done, steps, loss, speed)
+    with _written_down() as note:
 
-    state, held_out = training.run(until, step)
+        def step(done: int, steps: int, loss: float, speed: float) -> None:
+            note(done)
+            advance(done, steps, loss, speed)
+
+        state, held_out = training.run(until, step)
     weights = None
     if until == training.steps:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.weights.items()}

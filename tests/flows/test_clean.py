@@ -1,6 +1,8 @@
+import importlib
 import json
 import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,9 +19,11 @@ from tasks.chain import BlockChain, ChainSettings, StreamError
 from tasks.environment import FOLDERS
 from tasks.locks import create_locked
 from tasks.results import BlockResult
+from tasks.root_layout import EVENTS, KEPT, MADE_AGAIN
 from tests.flows.tiny_model import variables_of
 
 DIGEST = "0" * 64
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -72,6 +76,7 @@ def test_what_finished_stages_refer_to_stays_and_the_rest_goes(root):
         "temporary files": (2, 27),
         "artefacts that no finished stage refers to": (1, 1000),
         "rebuilds": (1, 40),
+        "unfinished registrations": (0, 0),
     }
     assert files(root) == {
         "artifacts/blocks/kept.safetensors",
@@ -90,17 +95,50 @@ def test_a_second_clean_finds_nothing(root):
 
 
 def test_all_leaves_the_registry_and_the_history_of_runs(root, capsys):
-    put(root / "mlartifacts/models/m/model.safetensors", 9)
-    put(root / "mlflow.db", 9)
-    put(root / "prefect/prefect.db", 9)
+    for name in MADE_AGAIN:
+        put(root / name if "." in name else root / name / "deep" / "file", 9)
+    kept = {
+        "mlartifacts/models/m/model.safetensors", "mlflow.db", "prefect/prefect.db",
+        "locks/registry-writer.id", "locks/runs/owner-1.lock", "notes.txt", "mine/thesis.txt",
+    }  # fmt: skip
+    for name in [*kept, "locks/chains/block-1.lock", "locks/stages/0.lock", "locks/a.lock"]:
+        put(root / name, 9)
+    put(root / "locks/registry-0.staging/model/model.safetensors", 70)
     assert main(["clean", "--all"]) == 0
     shown = capsys.readouterr().out
-    assert "artifacts: 5 files, 6.1 kB" in shown
-    assert "exports: 2 files, 320 bytes" in shown
+    assert "artifacts: 6 files, 6.1 kB" in shown
+    assert "exports: 3 files, 329 bytes" in shown
+    assert "ablations: 1 file, 9 bytes" in shown
+    assert "events.jsonl: 1 file, 9 bytes" in shown
+    assert "unfinished registrations: 1 file, 70 bytes" in shown
     assert f"under {root}" in shown
-    assert files(root) == {
-        "mlartifacts/models/m/model.safetensors", "mlflow.db", "prefect/prefect.db",
-    }  # fmt: skip
+    assert files(root) == kept
+
+
+def test_whoever_writes_below_the_root_names_a_place_of_the_list():
+    """Or a clean would leave it behind."""
+    place = re.compile(r'(?:\broot|state_root\(\)) / (?:f?"([^"/]+)|([A-Z_]+))')
+    found = set()
+    for path in [*REPOSITORY.glob("flows/*.py"), *REPOSITORY.glob("tasks/**/*.py")]:
+        for literal, constant in place.findall(path.read_text()):
+            module = importlib.import_module(
+                ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+            )
+            value = literal or getattr(module, constant)
+            found.add(str(value).partition("/")[0])
+    assert {"results", "exports", "ablations", "polynomial", "reference", "logs"} <= found
+    assert found <= {*MADE_AGAIN, *KEPT}
+
+
+def test_a_clean_of_what_can_be_resumed_takes_half_a_registration_and_no_event(root):
+    put(root / "locks/registry-0.staging/model/model.safetensors", 70)
+    put(root / "ablations/small/.tmp-b", 5)
+    put(root / "ablations/small/report.html", 5)
+    put(root / EVENTS, 9)
+    removed = {one.kind: one.files for one in cleaning.clean(root)}
+    assert removed["unfinished registrations"] == 1
+    assert removed["temporary files"] == 3
+    assert {"ablations/small/report.html", "events.jsonl"} <= files(root)
 
 
 def test_a_root_can_be_cleaned_again_after_all_of_it(root, capsys):

@@ -54,7 +54,8 @@ class Runs:
         return json.loads(self.result.read_text())
 
     def steps(self) -> list[int]:
-        return [entry["step"] for entry in read_events(self.root) if entry["event"] == "step"]
+        spans = [entry for entry in read_events(self.root) if entry["event"] == "steps"]
+        return [step for one in spans for step in range(one["first"], one["last"] + 1)]
 
     def signal_at(self, step: int, number: int) -> int:
         """Run until a step is done anew, send the signal, and return the exit code."""

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from flows.evaluating import Measured
 from tasks.artifacts import write_atomically
+from tasks.window_losses import FACTS, MEASURED, WINDOWS, WindowLosses
 
-TABLE, FACTS = "evaluation.parquet", "evaluation.json"
+TABLE = "evaluation.parquet"
 
 
 def write_evaluation(
@@ -36,9 +37,10 @@ def write_evaluation(
     facts = {
         "model": name,
         "against": against,
-        "measured_on": measured.measured_on,
+        MEASURED: measured.measured_on,
         "settings": settings,
         "metrics": dict(sorted(measured.metrics.items())),
+        WINDOWS: WindowLosses(measured.window_nll, measured.window_kl).as_json(),
         "items": {task: one.values for task, one in measured.scores.items()},
     }
     write_atomically(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())

@@ -33,8 +33,8 @@ class RegistryConfig(BaseModel, frozen=True, extra="forbid"):
     promote_to: str | None = Field(
         "champion",
         pattern=ALIAS_PATTERN,
-        description="Alias it takes as well, if it passes the gate and is not worse than what has "
-        "it; null: none.",
+        description="Alias it takes as well, if it passes the gate and is shown to be no worse "
+        "than what has it; null: none.",
     )
 
     @field_validator("alias", "promote_to")

@@ -156,7 +156,14 @@ def register(
         quote(metrics),
         quote(reports.lineage() | facts),
         quote([str(file) for file in [*files, *kept.files]]),
-        quote(Verdict(tuple(failures), recipe.registry.promote_to)),
+        quote(
+            Verdict(
+                tuple(failures),
+                recipe.registry.promote_to,
+                asked=recipe.gate.asks,
+                confidence=recipe.gate.confidence,
+            )
+        ),
     )
     milestones.info(
         "registered %s%s",

@@ -10,6 +10,7 @@ Callers hold the lock of the name (`name_lock`): two runs at once decide one aft
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,13 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from tasks.locks import exclusive
+from tasks.window_losses import differences, stored_losses, too_few
 
 HISTORY = "history."  # and the alias: tag of a registered model
 MOVES_KEPT = 40  # a tag holds 5000 characters
-COMPARED, MEASURED_ON = "perplexity/quantized", "evaluation_inputs_sha256"
-SIZE = "size_bytes"
+PERPLEXITY, KL = "perplexity/quantized", "kl/mean"
+MEASURED_ON, MADE_FROM, SIZE = "evaluation_inputs_sha256", "source_sha256", "size_bytes"
+BY_HAND = "promote it by hand"
 SAME_SIZE = 1.01  # two exports of one width differ by their headers
 
 
@@ -33,10 +36,14 @@ class Verdict:
 
     failures: tuple[str, ...] = ()
     promote_to: str | None = None
+    asked: bool = False  # the recipe sets a threshold
+    confidence: float = 0.95  # of being no worse than the champion
 
     @property
     def tags(self) -> dict[str, str]:
         """The verdict as tags of a version."""
+        if not self.asked:
+            return {"gate": "none", "gate.reasons": "the recipe sets no threshold"}
         state = "failed" if self.failures else "passed"
         return {"gate": state, "gate.reasons": "; ".join(self.failures)[:4000] or "none"}
 
@@ -65,19 +72,28 @@ def settle_aliases(
     move_alias(client, version.name, alias, int(version.version), "registration")
     if verdict.promote_to is None:
         return None
-    decision, wins = compare_with_champion(client, version, verdict.promote_to)
+    decision, wins = compare_with_champion(client, version, verdict.promote_to, verdict.confidence)
     if wins:
         move_alias(client, version.name, verdict.promote_to, int(version.version), "gate")
     return decision
 
 
 def compare_with_champion(
-    client: MlflowClient, version: ModelVersion, alias: str
+    client: MlflowClient, version: ModelVersion, alias: str, confidence: float
 ) -> tuple[str, bool]:
     """Return in words, and as a truth value, whether a version may take the champion's place.
 
-    It may where it is not worse on the same evaluation and not larger.
+    It may where it is not larger, and where the losses and the divergences of the two, paired by
+    window, show with confidence that it is not worse in either. A tie keeps the present champion.
+
+    Args:
+        client: Client of the registry.
+        version: The version, with its tags.
+        alias: What the champion is called.
+        confidence: One-sided, for each of the two.
     """
+    if not _is_measured(version):
+        return f"not {alias}: its perplexity or divergence is not a finite number", False
     present = client.get_registered_model(version.name).aliases.get(alias)
     if present is None:
         return f"{alias}: the first one", True
@@ -85,15 +101,56 @@ def compare_with_champion(
         return f"{alias}: already", False
     champion = client.get_model_version(version.name, str(present))
     named = f"version {present}"
+    if champion.tags.get(MADE_FROM) != version.tags.get(MADE_FROM):
+        return f"not {alias}: {named} was made from another model; {BY_HAND}", False
     if champion.tags.get(MEASURED_ON) != version.tags.get(MEASURED_ON):
-        return f"not {alias}: {named} was evaluated on something else; promote it by hand", False
+        return f"not {alias}: {named} was evaluated on something else; {BY_HAND}", False
+    if not _is_measured(champion):
+        return f"{alias}: the perplexity or divergence of {named} is not a finite number", True
     new, old = (float(one.tags[SIZE]) for one in (version, champion))
     if new > SAME_SIZE * old:
         return f"not {alias}: larger than {named} ({new:.0f} > {old:.0f} bytes)", False
-    new, old = (float(one.tags[COMPARED]) for one in (version, champion))
-    if not new <= old:
-        return f"not {alias}: perplexity {new:.5g}, {named} has {old:.5g}", False
-    return f"{alias}: perplexity {new:.5g}, {named} had {old:.5g}", True
+    words, wins = _compare_losses(client, version, champion, confidence)
+    if wins:
+        return f"{alias}: {words}", True
+    smaller = f"; smaller ({new:.0f} < {old:.0f} bytes): {BY_HAND}" if old > SAME_SIZE * new else ""
+    return f"not {alias}: {words}{smaller}", False
+
+
+def _is_measured(version: ModelVersion) -> bool:
+    """Return whether the numbers of a version are numbers."""
+    found = [float(version.tags[name]) for name in (PERPLEXITY, KL) if name in version.tags]
+    return bool(found) and all(map(math.isfinite, found))
+
+
+def _compare_losses(
+    client: MlflowClient, version: ModelVersion, champion: ModelVersion, confidence: float
+) -> tuple[str, bool]:
+    """Return what the windows of two versions of one evaluation say, and whether the first wins."""
+    kept = [
+        (one, stored_losses(client, one, one.tags.get(MEASURED_ON, "")))
+        for one in (version, champion)
+    ]
+    for one, losses in kept:
+        if losses is None:
+            return (
+                f"version {one.version} keeps no losses by window, which are compared; carry out "
+                f"its recipe again, which stores them, or {BY_HAND}"
+            ), False
+    (_, new), (_, old) = kept
+    if len(new.nll) != len(old.nll) or not (new.is_finite and old.is_finite):
+        return f"its windows are not those of version {champion.version}, or not numbers", False
+    if few := too_few(len(new.nll), confidence):
+        return f"{few} to compare it with version {champion.version}", False
+    found = differences(new, old, confidence)
+    words = f"{' and '.join(map(str, found))} nats per token against version {champion.version}"
+    words += f" with confidence {confidence:g}"
+    if not any(one.mean for one in found):
+        return f"{words}: equal, which keeps the champion", False
+    worse = [one.name for one in found if not one.bound <= 0]
+    if worse:
+        return f"{words}: not shown to be no worse in {' and '.join(worse)}", False
+    return words, True
 
 
 def move_alias(client: MlflowClient, name: str, alias: str, to: int, by: str) -> bool:

@@ -40,17 +40,8 @@ READERS = {
 }
 READERS_OF_ALL = ("transformers", "safetensors", "accelerate")
 GPTQ_READERS = ("optimum==2.3.0", "gptqmodel==7.7.0")
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec("string")]),  # unnamed: a named column would refuse plain lists
-    outputs=Schema([ColSpec("string")]),
-    params=ParamSchema(
-        [
-            ParamSpec("max_new_tokens", "long", 64),
-            ParamSpec("temperature", "double", 0.0),
-            ParamSpec("seed", "long", 0),
-        ]
-    ),
-)
+NEW_TOKENS = 64  # where a call names no other number
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 
 
 def write_model_folder(folder: Path, export_dir: Path, reports: list[Path], model: Model) -> None:
@@ -88,7 +79,7 @@ def write_model_folder(folder: Path, export_dir: Path, reports: list[Path], mode
         "dependencies: [-r requirements.txt]\n"
     )
 
-    model.signature = SIGNATURE
+    model.signature = signature(config)
     model.add_flavor(
         "transformers",
         transformers_version=metadata.version("transformers"),
@@ -107,6 +98,32 @@ def write_model_folder(folder: Path, export_dir: Path, reports: list[Path], mode
     )
     model.model_size_bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     model.save(str(folder / "MLmodel"))
+
+
+def signature(config: dict) -> ModelSignature:
+    """Return what a model gives back and which params it takes.
+
+    No schema of the inputs: with one, MLflow makes a table of whatever a model is given before the
+    model sees it, and hands on the first column, or the first of several prompts.
+
+    Args:
+        config: Its config.json.
+    """
+    parts = (config, config.get("text_config") or {})
+    lengths = [
+        part[key] for part in parts for key in CONTEXT_KEYS if isinstance(part.get(key), int)
+    ]
+    new_tokens = min([NEW_TOKENS, *(max(1, length // 2) for length in lengths)])
+    return ModelSignature(
+        outputs=Schema([ColSpec("string")]),
+        params=ParamSchema(
+            [
+                ParamSpec("max_new_tokens", "long", new_tokens),
+                ParamSpec("temperature", "double", 0.0),
+                ParamSpec("seed", "long", 0),
+            ]
+        ),
+    )
 
 
 def read_config(export_dir: Path) -> dict:

@@ -10,8 +10,8 @@ model = mlflow.pyfunc.load_model("{uri}")
 print(model.predict(["Once upon a time"], params={{"max_new_tokens": 40}}))
 ```
 
-`predict` takes a text, a list of texts, a frame or dict with texts as `prompt`, or the messages of a
-chat where the model has a chat template; all else is refused. Or, as a plain Hugging Face folder:
+`predict` takes a text, a list of texts, a frame or dict with texts as `prompt`, or the messages of
+a chat where the model has a chat template; all else is refused. Or, as a plain Hugging Face folder:
 
 ```python
 import mlflow

@@ -30,7 +30,8 @@ KEYS = "predict takes a text, a list of texts, a DataFrame or dict with texts as
 def loaded(tiny_export, folder, template: str | None):
     """Return the model as MLflow loads it, with a generation config full of sampling."""
     export = folder / "export"
-    shutil.copytree(tiny_export, export)
+    templates = shutil.ignore_patterns("*.jinja", "additional_chat_templates")
+    shutil.copytree(tiny_export, export, ignore=templates)
     GenerationConfig(
         do_sample=True, temperature=0.6, top_k=3, top_p=0.9, max_length=40, eos_token_id=[1, 0]
     ).save_pretrained(export)

@@ -24,7 +24,7 @@ from normtweak_core.calibration.dataset import hub_builder
 from normtweak_core.calibration.hub_data import remember_revision, split_hub_name
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.evaluate.task_scores import TaskScores
-from normtweak_core.evaluate.tasks import TASKS
+from normtweak_core.evaluate.tasks import TASKS, usable_item
 from normtweak_core.model.architecture import first_line
 
 BATCH = 16  # sequences of one forward pass
@@ -55,7 +55,8 @@ def score_task(
         revision: Commit of the data set on the hub, where no items are given.
 
     Raises:
-        InputError: The data set cannot be had at that commit, the tokenizer lacks a token that
+        InputError: The data set cannot be had at that commit or has an item that cannot be scored,
+            the tokenizer lacks a token that
             lm-eval begins a text with, or an answer is longer than the model's context. (Of a
             prompt that is too long the end is kept, as lm-eval has it.)
         NonFiniteError: The model gives an answer a likelihood of NaN.
@@ -66,7 +67,7 @@ def score_task(
             "with; the model's has neither: name one in tokenizer_config.json"
         )
     with _undisturbed():
-        loaded = _load_local(task, items) if items is not None else _load_hub(task, revision)
+        loaded = _load(task, _hub_items(task, revision) if items is None else items)
         loaded.set_config(key="num_fewshot", value=0)
         # Not `simple_evaluate`, which sets the global generators, and takes longer to describe the
         # machine than a small task takes.
@@ -93,26 +94,34 @@ def score_task(
     return TaskScores(task=task, version=str(results["versions"][task]), values=values)
 
 
-def _load_hub(task: str, revision: str | None) -> Any:
-    """Return lm-eval's task with the data set that it names, at a commit."""
-    path = TASKS[task].hub
+def _hub_items(task: str, revision: str | None) -> list[dict[str, Any]]:
+    """Return the items that lm-eval would take from the hub, at a commit."""
+    named = TASKS[task]
     try:
-        hub_builder(path, revision)
-        loaded = _load(task, {"dataset_kwargs": {"revision": revision}})
+        builder = hub_builder(named.hub, revision)
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split=named.split).to_list()
     except (OSError, ValueError) as error:  # of datasets: it has many, all of them one of these
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"is needed where the data set {path} of {task} cannot be read",
+            f"is needed where the data set {named.hub} of {task} cannot be read",
             key="evaluation.data",
             found=first_line(error),
             remedy="give its items as files",
         ) from error
-    remember_revision(split_hub_name(path)[0])
-    return loaded
+    remember_revision(split_hub_name(named.hub)[0])
+    where = f"the data set {named.hub} of {task}, split {named.split}, row "
+    try:
+        return [
+            usable_item(task, row, f"{where}{number} (from 0)") for number, row in enumerate(rows)
+        ]
+    except InputError as error:
+        error.remedy = "give the items that are whole as files"
+        raise
 
 
-def _load_local(task: str, items: list[dict[str, Any]]) -> Any:
+def _load(task: str, items: list[dict[str, Any]]) -> Any:
     """Return lm-eval's task with items in the place of its own data set."""
     rows = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(items)})
     local = {
@@ -122,14 +131,10 @@ def _load_local(task: str, items: list[dict[str, Any]]) -> Any:
         "fewshot_split": None,
         "test_split": SPLIT,
     }
-    return _load(task, local)
-
-
-def _load(task: str, replaced: dict[str, Any]) -> Any:
     folder = Path(lm_eval.__file__).parent / "tasks" / TASKS[task].folder
     manager = TaskManager(include_path=folder, include_defaults=False)
     # A group, since only its members are the registered task with some of its keys replaced.
-    return manager.load({"group": "ours", "task": [{"task": task, **replaced}]})["tasks"][task]
+    return manager.load({"group": "ours", "task": [{"task": task, **local}]})["tasks"][task]
 
 
 class _Model(HFLM):

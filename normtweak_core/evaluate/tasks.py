@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from normtweak_core.errors import InputError
+from normtweak_core.evaluate.item_values import with_usable_values
 from normtweak_core.given_files import numbered_lines, parse_json, read_utf8
 
 
@@ -22,12 +23,15 @@ class NamedTask:
     folder: str  # below lm-eval's own folder of tasks
     hub: str  # the data set that lm-eval takes its items from, and its configuration
     fields: dict[str, type | tuple[type, ...]]
+    split: str = "validation"  # that lm-eval evaluates on
     lists: tuple[str, ...] = ()  # keys of `choices`, lists of one length
 
 
 CHOICES = ("text", "label")
 TASKS = {
-    "lambada_openai": NamedTask("lambada", "EleutherAI/lambada_openai:default", {"text": str}),
+    "lambada_openai": NamedTask(
+        "lambada", "EleutherAI/lambada_openai:default", {"text": str}, "test"
+    ),
     "hellaswag": NamedTask(
         "hellaswag",
         "Rowan/hellaswag",
@@ -43,18 +47,21 @@ TASKS = {
         "arc",
         "allenai/ai2_arc:ARC-Easy",
         {"question": str, "choices": dict, "answerKey": str},
+        "test",
         CHOICES,
     ),
     "arc_challenge": NamedTask(
         "arc",
         "allenai/ai2_arc:ARC-Challenge",
         {"question": str, "choices": dict, "answerKey": str},
+        "test",
         CHOICES,
     ),
     "openbookqa": NamedTask(
         "openbookqa",
         "allenai/openbookqa:main",
         {"question_stem": str, "choices": dict, "answerKey": str},
+        "test",
         CHOICES,
     ),
     "boolq": NamedTask(
@@ -83,7 +90,8 @@ def item_files(data: Path, task: str) -> list[Path]:
         InputError: There is none.
     """
     folder = data / task
-    files = sorted(folder.glob("*.jsonl"))
+    there = folder.iterdir() if folder.is_dir() else []
+    files = sorted(path for path in there if path.suffix.lower() == ".jsonl")
     if not files:
         raise InputError(
             f"must hold the items of {task} as {folder}/*.jsonl",
@@ -95,20 +103,20 @@ def item_files(data: Path, task: str) -> list[Path]:
 
 
 def read_items(data: Path, task: str) -> list[dict[str, Any]]:
-    """Return the items of a task; nothing is downloaded.
+    """Return the items of a task, as `usable_item` does; nothing is downloaded.
 
     Args:
         data: Folder with a folder for each task.
         task: Name in `TASKS`.
 
     Raises:
-        InputError: A file is missing or empty, or a line is not an item of the task.
+        InputError: A file is missing or empty, or a line is no item that can be scored.
     """
     items = []
     for file in item_files(data, task):
         for number, line in numbered_lines(read_utf8(file)):
             item = parse_json(line, str(file), "check the file", number)
-            items.append(_item(task, item, f"{file} line {number}"))
+            items.append(usable_item(task, item, f"{file} line {number}"))
     if not items:
         raise InputError(
             f"must hold items of {task}",
@@ -118,7 +126,17 @@ def read_items(data: Path, task: str) -> list[dict[str, Any]]:
     return items
 
 
-def _item(task: str, item: Any, where: str) -> dict[str, Any]:
+def usable_item(task: str, item: Any, where: str) -> dict[str, Any]:
+    """Return the fields of an item that lm-eval reads.
+
+    Args:
+        task: Name in `TASKS`.
+        item: What a file or a data set holds.
+        where: The place of it, for a message.
+
+    Raises:
+        InputError: It is no item of the task, or none that can be scored.
+    """
     named = TASKS[task]
     if not isinstance(item, dict):
         raise InputError(f"{where} must be one JSON object; found a {type(item).__name__}")
@@ -136,7 +154,7 @@ def _item(task: str, item: Any, where: str) -> dict[str, Any]:
                 f"{where} must have choices with the lists {' and '.join(named.lists)} of one "
                 f"length; found {json.dumps(item['choices'])[:80]}"
             )
-    return item
+    return with_usable_values(task, item, where)
 
 
 def _said(kind: type | tuple[type, ...]) -> str:

@@ -131,8 +131,8 @@ def test_an_answer_longer_than_the_context_is_refused_before_any_is_scored(llama
         score_task(*llama, "piqa", items, progress=lambda *at: shown.append(at))
     length = len(llama[1](" " + items[3]["sol2"], add_special_tokens=False)["input_ids"])
     assert str(refused.value) == (
-        "an answer must fit in the model's context of 512 tokens; one of item 3 of piqa, counted "
-        f"from 0, has {length}: leave the item out of the files of evaluation.data"
+        "evaluation.data must hold answers that fit in the model's context of 512 tokens; one of "
+        f"item 3 of piqa, counted from 0, has {length}: leave the item out of the files"
     )
     assert not shown
 
@@ -271,3 +271,13 @@ def test_items_from_the_hubs_cache_score_as_those_of_files_at_that_commit_alone(
     at_commit, elsewhere = json.loads(done.stdout.splitlines()[-1])
     assert at_commit == score_task(*llama, "piqa", items).values
     assert f"must be read at commit {OTHER}; only commit {COMMIT} is here" in elsewhere
+    shutil.rmtree(tmp_path / "datasets")
+    prepare(tmp_path, [*items[:4], items[4] | {"label": -1}])
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, str(reference_folder("llama")), COMMIT],
+        env=environment, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1]) == [
+        "the data set baber/piqa of piqa, split validation, row 4 (from 0): label must be 0 or 1; "
+        "found -1: give the items that are whole as files"
+    ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from flows.ablation_recipe import AblationRecipe, planned_cells
 from flows.budget import FIXED_DISK, disk_bytes
 from flows.given_texts import read_text
+from flows.known_tokens import check_tokens
 from flows.params import Recipe
 from flows.preflight import Ready, check_inputs, check_machine
 from flows.report import recipe_sha256
@@ -43,6 +44,8 @@ def ablation_preflight(recipe: AblationRecipe, root: Path, result: Path | None =
         )
     if recipe.ablation.text is not None:
         warnings += _check_text(recipe.ablation.text, recipe)
+        text = given_path(recipe.ablation.text, "ablation.text")
+        check_tokens(found.source.path, None, None, more=[text])
     cells = distinct_recipes(recipe, TRAINING_TEXT)
     for cell in cells:
         # Nothing of a cell is verified by a reader of its format, only read back by us.

@@ -13,6 +13,7 @@ from flows.evaluate_request import OPTIONS, EvaluationRequest, check_request
 from flows.evaluating import Measured, measure_alone, measure_pair
 from flows.evaluation_page import evaluation_page
 from flows.evaluation_report import write_evaluation
+from flows.known_tokens import check_tokens
 from flows.measured_models import MeasuredModel, measured_model
 from flows.operated import operated
 from flows.page_link import PAGE, publish_page
@@ -90,13 +91,19 @@ def common_text(models: list[MeasuredModel], request: EvaluationRequest) -> Text
     """Return the text that all of some models are measured on.
 
     Raises:
-        InputError: There is none, or a window is longer than the context of one of the models.
+        InputError: There is none, a window is longer than the context of one of the models, or the
+            text or an item has tokens that one of them has no embedding for.
     """
     contexts = [model.context for model in models if model.context is not None]
     context = min(contexts) if contexts else None
     config = request.evaluation.perplexity
     with keys_called(OPTIONS):
-        return text_of(config, models[-1].text_source, effective_length(None, context), context)
+        text = text_of(config, models[-1].text_source, effective_length(None, context), context)
+    for model in models:
+        if model.subject.path.is_dir():  # of a GGUF file the first stage tells
+            place, tokenizer = model.subject.path, model.subject.tokenizer_path
+            check_tokens(place, None, request.evaluation, tokenizer, [text.path])
+    return text
 
 
 def with_sizes(measured: Measured, model: MeasuredModel) -> Measured:

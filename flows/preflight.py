@@ -20,6 +20,7 @@ from flows.given_texts import (
     checked_lengths,
     require_evaluation_text,
 )
+from flows.known_tokens import check_tokens
 from flows.params import Recipe
 from flows.written_places import check_disk, check_result_file, check_state_root
 from normtweak_core.calibration.config import CalibrationConfig
@@ -117,6 +118,7 @@ def check_inputs(
             require_evaluation_text(measured.perplexity, source)
         length = checked_lengths(data, text, model_context(source.path))
     require_reader_files(source.path)
+    check_tokens(source.path, data, measured)
     return Ready(source, model_shape(source.path), length, {}, warnings)
 
 

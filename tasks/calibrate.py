@@ -86,7 +86,11 @@ def _content_of(job: Job, config: CalibrationConfig) -> str | None:
     path = local_data(config.path)
     if path is None:
         if config.source == "text":
-            raise InputError(f"calibration.path must be a text file; {config.path} does not exist")
+            raise InputError(
+                "must be a text file",
+                key="calibration.path",
+                found=f"{config.path} does not exist",
+            )
         return f"{config.path}@{job.data_revision(config.path)}"
     if path.is_file():
         return file_sha256(path)

@@ -19,6 +19,7 @@ from tasks.subjects import Subject, export_subject, float_subject
 
 SOURCES = [
     __name__,
+    "normtweak_core.calibration.known_ids",
     "normtweak_core.calibration.text",
     "normtweak_core.evaluate.divergence",
     "normtweak_core.model.tokenizer",
@@ -129,14 +130,17 @@ def evaluate_alone_stage(
     """Return how well a model predicts a text; metrics are called ``float``.
 
     Raises:
-        InputError: The text is empty, malformed or shorter than one window.
+        InputError: The text is empty, malformed or shorter than one window, or has tokens that the
+            model has no embedding for.
         NonFiniteError: A logit is NaN or infinite.
     """
+    from normtweak_core.calibration.known_ids import require_known_ids
     from normtweak_core.evaluate.divergence import perplexity
 
     events.record(label, part="begin")
     bar: Progress = progress
     windows = text.windows(subject)
+    require_known_ids(windows, subject.model, subject.tokenizer, str(text.path))
     with bar.stage(label, "windows") as advance:
         result = perplexity(subject.model, windows, advance)
     details = {"tokens_sha256": tokens_sha256(windows)} | result.model_dump(mode="json")
@@ -155,12 +159,15 @@ def evaluate_pair_stage(
         InputError: The tokenizers differ, the text is too short, or the vocabularies differ.
         NonFiniteError: A logit is NaN or infinite.
     """
+    from normtweak_core.calibration.known_ids import require_known_ids
     from normtweak_core.evaluate.divergence import compare
 
     events.record(label, part="begin")
     bar: Progress = progress
     windows = text.windows(beside)
     require_same_tokens(windows, text.windows(subject), beside.name, subject.name)
+    for one in (subject, beside):
+        require_known_ids(windows, one.model, one.tokenizer, str(text.path))
     with bar.stage(label, "windows") as advance:
         result = compare(subject.model, beside.model, windows, advance)
     details = {"tokens_sha256": tokens_sha256(windows)} | result.model_dump(mode="json")

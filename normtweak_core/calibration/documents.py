@@ -7,7 +7,12 @@ from normtweak_core.given_files import numbered_lines, parse_json, read_utf8
 
 
 def read_documents(path: Path) -> list[str]:
-    r"""Return the documents of a text file, in file order.
+    """Return the documents of a text file, as `numbered_documents` does, without their lines."""
+    return [document for _, document in numbered_documents(path)]
+
+
+def numbered_documents(path: Path) -> list[tuple[int, str]]:
+    r"""Return the documents of a text file and the lines they begin in, in file order.
 
     A ``.txt`` file is one document. A ``.jsonl`` file is one document a line, in the field
     ``text``; lines end at ``\n`` only (a JSON string may hold other separators), blank lines are
@@ -23,13 +28,13 @@ def read_documents(path: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"text file {path} does not exist: give the path of a .txt or .jsonl file")
     text = read_utf8(path)
-    documents = [text] if kind == ".txt" else _json_documents(text, path)
-    if not any(document.strip() for document in documents):
+    documents = [(1, text)] if kind == ".txt" else _json_documents(text, path)
+    if not any(document.strip() for _, document in documents):
         raise InputError(f"text file {path} holds no text: give a file with at least one document")
     return documents
 
 
-def _json_documents(text: str, path: Path) -> list[str]:
+def _json_documents(text: str, path: Path) -> list[tuple[int, str]]:
     documents = []
     for number, line in numbered_lines(text):
         row = parse_json(line, str(path), "check the file", number)
@@ -38,5 +43,5 @@ def _json_documents(text: str, path: Path) -> list[str]:
             raise InputError(
                 f'{path} line {number} must be an object with a string field "text"; found {found}'
             )
-        documents.append(row["text"])
+        documents.append((number, row["text"]))
     return documents

@@ -14,6 +14,7 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.dataset import dataset_windows
 from normtweak_core.calibration.first_token import ordinary_token_ids
 from normtweak_core.calibration.generate import generate_windows
+from normtweak_core.calibration.known_ids import require_known_ids
 from normtweak_core.calibration.text import cut_windows, read_documents
 from normtweak_core.errors import InputError
 from normtweak_core.paths import given_path
@@ -66,18 +67,23 @@ def build_calibration_set(
         revision: Commit to read of a hub data set (``hub_data_revision``); None: its newest.
 
     Raises:
-        InputError: The text or data set is missing, malformed or too short, the vocabulary has no
-            first token in the languages asked for, or ``generated`` comes without a model.
+        InputError: The text or data set is missing, malformed or too short, or has tokens that the
+            model has no embedding for; the vocabulary has no first token in the languages asked
+            for, or ``generated`` comes without a model.
         NonFiniteError: The model's logits are NaN.
     """
     if config.source == "text":
         path = given_path(config.path, "calibration.path")
-        return _from_text(path, config.samples, tokenizer, length, seed)
-    if config.source == "dataset":
+        made = _from_text(path, config.samples, tokenizer, length, seed)
+    elif config.source == "dataset":
         windows, documents = dataset_windows(
             config.path, tokenizer, config.samples, length, seed, progress, revision
         )
-        return CalibrationSet(windows, "dataset", {"documents": documents})
+        made = CalibrationSet(windows, "dataset", {"documents": documents})
+    if config.source in ("text", "dataset"):
+        if model is not None:
+            require_known_ids(made.input_ids, model, tokenizer, f"{config.source} {config.path}")
+        return made
     if config.source == "random":
         return _random_ids(config.samples, tokenizer, model, length, seed)
     if model is None:

@@ -16,12 +16,14 @@ from typing import Any
 import datasets
 import lm_eval
 import lm_eval.api.task
+import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from normtweak_core.calibration.dataset import hub_builder
 from normtweak_core.calibration.hub_data import remember_revision, split_hub_name
+from normtweak_core.calibration.known_ids import require_known_ids
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.evaluate.task_scores import TaskScores
 from normtweak_core.evaluate.tasks import TASKS, usable_item
@@ -158,7 +160,10 @@ class _Model(HFLM):
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         # Before the first batch: lm-eval would assert at the batch, and not say which item it is.
-        for asked, (_, _, answer) in zip(self._asked, requests, strict=True):
+        for asked, (_, prompt, answer) in zip(self._asked, requests, strict=True):
+            where = f"item {asked.doc_id} of {self._task}, counted from 0,"
+            ids = torch.tensor([*prompt, *answer])
+            require_known_ids(ids, self.model, self.tokenizer, where)
             if len(answer) > self.max_length:
                 raise InputError(
                     "must hold answers that fit in the model's context of "

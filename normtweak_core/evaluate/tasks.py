@@ -103,7 +103,12 @@ def item_files(data: Path, task: str) -> list[Path]:
 
 
 def read_items(data: Path, task: str) -> list[dict[str, Any]]:
-    """Return the items of a task, as `usable_item` does; nothing is downloaded.
+    """Return the items of a task, as `numbered_items` does, without their places."""
+    return [item for _, _, item in numbered_items(data, task)]
+
+
+def numbered_items(data: Path, task: str) -> list[tuple[Path, int, dict[str, Any]]]:
+    """Return file, line and what `usable_item` returns of each item; nothing is downloaded.
 
     Args:
         data: Folder with a folder for each task.
@@ -116,7 +121,7 @@ def read_items(data: Path, task: str) -> list[dict[str, Any]]:
     for file in item_files(data, task):
         for number, line in numbered_lines(read_utf8(file)):
             item = parse_json(line, str(file), "check the file", number)
-            items.append(usable_item(task, item, f"{file} line {number}"))
+            items.append((file, number, usable_item(task, item, f"{file} line {number}")))
     if not items:
         raise InputError(
             f"must hold items of {task}",

@@ -132,9 +132,7 @@ def _tweaks_kept(recipe: Recipe, blocks: list[BlockResult]) -> int:
 
 
 def _final_tune(tuned: FinalTuneResult | None) -> str:
-    if tuned is None:
-        return "off"
-    return "kept" if final_report(tuned).accepted else "rolled back"
+    return "off" if tuned is None else final_report(tuned).outcome
 
 
 def _problems(blocks: list[BlockResult], tuned: FinalTuneResult | None) -> list[str]:

@@ -224,7 +224,7 @@ def tune_norms(
         progress=run.progress,
     )
     report = final_report(tuned)
-    if not report.accepted:
+    if report.outcome == "rolled back":
         _heed(
             recipe,
             [

@@ -100,9 +100,7 @@ def _drift_section(reports: "Reports", series: dict[str, list[float]]) -> Sectio
 
 
 def _outcome(block: BlockReport) -> str:
-    if block.tweak is None:
-        return "off"
-    return "kept" if block.tweak.accepted else "rolled back"
+    return "off" if block.tweak is None else block.tweak.outcome
 
 
 def _errors_section(blocks: list[BlockReport]) -> Section:

@@ -68,7 +68,7 @@ class Reports:
     def problems(self) -> list[str]:
         """Return every problem of the run, one sentence each."""
         found = [problem for block in self.blocks for problem in block.problems()]
-        if self.final_tune and not self.final_tune.accepted:
+        if self.final_tune and self.final_tune.outcome == "rolled back":
             found.append("final tune rolled back")
         return found
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PLOT = "drift.png"
 CHANNELS_PLOT = "drift-channels.png"
 DRIFT_TABLE = "drift.parquet"
+NO_NORMS = "no norm of this model has a weight"
 LINEAR_COLUMNS = (
     "block",
     "layer",
@@ -285,17 +286,21 @@ def _tweak_outcome(blocks: list[BlockReport]) -> str:
     tweaks = {block.block: block.tweak for block in blocks if block.tweak}
     if not tweaks:
         return "off"
-    back = [str(index) for index, tweak in tweaks.items() if not tweak.accepted]
+    if not any(tweak.trained for tweak in tweaks.values()):
+        return f"nothing to train: {NO_NORMS}"
+    back = [str(index) for index, tweak in tweaks.items() if tweak.outcome == "rolled back"]
+    kept = sum(tweak.accepted for tweak in tweaks.values())
     where = f"; rolled back in {', '.join(back)}" if back else ""
-    return f"kept in {len(tweaks) - len(back)} of {len(tweaks)} blocks{where}"
+    return f"kept in {kept} of {len(tweaks)} blocks{where}"
 
 
 def _final_outcome(final_tune: FinalTuneReport | None) -> str:
     if final_tune is None:
         return "off"
-    verdict = "kept" if final_tune.accepted else "rolled back"
+    if not final_tune.trained:
+        return f"nothing to train: {NO_NORMS}"
     return (
-        f"{verdict}: held-out divergence {final_tune.held_out_before:.4g} → "
+        f"{final_tune.outcome}: held-out divergence {final_tune.held_out_before:.4g} → "
         f"{final_tune.held_out_after:.4g} nats per token"
     )
 

@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pandera.errors
@@ -11,10 +12,11 @@ import pyarrow
 from pandera.typing.pandas import Series
 
 from normtweak_core.ablation.config import STUDIES
+from normtweak_core.tweak.report import Outcome
 from tasks.artifacts import write_atomically
 
 BASE = "base"
-TUNES = ("kept", "rolled back", "off")
+TUNES = (*get_args(Outcome), "off")
 
 _POSITIVE = {"gt": 0, "lt": math.inf}
 _SHARE = {"ge": 0, "le": 1}

@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pandera.errors
@@ -11,9 +12,11 @@ import pyarrow
 from pandera.typing.pandas import Series
 
 from normtweak_core.quantize.report import BlockReport
+from normtweak_core.tweak.report import Outcome
 from tasks.artifacts import write_atomically
 
-KEPT, ROLLED_BACK, OFF = "kept", "rolled back", "off"
+OFF = "off"
+OUTCOMES = (OFF, *get_args(Outcome))
 BITS = (2, 3, 4, 8)
 
 _FINITE = {"ge": 0, "lt": math.inf}
@@ -49,7 +52,7 @@ class BlockTable(pa.DataFrameModel):
         **_FINITE, description="The same after the linears were quantized."
     )
     drift_tweaked: Series[float] = pa.Field(**_FINITE, description="The same after the norm tweak.")
-    tweak: Series[str] = pa.Field(isin=(KEPT, ROLLED_BACK, OFF), description="The norm tweak.")
+    tweak: Series[str] = pa.Field(isin=OUTCOMES, description="The norm tweak.")
 
     class Config:
         """No column more, none less, in this order."""
@@ -84,9 +87,7 @@ def block_frame(blocks: list[BlockReport], baseline: list[BlockReport]) -> pd.Da
 
 def tweak_outcome(block: BlockReport) -> str:
     """Return what became of a block's norm tweak."""
-    if block.tweak is None:
-        return OFF
-    return KEPT if block.tweak.accepted else ROLLED_BACK
+    return OFF if block.tweak is None else block.tweak.outcome
 
 
 def validate_block_table(frame: pd.DataFrame) -> pd.DataFrame:

@@ -46,7 +46,7 @@ class BlockReport(BaseModel, frozen=True):
             if row.ridge_raised
         ]
         found += [f"block {self.block}: {name} left in float" for name in self.left_float]
-        if self.tweak and not self.tweak.accepted:
+        if self.tweak and self.tweak.outcome == "rolled back":
             found.append(
                 f"block {self.block}: norm tweak rolled back (held-out loss "
                 f"{self.tweak.held_out_before:.4g} -> {self.tweak.held_out_after:.4g}, distance "

@@ -45,6 +45,8 @@ def final_tune(
 ) -> tuple[FinalTuneReport, dict[str, Float[Tensor, " hidden"]]]:
     """Return the report and, if accepted, float32 values of every norm parameter.
 
+    Of a model whose norms have no weights nothing is trained, and the report says so.
+
     Args:
         quantized: Causal LM whose linears hold dequantized weights and whose norms are rounded to
             the export dtype. Its norms are changed during the call and restored at the end.
@@ -66,6 +68,11 @@ def final_tune(
         for name, parameter in parameters.items()
     }
     before = _held_out_divergence(quantized, float_model, windows)
+    if not parameters:
+        report = FinalTuneReport(
+            held_out_before=before, held_out_after=before, accepted=False, trained=False
+        )
+        return report, {}
     trained = _train(quantized, float_model, windows, config, start, seed, progress)
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -1,6 +1,11 @@
 """What the training of norms reports; no torch."""
 
+from typing import Literal
+
 from pydantic import BaseModel
+
+# "no norms": no norm has a weight that could be trained (OLMo 1), which is no problem.
+Outcome = Literal["kept", "rolled back", "no norms"]
 
 
 class TweakReport(BaseModel, frozen=True):
@@ -13,6 +18,12 @@ class TweakReport(BaseModel, frozen=True):
     distance_after: float
     accepted: bool
     share: float  # part of the trained change that was kept; 0 where it was rolled back
+    trained: bool = True  # False: the block has no norm with weights
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of it."""
+        return _outcome(self.trained, self.accepted)
 
 
 class FinalTuneReport(BaseModel, frozen=True):
@@ -21,3 +32,15 @@ class FinalTuneReport(BaseModel, frozen=True):
     held_out_before: float
     held_out_after: float  # with gains as rounded for export
     accepted: bool
+    trained: bool = True  # False: the model has no norm with weights
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of it."""
+        return _outcome(self.trained, self.accepted)
+
+
+def _outcome(trained: bool, accepted: bool) -> Outcome:
+    if not trained:
+        return "no norms"
+    return "kept" if accepted else "rolled back"

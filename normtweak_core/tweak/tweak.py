@@ -92,7 +92,8 @@ def tweak_norms(
         export_dtype: The held-out loss is measured with gains rounded to it.
 
     Returns:
-        The report and, if accepted, the float32 masters of the trained parameters.
+        The report and, if accepted, the float32 masters of the trained parameters. A block whose
+        norms have no weights is left as it is, and the report says so.
 
     Raises:
         NonFiniteError: The loss became NaN or infinite.
@@ -100,6 +101,8 @@ def tweak_norms(
     parameters = norm_parameters(block)
     original = {name: p.detach().float().clone() for name, p in parameters.items()}
     before = held_out(block, x_q, target, num_training, run, config.loss)
+    if not parameters:
+        return _nothing_to_train(rate, before), {}
     trained = _train(block, x_q, target, num_training, run, config, rate)
 
     def put(share: float) -> dict[str, Tensor]:
@@ -128,6 +131,19 @@ def tweak_norms(
         share=nearest if accepted else 0.0,
     )
     return report, masters if accepted else {}
+
+
+def _nothing_to_train(rate: float, found: "HeldOut") -> TweakReport:
+    return TweakReport(
+        lr=rate,
+        held_out_before=found.loss,
+        held_out_after=found.loss,
+        distance_before=found.distance,
+        distance_after=found.distance,
+        accepted=False,
+        share=0.0,
+        trained=False,
+    )
 
 
 class WithMasters(nn.Module):

@@ -1,5 +1,6 @@
 import base64
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,18 @@ def test_the_summary_tells_what_became_of_every_stage(written):
     assert "| calibration | used, with a warning |" in page
     assert "* block 1: norm tweak rolled back" in page
     assert "(drift.png)" in page
+
+
+def test_the_summary_says_where_no_norm_has_a_weight_and_calls_it_no_problem(tmp_path):
+    none = {"trained": False, "accepted": False}
+    first = block(0)
+    first = first.model_copy(update={"tweak": first.tweak.model_copy(update=none)})
+    told = reports(tmp_path / "olmo", [first])
+    told = replace(told, final_tune=told.final_tune.model_copy(update=none))
+    page = text({path.name: path for path in write_reports(told)}, "summary.md")
+    for stage in ("norm tweak", "final tune"):
+        assert f"| {stage} | nothing to train: no norm of this model has a weight |" in page
+    assert told.problems() == []
 
 
 def test_stages_that_were_off_and_a_run_without_problems_are_told_as_such(tmp_path):

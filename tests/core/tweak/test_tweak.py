@@ -7,7 +7,8 @@ from normtweak_core.errors import NonFiniteError
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
-from normtweak_core.quantize.block import run_stream
+from normtweak_core.quantize.block import BlockPlan, quantize_block, run_stream
+from normtweak_core.quantize.config import QuantizationConfig
 from normtweak_core.quantize.gptq import round_to_nearest
 from normtweak_core.quantize.grid import GridSpec
 from normtweak_core.quantize.walk import BlockWalk
@@ -23,6 +24,7 @@ from normtweak_core.tweak.tweak import (
     tweak_norms,
     tweak_rate,
 )
+from tests.core.model.families import save, tokens
 
 
 def rounded_in_place(module, bits=3):
@@ -120,6 +122,26 @@ def test_a_tweak_that_hurts_is_rolled_back_to_the_bit(damaged):
     assert masters == {}
     for key, value in block.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("rollback", [True, False])
+def test_norms_without_weights_are_left_alone_and_that_is_no_problem(rollback, tmp_path, seeded):
+    folder = save("olmo", tmp_path)
+    walk = BlockWalk(StreamedModel(folder, torch.float32, "cpu"), tokens(8))
+    config = NormTweakConfig(rollback=rollback)
+    plan = BlockPlan(0, 3, QuantizationConfig(bits=3, group_size=None), config, torch.float16)
+    done = quantize_block(walk.load(0), walk.start(), walk.runner(0), plan)
+    assert len(done.layers) == 7
+    assert (done.norms, done.report.tweak.outcome, done.report.problems()) == ({}, "no norms", [])
+    assert done.report.drift_tweaked == done.report.drift_quantized > 0
+
+    float_model = load_causal_lm(folder, torch.float32, "cpu")
+    quantized = rounded_in_place(load_causal_lm(folder, torch.float32, "cpu"))
+    windows = TuningWindows(tokens(8), 7)
+    config = FinalTuneConfig(steps=2)
+    report, norms = final_tune(quantized, float_model, windows, config, {}, torch.float16, 0)
+    assert (norms, report.outcome) == ({}, "no norms")
+    assert report.held_out_after == report.held_out_before > 0
 
 
 def test_without_rollback_a_tweak_that_hurts_is_kept(damaged):

@@ -83,7 +83,8 @@ def _from_gptq(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     with tempfile.TemporaryDirectory(prefix="normtweak-gptq-") as temporary:
         (Path(temporary) / "config.json").write_text(json.dumps(config))
         save_file(dense, Path(temporary) / "model.safetensors", metadata={"format": "pt"})
-        return load_causal_lm(Path(temporary), dtype, "cpu")
+        # What old quantizers left in their files: biases of zeros, for one.
+        return load_causal_lm(Path(temporary), dtype, "cpu", allow_unused=True)
 
 
 def dequantize_gptq(parts: dict[str, Tensor], quantization: dict[str, Any], linear: str) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from normtweak_core.errors import InputError
-from normtweak_core.model.checkpoint import stored_names
+from normtweak_core.model.checkpoint import check_floats, stored_names
 
 EXPERT_KEYS = (
     "num_experts",
@@ -69,6 +69,7 @@ def check_model_folder(folder: Path) -> None:
             f"the model must be a float model; {folder} is already quantized ({method}). "
             "Give the model it was made from."
         )
+    check_floats(folder)
 
 
 def check_decoder(config: dict[str, Any], name: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import operator
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,10 @@ HEADER_LIMIT = 100_000_000  # bytes; the safetensors library refuses longer head
 BITS = {"F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4}
 BITS |= {"BOOL": 8, "U8": 8, "I8": 8, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16}
 BITS |= {"BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}
+
+
+FLOATS = ("F16", "BF16", "F32", "F64")
+CODES = re.compile("F[468]_|F4$")  # floats of so few bits that a scale belongs to them
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return every tensor of the folder by its name, from the headers alone.
 
     Raises:
-        InputError: A file is absent, truncated or not safetensors, or two files hold one name.
+        InputError: A file is absent, truncated or not safetensors, two files hold one name, or
+            the index names a tensor that is not where it says.
     """
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
@@ -82,7 +88,45 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                     f"{path}. Remove the file that does not belong to this model."
                 )
             tensors[name] = tensor
+    if not (folder / SINGLE_FILE).is_file():
+        for name, file in _weight_map(folder).items():
+            if name not in tensors or tensors[name].file.name != file:
+                raise InputError(
+                    f"{folder / INDEX_FILE} must say where each tensor lies; it says that {name} "
+                    f"is in {file}, which does not hold it. Fetch or save the model again."
+                )
     return tensors
+
+
+def check_floats(folder: Path) -> None:
+    """Accept weight files whose headers show no quantized weights; a folder without any as well.
+
+    Which other tensors the model does not use, only its class in transformers can tell.
+
+    Raises:
+        InputError: A weight is stored in integers or in floats of 8 bits and less, or a file is
+            damaged.
+    """
+    if not any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        return
+    coded = {
+        name: tensor
+        for name, tensor in stored_tensors(folder).items()
+        if CODES.match(tensor.dtype)
+        or (tensor.dtype not in FLOATS and name.endswith(".weight") and len(tensor.shape) > 1)
+    }
+    if coded:
+        raise no_float(folder, coded)
+
+
+def no_float(folder: Path, coded: dict[str, StoredTensor]) -> InputError:
+    """Return the error for weights that are stored as something else than plain floats."""
+    name, tensor = next(iter(coded.items()))
+    return InputError(
+        f"every weight must be stored as {', '.join(FLOATS)}; {len(coded)} of {folder} "
+        f"{'is' if len(coded) == 1 else 'are'} not, {name} ({tensor.dtype}) first: the model is "
+        "quantized. Give the float model it was made from."
+    )
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

@@ -11,15 +11,24 @@ from transformers.utils import logging as transformers_logging
 from normtweak_core.errors import InputError
 from normtweak_core.model.architecture import first_line
 from normtweak_core.model.checkpoint import stored_tensors
-from normtweak_core.model.skeleton import load_config
+from normtweak_core.model.skeleton import check_weights, load_config
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
+def load_causal_lm(
+    folder: Path, dtype: torch.dtype, device: str, allow_unused: bool = False
+) -> PreTrainedModel:
     """Return the model of a folder in eval mode without gradients, as ``from_pretrained`` makes it.
 
+    Args:
+        folder: A model folder.
+        dtype: What it computes in.
+        device: Where it lives.
+        allow_unused: Whether tensors are passed over that the model has no place for.
+
     Raises:
-        InputError: transformers does not know the model, a file is damaged, or a weight is absent
-            or of another shape, which ``from_pretrained`` would fill with random numbers.
+        InputError: transformers does not know the model, a file is damaged, a weight is absent or
+            of another shape, which ``from_pretrained`` would fill with random numbers, or one is
+            no float or not used.
     """
     config = load_config(folder)
     stored_tensors(folder)
@@ -48,6 +57,8 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedM
             f"config.json implies; {len(absent + mismatched)} do not fit, "
             f"{(absent + mismatched)[0]} first. Fetch or save the model again."
         )
+    if not allow_unused:
+        check_weights(model, folder)
     return model.to(device).eval().requires_grad_(False)
 
 

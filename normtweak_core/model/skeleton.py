@@ -1,9 +1,9 @@
 """A model without its weights, and the lazy reading of those weights from safetensors."""
 
-import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,9 +15,10 @@ from transformers.initialization import meta_device_safe_creation_ops, no_tie_we
 
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.model.architecture import check_model_folder, first_line
-from normtweak_core.model.checkpoint import StoredTensor, stored_tensors
+from normtweak_core.model.checkpoint import FLOATS, StoredTensor, no_float, stored_tensors
 
-log = logging.getLogger(__name__)
+# Causal masks, and the number in their place, which old checkpoints of GPT kinds hold.
+OLD_MASK = re.compile(r"att(entio)?n\.(masked_)?bias$")
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -181,34 +182,90 @@ def mark_initialized(module: nn.Module) -> None:
         part._is_hf_initialized = True
 
 
-def _match_names(model: PreTrainedModel, folder: Path) -> dict[str, tuple[str, StoredTensor]]:
-    """Return, for each name in memory, the name in the files and the place of its tensor."""
+def check_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Accept weight files of which every tensor is a plain float and is used by the model.
+
+    What the model does without is what transformers says that it ignores, and what old versions
+    of it stored of buffers that are computed now.
+
+    Raises:
+        InputError: A tensor is something else, as in a quantized model without its config.
+    """
+    floats = {name for name, t in model.state_dict().items() if t.is_floating_point()}
+    coded, unused = {}, {}
+    for stored_name, place, name, _ in _renamed(model, folder):
+        if name in floats and place.dtype not in FLOATS:
+            coded[stored_name] = place
+        elif name not in model.state_dict():
+            unused[stored_name] = place
+    if coded:
+        raise no_float(folder, coded)
+    ignored = _ignored(model, unused)
+    foreign = [name for name in unused if name not in ignored]
+    if foreign:
+        found = unused[foreign[0]]
+        raise InputError(
+            f"every stored tensor must belong to the model; {len(foreign)} of {folder} "
+            f"{'is' if len(foreign) == 1 else 'are'} not used by {type(model).__name__}, "
+            f"{foreign[0]} ({found.dtype}, {list(found.shape)}) first: a scale of a quantized "
+            "model, or a part of another one. Give the float model, or save it again with "
+            "save_pretrained."
+        )
+
+
+def _ignored(model: PreTrainedModel, unused: dict[str, StoredTensor]) -> set[str]:
+    """Return which of the tensors that a model has no place for it need not have one for."""
+    told = SimpleNamespace(missing_keys=set(), unexpected_keys=set(unused))
+    model._adjust_missing_and_unexpected_keys(told)  # what from_pretrained asks as well
+    computed = {name for name, _ in model.named_non_persistent_buffers()}
+    return {
+        name
+        for name, place in unused.items()
+        if name not in told.unexpected_keys
+        or name in computed
+        or f"{model.base_model_prefix}.{name}" in computed
+        or (OLD_MASK.search(name) and len(place.shape) in (0, 4))
+    }
+
+
+Renamed = tuple[str, StoredTensor, str, str | None]
+
+
+def _renamed(model: PreTrainedModel, folder: Path) -> Iterator[Renamed]:
+    """Yield each stored tensor with its name in memory, and what it is one of several parts of."""
     targets = dict.fromkeys(model.state_dict(), True)
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
-    matched: dict[str, tuple[str, StoredTensor]] = {}
     for stored_name, place in stored_tensors(folder).items():
         name, merged = rename_source_key(
             stored_name, renamings, converters, model.base_model_prefix, targets
         )
         if name not in targets:  # a renaming may have hit a name that was right
             name, merged = rename_source_key(stored_name, [], [], model.base_model_prefix, targets)
+        yield stored_name, place, name, merged
+
+
+def _match_names(model: PreTrainedModel, folder: Path) -> dict[str, tuple[str, StoredTensor]]:
+    """Return, for each name in memory, the name in the files and the place of its tensor."""
+    check_weights(model, folder)
+    matched: dict[str, tuple[str, StoredTensor]] = {}
+    targets = set(model.state_dict())
+    for stored_name, place, name, merged in _renamed(model, folder):
         if name not in targets:
-            log.debug("%s holds %s, which the model does not use", folder, stored_name)
-        elif merged is not None:
+            continue
+        if merged is not None:
             raise InputError(
                 f"each weight must be stored as the model holds it; transformers makes {name} of "
                 f"several tensors of {folder}, {stored_name} among them, which is not supported "
                 "yet. Choose another model."
             )
-        elif name in matched:
+        if name in matched:
             raise InputError(
                 f"each weight must be stored once; {folder} holds {name} as {matched[name][0]} "
                 f"and as {stored_name}. Load it with transformers and save it again."
             )
-        else:
-            matched[name] = (stored_name, place)
+        matched[name] = (stored_name, place)
     return matched
 
 

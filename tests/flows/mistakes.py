@@ -187,6 +187,12 @@ OPTIONS = {
         "{0}/pickled must hold safetensors weights; it holds only pickled ones, which are never "
         "opened here. Save the model again with save_pretrained.",
     ),
+    "a model in eight bits": (
+        "--set model.source={0}/eight-bits",
+        "every weight must be stored as F16, BF16, F32, F64; 1 of {0}/eight-bits is not, "
+        "model.layers.0.mlp.up_proj.weight (I8) first: the model is quantized. Give the float "
+        "model it was made from.",
+    ),
     "a mixture of experts": (
         "--set model.source={0}/experts",
         "mixture-of-experts models are not supported yet; {0}/experts has num_local_experts: 8. "

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from flows.params import load_recipe
 from flows.preflight import preflight
@@ -58,6 +60,14 @@ PLACES = command_mistakes.PLACES | input_mistakes.PLACES
 CASES = [*OPTIONS, *COMMANDS, *PLACES]
 
 
+def in_eight_bits(weights):
+    """Store one weight as a quantized model does."""
+    tensors = load_file(weights)
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = (tensors[name] * 100).astype(numpy.int8)
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("mistakes")
@@ -86,6 +96,7 @@ def folder(tmp_path_factory):
     coded = '{"auto_map": {"AutoTokenizer": ["words.Words", null]}}'
     (place / "coded-words" / "tokenizer_config.json").write_text(coded)
     write_model(place / "nameless", architectures=None)
+    in_eight_bits(write_model(place / "eight-bits") / "model.safetensors")
     write_model(place / "packed", quantization_config={"quant_method": "gptq"})
     shutil.copytree(place / "model", place / "torn")
     with (place / "torn" / "model.safetensors").open("r+b") as file:

@@ -12,12 +12,12 @@ from flows.execution import (
     logged,
     print_line,
     run_flow,
-    set_variables,
 )
 from flows.failures import EXIT_OK
 from normtweak_core.errors import InputError
 from tasks.environment import (
     REPOSITORY,
+    set_variables,
     state_root,
 )
 from tasks.root_layout import REFERENCE
@@ -74,6 +74,7 @@ def run_polynomial(options: argparse.Namespace) -> int:
     """Carry out a polynomial study and print what it says."""
     from flows.polynomial_recipe import load_polynomial_recipe, study_device
     from flows.written_places import check_result_file, check_state_root
+    from tasks.services import check_services
 
     recipe = load_polynomial_recipe(options.recipe, options.overrides)
     os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
@@ -81,6 +82,7 @@ def run_polynomial(options: argparse.Namespace) -> int:
     if options.result is not None:
         check_result_file(options.result)
     check_state_root(state_root())
+    check_services(state_root(), registry=False)
     study_device(recipe)
 
     def flow() -> dict[str, Any]:
@@ -134,6 +136,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def _measure(command: str, models: list[str], options: argparse.Namespace) -> int:
     from flows.evaluate_request import check_request, parse_request
+    from tasks.services import check_services
 
     text = {"path": options.text, "length": options.length, "max_tokens": options.max_tokens}
     tasks = options.tasks.split(",") if options.tasks else []
@@ -155,6 +158,8 @@ def _measure(command: str, models: list[str], options: argparse.Namespace) -> in
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     set_variables(state_root())
     check_request(request, state_root(), options.result)
+    named = [*models, *([options.against] if options.against else [])]
+    check_services(state_root(), registry=any(name.startswith("models:") for name in named))
 
     def flow() -> dict[str, Any]:
         from flows.compare import compare

@@ -6,7 +6,6 @@ served by one process, without a work pool or a worker.
 
 import asyncio
 import importlib
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,13 +147,12 @@ def prepare_run() -> None:
     """
     from prefect.context import refresh_global_settings_context
 
-    from tasks.environment import FOLDERS, default_variables, state_root
+    from tasks.environment import FOLDERS, set_variables, state_root
 
     root = state_root()
     for folder in FOLDERS:
         (root / folder).mkdir(parents=True, exist_ok=True)
-    for name, value in default_variables(root).items():
-        os.environ.setdefault(name, value)
+    set_variables(root)
     refresh_global_settings_context()
 
 

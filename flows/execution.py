@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.failures import EXIT_OK, exit_code, logged_to_file
 from normtweak_core.errors import InputError
-from tasks.environment import default_variables, log_plain_lines, prepare_environment, state_root
+from tasks.environment import log_plain_lines, prepare_environment, set_variables, state_root
 
 # Prefect prints the traceback of a failed run; here a sentence and a log file take its place.
 ENGINE_LEVEL_VARIABLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
@@ -89,12 +89,6 @@ def _flow_result(flow: Callable[[], dict[str, Any]], root: Path) -> dict[str, An
         mark_dead_runs(root)
         with own_flow_runs(root):
             return flow()
-
-
-def set_variables(root: Path) -> None:
-    """Set the variables of Prefect, MLflow and torch that the user has left unset."""
-    for name, value in default_variables(root).items():
-        os.environ.setdefault(name, value)
 
 
 def logged(command: str, work: Callable[[], int], terminal: bool = True) -> int:

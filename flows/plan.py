@@ -35,7 +35,7 @@ from normtweak_core.errors import InputError
 from normtweak_core.finetune.source import read_export_source
 from normtweak_core.model.hub import is_hub_id
 from normtweak_core.paths import given_path
-from tasks.environment import default_variables
+from tasks.environment import set_variables
 
 
 @contextlib.contextmanager
@@ -46,8 +46,7 @@ def scratch_environment(root: Path) -> Iterator[None]:
     """
     with tempfile.TemporaryDirectory(prefix="normtweak-plan-") as scratch:
         os.environ["PREFECT_HOME"] = scratch
-        for name, value in default_variables(root).items():
-            os.environ.setdefault(name, value)
+        set_variables(root)
         yield
 
 

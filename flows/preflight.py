@@ -5,7 +5,6 @@ and nothing is written.
 """
 
 import json
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,10 +37,8 @@ from normtweak_core.model.source import (
     resolve_device,
     resolve_source,
 )
-from tasks.environment import REPOSITORY, default_variables
-from tasks.registry_server import check_registry
-
-REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI"
+from tasks.environment import REPOSITORY
+from tasks.services import check_services
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def check_inputs(
         warnings = check_texts(data, text, section)
         if measured is not None:
             check_items(measured)
-        check_registry_of_the_user(root)
+        check_services(root)
         source = resolve_source(model)
         check_model_folder(source.path)
         if measured is not None:
@@ -137,17 +134,6 @@ def check_machine(found: Ready, disk: dict[str, int], model: ModelConfig, root: 
     check_disk(sum(disk.values()), root)
     resolve_device(model.device)  # last: a build of torch for GPUs is imported for it
     return replace(found, disk=disk)
-
-
-def check_registry_of_the_user(root: Path) -> None:
-    """Accept the registry that the environment names; our own is made when it is needed.
-
-    Raises:
-        InputError: It does not answer.
-    """
-    uri = os.environ.get(REGISTRY_VARIABLE)
-    if uri not in (None, default_variables(root)[REGISTRY_VARIABLE]):
-        check_registry(uri)
 
 
 def only_local(

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normtweak_core.errors import InputError
-from tasks.environment import prepare_environment
+from tasks.environment import prepare_environment, state_root
 from tasks.registry_names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
+from tasks.services import check_services
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,11 +34,11 @@ def promote(uri: str, alias: str) -> str:
         )
     name, version = match["name"], int(match["version"])
     _check(name, alias)
+    client, locks = _registry()
     from mlflow.exceptions import MlflowException
 
     from tasks.promotion import move_alias, name_lock
 
-    client, locks = _registry()
     try:
         client.get_model_version(name, str(version))
     except MlflowException as error:
@@ -61,11 +62,11 @@ def rollback(name: str, alias: str) -> str:
         InputError: There is no such model, or the alias never pointed to another version.
     """
     _check(name, alias)
+    client, locks = _registry()
     from mlflow.exceptions import MlflowException
 
     from tasks.promotion import earlier_version, move_alias, name_lock
 
-    client, locks = _registry()
     with name_lock(locks, name):
         try:
             present = client.get_registered_model(name).aliases.get(alias)
@@ -99,13 +100,11 @@ def _check(name: str, alias: str) -> None:
 
 
 def _registry() -> "tuple[MlflowClient, Path]":
+    check_services(state_root(), engine=False)
+    root = prepare_environment()
     from mlflow import MlflowClient
 
-    root = prepare_environment()
     uri = os.environ["MLFLOW_TRACKING_URI"]
-    from tasks.registry_server import check_registry
-
-    check_registry(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri), root / "locks"
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.execution import ENGINE_LEVEL_VARIABLE, print_line, run_flow, set_variables
+from flows.execution import ENGINE_LEVEL_VARIABLE, print_line, run_flow
 from flows.failures import EXIT_FAILED, EXIT_OK, say
-from flows.preflight import REGISTRY_VARIABLE, only_local
+from flows.preflight import only_local
 from flows.recipe_checks import CHECKS
 from flows.written_places import check_result_file, check_state_root
 from normtweak_core.errors import InputError
@@ -24,9 +24,11 @@ from tasks.environment import (
     HOME_VARIABLE,
     REBUILDS,
     prepare_environment,
+    set_variables,
     state_root,
 )
-from tasks.registry_server import existing_registry
+from tasks.registry_server import VARIABLE, existing_registry
+from tasks.services import check_services
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,7 +56,7 @@ def rebuild_version(uri: str, overrides: list[str], result_file: Path | None) ->
     """
     root = state_root()
     _require_places(root, result_file)
-    given_threads = os.environ.get(THREADS)
+    given_threads = os.environ.get(THREADS) or None  # an empty one counts as unset
     os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     set_variables(root)
@@ -77,12 +79,13 @@ def _require_places(root: Path, result_file: Path | None) -> None:
         check_result_file(result_file)
     check_state_root(root)
     existing_registry(root, "a rebuild")
+    check_services(root)
 
 
 def _client() -> "MlflowClient":
     from mlflow import MlflowClient
 
-    uri = os.environ[REGISTRY_VARIABLE]
+    uri = os.environ[VARIABLE]
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -20,7 +20,7 @@ from types import FrameType
 from normtweak_core.errors import InputError
 from tasks.cancelling import serving
 from tasks.children import Child
-from tasks.environment import log_plain_lines, prepare_environment
+from tasks.environment import log_plain_lines, prepare_environment, set_variables, state_root
 from tasks.root_layout import MLARTIFACTS, MLFLOW_LOG
 from tasks.server import (
     API_VARIABLE,
@@ -31,6 +31,7 @@ from tasks.server import (
     api_for_this_run,
     running_server,
 )
+from tasks.services import check_services
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def run_ui(options: argparse.Namespace) -> int:
         ServerError: A server did not come up.
         LockTimeoutError: Another `normtweak ui` or `serve` is just starting on the same root.
     """
+    set_variables(state_root())
+    check_services(state_root())
     root = prepare_environment()
     log_plain_lines()
     with _stopped_by_signals(), contextlib.ExitStack() as stack:
@@ -84,6 +87,8 @@ def run_serve(options: argparse.Namespace) -> int:
     from flows.deploy import find_deployment_file, read_deployments
 
     specified = read_deployments(find_deployment_file())
+    set_variables(state_root())
+    check_services(state_root())
     root = prepare_environment()
     log_plain_lines()
     with (

@@ -5,6 +5,7 @@ the defaults are wrong for us: telemetry, state in the home folder, a 20-second 
 OpenMP threads that spin on a core another process needs. Values the user has set are kept.
 """
 
+import importlib.util
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import TextIO
 
 from normtweak_core.errors import InputError
 from normtweak_core.paths import given_path
+from tasks.engine_server import profile_variables
 
 HOME_VARIABLE = "NORMTWEAK_HOME"
 # `make reader-gptq` puts the environment that reads GPTQ files beside the packages.
@@ -21,7 +23,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = ("prefect", "results", "artifacts", "locks", "mlartifacts", "exports")
 REBUILDS = "rebuilds"  # below the state root: a state root of its own for each rebuild
 OUR_LOGGERS = ("flows", "tasks", "normtweak_core")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _READ_AT_IMPORT = ("prefect", "mlflow", "torch")
+_OURS = ("NORMTWEAK_", "PREFECT_", "MLFLOW_", "HF_")  # an empty one counts as unset
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_SOCKS = ("socks5", "socks5h")
+_NUMBERS: dict[str, type[int] | type[float]] = {
+    "OMP_NUM_THREADS": int,
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": float,
+}
 
 
 def state_root() -> Path:
@@ -46,8 +56,8 @@ def prepare_environment(root: Path | None = None) -> Path:
     root = state_root() if root is None else root.resolve()
     variables = default_variables(root)
     late = [name for name in _READ_AT_IMPORT if name in sys.modules]
-    changes = [name for name in variables if name not in os.environ]
-    if os.environ.get(HOME_VARIABLE) not in (None, str(root)):
+    changes = [name for name in variables if not os.environ.get(name)]
+    if os.environ.get(HOME_VARIABLE) not in (None, "", str(root)):
         changes.append(HOME_VARIABLE)
     if late and changes:
         raise RuntimeError(
@@ -56,12 +66,74 @@ def prepare_environment(root: Path | None = None) -> Path:
         )
     _create_folders(root)
     os.environ[HOME_VARIABLE] = str(root)
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)
+    set_variables(root)
     for name in OUR_LOGGERS:
         # Prefect copies its handler to these loggers but not its level; theirs would be WARNING.
         logging.getLogger(name).setLevel(logging.INFO)
     return root
+
+
+def set_variables(root: Path) -> None:
+    """Set what the person has left unset or empty, and let the loopback be reached directly.
+
+    A Prefect profile counts as what the person has set.
+
+    Raises:
+        InputError: A variable holds what none of its readers can use.
+    """
+    for name in [name for name, value in os.environ.items() if not value.strip()]:
+        if name.startswith(_OURS) or name in default_variables(root):
+            del os.environ[name]
+    for name, value in {**profile_variables(), **default_variables(root)}.items():
+        os.environ.setdefault(name, value)
+    for name, kind in _NUMBERS.items():
+        if not _is_positive(os.environ[name], kind):
+            raise InputError(
+                "must be a number above 0",
+                key=name,
+                found=f"found {os.environ[name]!r}",
+                remedy="correct it, or unset it",
+            )
+    _reach_loopback_directly()
+
+
+def _is_positive(text: str, kind: type[int] | type[float]) -> bool:
+    try:
+        return 0 < kind(text) < 1e9
+    except ValueError:
+        return False
+
+
+def _reach_loopback_directly() -> None:
+    """Except this machine from the proxies, for us and for every child.
+
+    Prefect's client (httpx), MLflow's (requests), websockets and urllib all read these variables.
+
+    Raises:
+        InputError: A proxy is of a kind that Prefect's client does not take.
+    """
+    proxies = [name for name in os.environ if name.lower() in _PROXIES and os.environ[name].strip()]
+    for name in proxies:
+        scheme, separator, _ = os.environ[name].partition("://")
+        if separator and scheme.lower() not in ("http", "https", *_SOCKS):
+            raise InputError(
+                "must be the address of a proxy, http://, https:// or socks5://",
+                key=name,
+                found=f"found {scheme}://",
+                remedy="correct it, or unset it",
+            )
+        if scheme.lower() in _SOCKS and importlib.util.find_spec("socksio") is None:
+            raise InputError(
+                "needs the Python package socksio for a SOCKS proxy",
+                key=name,
+                found="it is not installed",
+                remedy="install it, or unset the variable",
+            )
+    if proxies:
+        given = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+        hosts = [*filter(None, (host.strip() for host in given.split(","))), *LOOPBACK]
+        for name in ("no_proxy", "NO_PROXY"):
+            os.environ[name] = "*" if "*" in hosts else ",".join(dict.fromkeys(hosts))
 
 
 def default_variables(root: Path) -> dict[str, str]:

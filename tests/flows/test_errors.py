@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from flows.params import load_recipe
 from flows.preflight import preflight
-from tests.flows import command_mistakes, input_mistakes, mistakes
+from tests.flows import command_mistakes, input_mistakes, mistakes, service_mistakes
 from tests.flows.tiny_model import (
     ablation_values,
     recipe_values,
@@ -30,7 +30,8 @@ import contextlib, io, json, os, shutil, sys, time
 from collections import namedtuple
 usage = shutil.disk_usage
 for case in json.load(open(sys.argv[1])):
-    os.environ["NORMTWEAK_HOME"] = case["home"]
+    kept = dict(os.environ)
+    os.environ |= {"NORMTWEAK_HOME": case["home"]} | case["variables"]
     free = case["free"]
     shutil.disk_usage = usage if free is None else (
         lambda path, free=free: namedtuple("usage", "total used free")(free, 0, free))
@@ -40,6 +41,8 @@ for case in json.load(open(sys.argv[1])):
         from flows.cli import main
         code = main(case["arguments"])
     heavy = sorted({"torch", "prefect", "mlflow", "transformers", "pandas"} & set(sys.modules))
+    os.environ.clear()
+    os.environ.update(kept)
     print(json.dumps([case["name"], code, text.getvalue(), shown.getvalue(),
                       time.process_time() - began, heavy]))
 """
@@ -57,7 +60,8 @@ TOKENIZERS = {
 OPTIONS = mistakes.OPTIONS | input_mistakes.OPTIONS
 COMMANDS = command_mistakes.COMMANDS | input_mistakes.COMMANDS
 PLACES = command_mistakes.PLACES | input_mistakes.PLACES
-CASES = [*OPTIONS, *COMMANDS, *PLACES]
+SERVICES = service_mistakes.SERVICES
+CASES = [*OPTIONS, *COMMANDS, *PLACES, *SERVICES]
 
 
 def in_eight_bits(weights):
@@ -73,6 +77,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("mistakes")
     write_project(place)
     (place / "empty.txt").write_text("")
+    (place / "profiles.toml").write_text(service_mistakes.PROFILES)
     for name, content in input_mistakes.FILES.items():
         (place / name).write_text(content)
     (place / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
@@ -123,6 +128,12 @@ def answers(folder):
         cases.append(
             {"name": name, "arguments": arguments, "home": place.format(folder), "free": free}
         )
+    for name, (line, variables, _) in SERVICES.items():
+        arguments = line.format(folder).split()
+        given = {key: value.format(folder) for key, value in variables.items()}
+        case = {"name": name, "arguments": arguments, "home": home, "free": None}
+        cases.append(case | {"variables": given})
+    cases = [{"variables": {}} | case for case in cases]
     (folder / "cases.json").write_text(json.dumps(cases))
     before = sorted(folder.rglob("*"))
     done = subprocess.run(
@@ -147,7 +158,7 @@ def _without_ours() -> dict[str, str]:
 @pytest.mark.parametrize("name", CASES)
 def test_a_mistake_is_answered_in_one_line(name, answers, folder):
     code, text, shown, seconds, heavy = answers[name]
-    sentence = {**OPTIONS, **COMMANDS, **PLACES}[name][-1]
+    sentence = {**OPTIONS, **COMMANDS, **PLACES, **SERVICES}[name][-1]
     sentence = sentence.replace("{0}", str(folder))  # sentences hold other braces too
     assert text == f"normtweak: {sentence}\n"
     assert code == 2

@@ -299,8 +299,7 @@ def test_windows_longer_than_a_models_context_are_refused(engine, project):
         ({"evaluation": {"perplexity": {"length": 1}}}, "--length must be at least 8; found 1."),
         (
             {"evaluation": {"max_items": 5}},
-            "--max-items is read by named tasks alone; found --tasks empty: name tasks or leave it "
-            "out.",
+            "--max-items is read by named tasks alone; found no tasks: name tasks or leave it out.",
         ),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_registry_that_does_not_answer_is_told_before_the_start(project, monke
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r"The registry must answer at http://127\.0\.0\.1:9"):
+    with pytest.raises(InputError, match=r"server that answers; http://127\.0\.0\.1:9 does not"):
         preflight(recipe(project), project / "state")
 
 

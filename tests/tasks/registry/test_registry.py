@@ -264,13 +264,13 @@ def test_a_server_that_does_not_answer_is_named_within_seconds(registry):
         taken.bind(("127.0.0.1", 0))  # bound but not listening: refuses connections
         uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
         started = time.monotonic()
-        with pytest.raises(InputError, match=rf"must answer at {uri}, found: .*refused"):
+        with pytest.raises(InputError, match=rf"that answers; {uri} does not \(Connection refused"):
             registry.register(tracking_uri=uri)
     assert time.monotonic() - started < 6
 
 
 def test_a_sqlite_file_needs_its_folder(tmp_path):
-    with pytest.raises(InputError, match=r"needs an existing folder, found none at .*nowhere"):
+    with pytest.raises(InputError, match=r"must name a file in an existing folder; .*nowhere of"):
         check_registry(f"sqlite:///{tmp_path / 'nowhere' / 'mlflow.db'}")
     check_registry(f"sqlite:///{tmp_path / 'mlflow.db'}")
 

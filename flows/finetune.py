@@ -81,7 +81,8 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         source=ready.export,
         blocks=blocks,
         losses=segments[-1].losses,
-        held_out={segment.until: segment.held_out for segment in segments},
+        held_out=segments[-1].held_out,
+        best=segments[-1].best,
         tokens=recipe.finetune.steps * recipe.finetune.batch * length,
         quality=read_json(data.quality),
         start=before,
@@ -105,7 +106,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         log.warning("%s", problem)
     rows = [_block_row(run, block) for block in blocks]
     return outcome(run, export, metrics, reports, registered, rows) | {
-        "training": training_facts(segments, reports.tokens)
+        "training": training_facts(segments, reports.tokens, reports.held_out)
     }
 
 

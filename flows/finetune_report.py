@@ -48,6 +48,11 @@ class FinetuneReports(TrainingReports):
             for block in self.blocks
             if not block.accepted
         ]
+        if self.best == 0:
+            first, last = self.held_out[0], self.held_out[max(self.held_out)]
+            found.append(
+                f"end to end: training rolled back (held-out divergence {first:.4g} -> {last:.4g})"
+            )
         before, after = self.start["kl/mean"], self.metrics["kl/mean"]
         if after >= before:
             found.append(
@@ -206,7 +211,7 @@ def _training(reports: FinetuneReports) -> str:
     config = reports.recipe.finetune
     return (
         f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens, on the "
-        "float model's logits."
+        f"float model's logits, in {config.dtype}. {reports.kept}"
     )
 
 

@@ -66,7 +66,9 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         num_blocks=run.job.blocks[1],
         cuts=surgery.losses,
         losses=trained.losses,
-        held_out={segment.until: segment.held_out for segment in segments},
+        held_out={step: loss for step, loss in trained.nll.items() if step},
+        best=trained.best,
+        objective=trained.held_out,
         tokens=recipe.ternary.steps * recipe.ternary.batch * length,
         quality=read_json(data.quality),
         metrics=metrics,
@@ -81,7 +83,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     registered = register(run, recipe, export, metrics, reports, files)
     return outcome(run, export, metrics, reports, registered, []) | {
         "surgery": surgery.losses,
-        "training": training_facts(segments, reports.tokens),
+        "training": training_facts(segments, reports.tokens, reports.held_out),
     }
 
 

@@ -37,10 +37,23 @@ class TernaryReports(TrainingReports):
 
     num_blocks: int
     cuts: dict[str, float]  # loss around the surgery, see `surgery_losses`
+    objective: dict[int, float]  # on held-out windows, by step, the start included
+
+    def problems(self) -> list[str]:
+        """Return every problem of the run, one sentence each."""
+        if self.best > 0:
+            return []
+        first, last = self.objective[0], self.objective[max(self.objective)]
+        return [
+            f"training rolled back (objective on held-out windows {first:.4g} -> {last:.4g}): the "
+            "export is the ternary model before any training; lower ternary.lr, or train on more "
+            "text"
+        ]
 
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
-        return super().lineage() | {"bits": "1.58", "method": "ternary", "problems": "none"}
+        problems = "; ".join(self.problems()) or "none"
+        return super().lineage() | {"bits": "1.58", "method": "ternary", "problems": problems}
 
 
 def publish_ternary_reports(reports: TernaryReports) -> list[Path]:
@@ -98,7 +111,7 @@ def _told(reports: TernaryReports) -> Told:
             ("ternary", metrics["size_bytes"], metrics, "perplexity/quantized"),
         ],
         own=[Section("Surgery", [Table(columns, _cut_rows(reports), sorts=False)])],
-        training=f"{_training(reports)}.".replace("`", ""),
+        training=_training(reports).replace("`", ""),
         held_out="loss of held-out windows, all blocks ternary",
     )
 
@@ -120,7 +133,8 @@ def _training(reports: TernaryReports) -> str:
     schedule = f"{config.schedule}, {config.scope}, over {percent(config.warmup)} of training"
     return (
         f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens; objective "
-        f"`{config.objective}`; lambda {schedule if config.warmup else '1 from the start'}"
+        f"`{config.objective}` in {config.dtype}; lambda "
+        f"{schedule if config.warmup else '1 from the start'}. {reports.kept}"
     )
 
 
@@ -142,7 +156,7 @@ def _summary(reports: TernaryReports, plot: str) -> str:
             "",
             "## Training",
             "",
-            f"{_training(reports)}.",
+            _training(reports),
             "",
             *markdown_table(
                 ("step", "loss of held-out windows, all blocks ternary"),

@@ -65,13 +65,22 @@ def train(
     return segments
 
 
-def training_facts(segments: list[SegmentResult], tokens: int) -> dict[str, Any]:
-    """Return what ``--result`` tells of a training."""
+def training_facts(
+    segments: list[SegmentResult], tokens: int, held_out: dict[int, float]
+) -> dict[str, Any]:
+    """Return what ``--result`` tells of a training.
+
+    Args:
+        segments: All.
+        tokens: Trained on.
+        held_out: Loss of held-out windows, by step.
+    """
     return {
         "steps": segments[-1].until,
         "tokens": tokens,
         "seconds": segments[-1].seconds,
-        "held_out": {str(segment.until): segment.held_out for segment in segments},
+        "held_out": {str(step): loss for step, loss in held_out.items()},
+        "best_step": segments[-1].best,
     }
 
 

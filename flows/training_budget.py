@@ -3,6 +3,8 @@
 from flows.budget import DTYPE_BYTES, FIXED_MEMORY, ModelShape
 from flows.finetune_recipe import FinetuneRecipe
 from flows.ternary_recipe import TernaryRecipe
+from normtweak_core.finetune.config import FinetuneConfig
+from normtweak_core.ternary.config import TernaryConfig
 
 FORWARD_AND_BACKWARD = 3  # a backward pass has two products for each of the forward one
 # What a linear keeps for its backward pass: input and output as they are, normed, and rounded.
@@ -16,10 +18,10 @@ def ternary_memory(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dic
     element = DTYPE_BYTES[recipe.model.dtype]
     teacher = shape.parameters * element if config.objective != "ce" else 0
     tokens = config.batch // config.accumulate * length
-    trained = 4 * 4 * shape.parameters  # weight, gradient, two moments
+    trained = 5 * 4 * shape.parameters  # weight, gradient, two moments, the best weight so far
     return {
         "surgery": FIXED_MEMORY + 2 * shape.parameters * 4,
-        "training": FIXED_MEMORY + trained + teacher + _kept(shape, tokens),
+        "training": FIXED_MEMORY + trained + teacher + _kept(shape, tokens, config),
         "evaluate": FIXED_MEMORY + 2 * shape.parameters * element + _logits(shape, 4096),
     }
 
@@ -31,9 +33,10 @@ def finetune_memory(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> d
     tokens = config.batch // config.accumulate * length
     stream = config.data.samples * length * shape.hidden * 4
     block = 4 * 4 * shape.linear_weights // shape.num_blocks
-    trained = (4 + element) * shape.parameters + 3 * 4 * shape.linear_weights
+    # Weight and teacher of all; gradient, two moments and the best weight so far of the linears.
+    trained = (4 + element) * shape.parameters + 4 * 4 * shape.linear_weights
     stages = {
-        "training": FIXED_MEMORY + trained + _kept(shape, tokens),
+        "training": FIXED_MEMORY + trained + _kept(shape, tokens, config),
         "evaluate": FIXED_MEMORY + 2 * shape.parameters * element + _logits(shape, 4096),
     }
     return {"blocks": FIXED_MEMORY + 5 * stream + block} | stages if config.block_steps else stages
@@ -76,9 +79,13 @@ def evaluation_work(max_tokens: int | None, models: int, shape: ModelShape) -> i
     return (2 * models - 1) * (max_tokens or 100_000) * shape.parameters
 
 
-def _kept(shape: ModelShape, tokens: int) -> int:
+def _kept(shape: ModelShape, tokens: int, config: TernaryConfig | FinetuneConfig) -> int:
+    """Return what a backward pass needs: of all blocks, or of one and the input of every other."""
     sides = sum(one.in_features + one.out_features for one in shape.linears.values())
-    return KEPT_OF_A_LINEAR * tokens * sides * 4 + _logits(shape, tokens)
+    activations = KEPT_OF_A_LINEAR * tokens * sides * 4
+    if config.gradient_checkpointing:
+        activations = activations // shape.num_blocks + shape.num_blocks * tokens * shape.hidden * 4
+    return activations + _logits(shape, tokens)
 
 
 def _logits(shape: ModelShape, tokens: int) -> int:

@@ -27,6 +27,7 @@ class TrainingReports:
     recipe: Any
     losses: list[float]
     held_out: dict[int, float]  # on windows that are not trained on, by step
+    best: int  # step whose weights these windows liked best, and which are exported
     tokens: int  # trained on
     quality: dict[str, Any]  # of the text
     metrics: dict[str, float]
@@ -38,6 +39,13 @@ class TrainingReports:
     def folder(self) -> Path:
         """Where the reports go: no other recipe that leads to this export writes there."""
         return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
+
+    @property
+    def kept(self) -> str:
+        """A sentence on whose weights are exported."""
+        if self.best == 0:
+            return "Rolled back: held-out windows like the weights of the start best."
+        return f"Exported are the weights after step {self.best}, which held-out windows like best."
 
     def problems(self) -> list[str]:
         """Return every problem of the run, one sentence each."""

@@ -39,7 +39,6 @@ class Text:
         """Return what is read, as values of a key."""
         return {
             "text": file_sha256(self.path),
-            "kind": self.path.suffix,  # the same bytes are other documents in another kind of file
             "length": self.length,
             "max_tokens": self.max_tokens,
         }
@@ -105,12 +104,17 @@ def _text_path(config: PerplexityConfig, source: ModelFolder) -> Path:
 
 def alone_key(subject: Subject, text: Text) -> str:
     """Return the key of a model's evaluation by itself."""
-    return subject.key("evaluate-alone", text.inputs(), SOURCES)
+    return subject.key("evaluate-alone", _read_of(text), SOURCES)
 
 
 def pair_key(subject: Subject, beside: Subject, text: Text) -> str:
     """Return the key of a model's evaluation beside its float model."""
-    return subject.key("evaluate", text.inputs(), SOURCES, beside)
+    return subject.key("evaluate", _read_of(text), SOURCES, beside)
+
+
+def _read_of(text: Text) -> dict[str, Any]:
+    # The same bytes are other documents in another kind of file.
+    return text.inputs() | {"kind": text.path.suffix}
 
 
 def float_evaluation_key(job: Job, text: Text) -> str:

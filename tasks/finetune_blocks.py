@@ -31,7 +31,7 @@ SOURCES = [
     "normtweak_core.quantize.storage",
     "normtweak_core.quantize.walk",
 ]
-READ = {"block_steps", "batch", "lr", "scale_lr", "clip", "lora"}
+READ = {"block_steps", "batch", "lr", "scale_lr", "clip", "lora", "dtype"}
 
 
 class TrainedBlockResult(Result, frozen=True):

@@ -30,6 +30,7 @@ SOURCES = [
     "normtweak_core.model.loading",
     "normtweak_core.model.structure",
     "normtweak_core.training.objective",
+    "normtweak_core.training.recompute",
     "normtweak_core.training.trainer",
 ]
 EXPORT_SOURCES = [
@@ -39,7 +40,8 @@ EXPORT_SOURCES = [
     "normtweak_core.finetune.source",
     RECORD_SOURCE,
 ]
-NOT_READ = {"data", "save_every", "float_model"}  # known by their hashes, or of no consequence
+# Known by their hashes, or without consequence for a byte.
+NOT_READ = {"data", "save_every", "float_model", "gradient_checkpointing"}
 
 
 def finetune_origin(
@@ -82,39 +84,47 @@ class FinetuneTraining(Training):
         """Return the token ids of all windows."""
         return data_windows(self.data)
 
-    def held_out_loss(self) -> float:
-        """Return the divergence from the float model, in nats per token."""
-        from normtweak_core.training.objective import mean_divergence
-
-        return mean_divergence(self.trainer.model, self.trainer.teacher, self.windows[1])
-
     def make_trainer(self) -> "Trainer":
         """Return what trains the export, after its blocks were trained one by one."""
         from normtweak_core.finetune.model import peak_rates
         from normtweak_core.model.loading import load_causal_lm
-        from normtweak_core.training.objective import Objective
+        from normtweak_core.training.objective import Objective, held_out_losses
         from normtweak_core.training.rates import Rates
+        from normtweak_core.training.recompute import recompute_blocks
         from normtweak_core.training.trainer import Trainer, TrainingSetup
 
         config, job = self.config, self.job
         model = model_on_grids(job, self.start, self.blocks, config)
         if config.gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            prefix, _ = job.blocks
+            recompute_blocks(model.get_submodule(prefix))
         peaks = peak_rates(model, config)
         highest = max(peaks.values())
+        objective = Objective("kd")
         setup = TrainingSetup(
             steps=config.steps,
             batch=config.batch,
             rates=Rates(config.steps, highest),
-            objective=Objective("kd"),
+            objective=objective,
             clip=config.clip,
             accumulate=config.accumulate,
             save_every=config.save_every,
             seed=job.seed,
             ratios={name: peak / highest for name, peak in peaks.items()},
+            dtype=config.dtype,
+            measured=self.measured,
         )
         teacher = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
-        return Trainer(model, teacher, self.windows[0], setup, self.folder, self.origin)
+        trained_on, held_out = self.windows
+        return Trainer(
+            model,
+            teacher,
+            trained_on,
+            setup,
+            self.folder,
+            self.origin,
+            measure=lambda: held_out_losses(model, teacher, held_out, objective),
+        )
 
 
 def model_on_grids(

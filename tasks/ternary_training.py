@@ -21,9 +21,11 @@ SOURCES = [
     "normtweak_core.ternary.schedule",
     "normtweak_core.ternary.surgery",
     "normtweak_core.training.objective",
+    "normtweak_core.training.recompute",
     "normtweak_core.training.trainer",
 ]
-NOT_READ = {"data", "save_every"}  # the data is known by its hash; the other changes no byte
+# The data is known by its hash; the others change no byte.
+NOT_READ = {"data", "save_every", "gradient_checkpointing"}
 
 
 def training_origin(
@@ -58,29 +60,26 @@ class TernaryTraining(Training):
         """Return the token ids of all windows."""
         return data_windows(self.data)
 
-    def held_out_loss(self) -> float:
-        """Return the negative log-likelihood with all blocks ternary, whatever the schedule."""
-        from normtweak_core.ternary.surgery import set_lambdas
-        from normtweak_core.training.objective import mean_loss
-
-        model, blocks = self.trainer.model, self.job.blocks[1]
-        set_lambdas(model, [1.0] * blocks, self.config.ramp_norm)
-        return mean_loss(model, self.windows[1])
-
     def make_trainer(self) -> "Trainer":
         """Return what trains the model after its surgery."""
         from normtweak_core.model.loading import load_causal_lm
         from normtweak_core.ternary.schedule import lambdas
-        from normtweak_core.ternary.surgery import apply_surgery, set_lambdas
-        from normtweak_core.training.objective import Objective
+        from normtweak_core.ternary.surgery import (
+            apply_surgery,
+            forget_inputs,
+            set_lambdas,
+            trained_blocks,
+        )
+        from normtweak_core.training.objective import HeldOut, Objective, held_out_losses
         from normtweak_core.training.rates import Rates
+        from normtweak_core.training.recompute import recompute_blocks
         from normtweak_core.training.trainer import Trainer, TrainingSetup
 
         config, job, plan = self.config, self.job, read_plan(self.surgery)
         model = load_causal_lm(job.folder, torch_dtype("float32"), job.device)
         apply_surgery(model, plan, config)
         if config.gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            recompute_blocks(trained_blocks(model), forget_inputs)
         objective = Objective(
             config.objective, config.kd_weight or 0.5, config.temperature, config.hidden_weight
         )
@@ -96,17 +95,25 @@ class TernaryTraining(Training):
             accumulate=config.accumulate,
             save_every=config.save_every,
             seed=job.seed,
+            dtype=config.dtype,
+            measured=self.measured,
         )
+        blocks, (trained_on, held_out) = len(plan.blocks), self.windows
+
+        def measure() -> HeldOut:
+            # All blocks ternary, whatever the schedule: that is what is exported.
+            set_lambdas(model, [1.0] * blocks, config.ramp_norm)
+            return held_out_losses(model, teacher, held_out, objective)
+
         return Trainer(
             model,
             teacher,
-            self.windows[0],
+            trained_on,
             setup,
             self.folder,
             self.origin,
-            lambda model, step: set_lambdas(
-                model, lambdas(config, step, len(plan.blocks)), config.ramp_norm
-            ),
+            lambda model, step: set_lambdas(model, lambdas(config, step, blocks), config.ramp_norm),
+            measure,
         )
 
 

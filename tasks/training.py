@@ -13,7 +13,6 @@ from tasks.artifacts import NOT_CONTENT, ArtifactRef, Result, publish
 from tasks.environment import state_root
 
 if TYPE_CHECKING:
-    from normtweak_core.training.checkpoint import TrainingState
     from normtweak_core.training.trainer import Progress as Advance
     from normtweak_core.training.trainer import Trainer
 
@@ -29,8 +28,10 @@ class SegmentResult(Result, frozen=True):
     until: int
     state_sha256: str
     losses: list[float]  # of all steps so far
-    held_out: float  # nats per token on windows that are not trained on
-    weights: ArtifactRef | None
+    held_out: dict[int, float]  # the objective on windows that are not trained on, by steps done
+    nll: dict[int, float]  # their negative log-likelihood, nats per token
+    best: int  # steps after which that objective was lowest; 0: before the first one
+    weights: ArtifactRef | None  # the best
     seconds: Annotated[float, NOT_CONTENT]  # of all steps so far
 
 
@@ -56,18 +57,10 @@ class Training:
         """Folder of its checkpoints."""
         return state_root() / FOLDER / self.origin[:32]
 
-    def run(self, until: int, advance: "Advance") -> tuple["TrainingState", float]:
-        """Train up to a step, from the newest checkpoint on; return the state and held-out loss.
-
-        Raises:
-            NonFiniteError: The loss became NaN or infinite.
-        """
-        state = self.trainer.run(until, advance)
-        return state, self.held_out_loss()
-
-    def held_out_loss(self) -> float:
-        """Return the loss of the model as it stands on the windows that only measure."""
-        raise NotImplementedError
+    @property
+    def measured(self) -> list[int]:
+        """Steps after which held-out windows are measured on."""
+        return segment_ends(self.steps)
 
     def windows_of_the_data(self) -> Any:
         """Return the token ids of all windows."""
@@ -117,7 +110,7 @@ def _written_down() -> Iterator[Callable[[int], None]]:
 def run_segment(
     training: Training, key: str, until: int, advance: "Advance", kind: str
 ) -> SegmentResult:
-    """Return a training after ``until`` steps; the last segment publishes the weights.
+    """Return a training after ``until`` steps; the last segment publishes the best weights.
 
     Args:
         training: What is trained.
@@ -139,10 +132,10 @@ def run_segment(
             note(done)
             advance(done, steps, loss, speed)
 
-        state, held_out = training.run(until, step)
+        state = training.trainer.run(until, step)
     weights = None
     if until == training.steps:
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.weights.items()}
+        tensors = {name: tensor.contiguous() for name, tensor in state.best.weights.items()}
         weights = publish(
             kind,
             key,
@@ -153,7 +146,9 @@ def run_segment(
         until=until,
         state_sha256=state.sha256(),
         losses=state.losses,
-        held_out=held_out,
+        held_out={step: one.objective for step, one in state.held_out.items()},
+        nll={step: one.nll for step, one in state.held_out.items()},
+        best=state.best.step,
         weights=weights,
         seconds=state.seconds,
     )

@@ -18,6 +18,7 @@ from normtweak_core.finetune.model import peak_rates, trained_state
 from normtweak_core.quantize.block import Streams, run_stream
 from normtweak_core.quantize.drift import token_distance
 from normtweak_core.quantize.inputs import RunBlock
+from normtweak_core.training.arithmetic import arithmetic
 from normtweak_core.training.order import window_order
 from normtweak_core.training.rates import BETAS, Rates
 
@@ -99,13 +100,15 @@ def _train(
     groups = [{"params": [p], "lr": peaks[n], "peak": peaks[n]} for n, p in parameters.items()]
     optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
     shape = Rates(config.block_steps, 1.0)
-    seed, index = source
+    (seed, index), device = source, next(on_grids.parameters()).device
     for step in range(config.block_steps):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * shape.lr_at(step)
         order = window_order(streams.num_training, config.batch, seed, step, f"block {index}")
         with torch.enable_grad():
-            loss = token_distance(run(on_grids, streams.x_q[order]), x_f[order])
+            with arithmetic(config.dtype, device):
+                output = run(on_grids, streams.x_q[order])
+            loss = token_distance(output.float(), x_f[order])
             if not torch.isfinite(loss):
                 raise NonFiniteError(
                     f"the loss of block {index} must be finite; found {loss.item()} at step "

@@ -1,5 +1,7 @@
 """How a quantized model is trained on."""
 
+from typing import Literal
+
 from pydantic import BaseModel, Field, model_validator
 
 from normtweak_core.calibration.config import CalibrationConfig
@@ -36,7 +38,13 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     float_model: str | None = Field(
         None, description="Where the float model is; null: where the export says it came from."
     )
-    gradient_checkpointing: bool = Field(False, description="Compute blocks twice to save memory.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Arithmetic of the trained model's products; its weights stay float32.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="end to end: compute blocks twice to save memory; same result."
+    )
     save_every: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
     data: CalibrationConfig = Field(
         CalibrationConfig(samples=1024, length=256), description="Text to train on."

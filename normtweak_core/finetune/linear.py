@@ -94,5 +94,7 @@ class LoraGridLinear(GridLinear):
 
     def latent(self) -> Float[Tensor, "out in"]:
         """Return the merged weight before rounding, in levels."""
-        update = (self.lora_b @ self.lora_a).unflatten(1, (self.factors.shape[1], -1))
+        with torch.autocast(self.weight.device.type, enabled=False):  # rounded as it is exported
+            product = self.lora_b @ self.lora_a
+        update = product.unflatten(1, (self.factors.shape[1], -1))
         return self.weight + (update / self.grid.scales[:, :, None]).flatten(1)

@@ -59,7 +59,13 @@ class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
     activation_bits: Literal[8] | None = Field(
         8, description="Width of what a linear reads; null: float, which bitnet cannot store."
     )
-    gradient_checkpointing: bool = Field(False, description="Compute blocks twice to save memory.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Arithmetic of the trained model's products; its weights stay float32.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute blocks twice to save memory; same result."
+    )
     save_every: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
     data: CalibrationConfig = Field(
         CalibrationConfig(samples=256, length=256), description="Text to train on."

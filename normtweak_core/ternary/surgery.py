@@ -168,10 +168,11 @@ def apply_surgery(model: nn.Module, plan: SurgeryPlan, config: TernaryConfig) ->
         for group in groups:
             norms.append(_replace_group(block, group, plan.eps, config))
         block.add_module(NORMS, norms)
-        block.register_forward_hook(_forget)
+        block.register_forward_hook(lambda block, _, __: forget_inputs(block))
 
 
-def _forget(block: nn.Module, _: object, __: object) -> None:
+def forget_inputs(block: nn.Module) -> None:
+    """Let go of the tensors that the linears of a block have read, see `SharedInput`."""
     for shared in getattr(block, NORMS):
         shared.forget()
 

@@ -1,4 +1,4 @@
-"""Where a training stands: weights, Adam's moments, losses and position, in one file.
+"""Where a training stands: weights, Adam's moments, losses, position and best weights, in one file.
 
 Nothing else decides how a training goes on: the order of the windows follows from seed and
 epoch, rates and lambdas from the step, and the models draw no random numbers (they run without
@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,10 +17,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from normtweak_core.training.objective import HeldOut
+
 log = logging.getLogger(__name__)
 
 KEPT = 2  # checkpoints: the newest, and one before it in case the newest is damaged
-MOMENTS = ("exp_avg", "exp_avg_sq")
+BEST = "best"  # in front of the names of the best weights
+
+
+@dataclass(frozen=True)
+class Best:
+    """The weights that held-out windows liked best so far, those of the start among them."""
+
+    step: int  # optimizer steps done
+    held_out: float  # the objective on them
+    weights: dict[str, Tensor]  # on the CPU
 
 
 @dataclass
@@ -32,10 +43,14 @@ class TrainingState:
     moments: dict[str, dict[str, Tensor]]  # by name of the moment; empty before the first step
     losses: list[float]  # of every step so far
     seconds: float  # spent in all runs together
+    held_out: dict[int, HeldOut] = field(default_factory=dict)  # by steps done
+    best: Best | None = None  # None: nothing was measured
 
     def sha256(self) -> str:
-        """Return a hash of step, weights, moments and losses; the seconds do not count."""
-        digest = hashlib.sha256(json.dumps([self.step, self.losses]).encode())
+        """Return a hash of all but the seconds."""
+        best = self.best and (self.best.step, self.best.held_out)
+        values = [self.step, self.losses, sorted(self.held_out.items()), best]
+        digest = hashlib.sha256(json.dumps(values).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -45,6 +60,8 @@ class TrainingState:
         named = {f"weight.{name}": tensor for name, tensor in self.weights.items()}
         for moment, tensors in self.moments.items():
             named |= {f"{moment}.{name}": tensor for name, tensor in tensors.items()}
+        if self.best is not None and self.best.step != self.step:  # else they are the weights
+            named |= {f"{BEST}.{name}": tensor for name, tensor in self.best.weights.items()}
         return named
 
     def save(self, folder: Path, origin: str) -> Path:
@@ -65,6 +82,8 @@ class TrainingState:
             "step": str(self.step),
             "seconds": repr(self.seconds),
             "losses": json.dumps(self.losses),
+            "held_out": json.dumps(self.held_out),
+            "best": json.dumps(self.best and [self.best.step, self.best.held_out]),
             "sha256": self.sha256(),
         }
         save_file(tensors, temporary, metadata=facts)
@@ -111,12 +130,15 @@ def _load(path: Path, origin: str) -> TrainingState:
     for name, tensor in tensors.items():
         kind, _, parameter = name.partition(".")
         parts.setdefault(kind, {})[parameter] = tensor
+    weights, best, chosen = parts.pop("weight"), parts.pop(BEST, {}), json.loads(facts["best"])
     state = TrainingState(
         step=int(facts["step"]),
-        weights=parts.pop("weight"),
+        weights=weights,
         moments=parts,
         losses=json.loads(facts["losses"]),
         seconds=float(facts["seconds"]),
+        held_out={int(n): HeldOut(*one) for n, one in json.loads(facts["held_out"]).items()},
+        best=Best(*chosen, best or weights) if chosen else None,
     )
     if state.sha256() != facts["sha256"]:
         raise ValueError("its bytes are not those that were written")

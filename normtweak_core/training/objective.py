@@ -1,7 +1,7 @@
 """What a training minimizes: cross-entropy, divergence from the float model, or both."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -89,14 +89,37 @@ def mean_loss(model: nn.Module, windows: Int64[Tensor, "samples seq"]) -> float:
     return total / (windows.shape[0] * (windows.shape[1] - 1))
 
 
+class HeldOut(NamedTuple):
+    """What windows that are not trained on say of a model, in nats per token."""
+
+    objective: float  # what is minimized: of kd the divergence from the float model
+    nll: float
+
+
 @torch.no_grad()
-def mean_divergence(
-    model: nn.Module, float_model: nn.Module, windows: Int64[Tensor, "samples seq"]
-) -> float:
-    """Return ``KL(float || model)`` of windows, in nats per token."""
-    device, total = next(model.parameters()).device, 0.0
-    for ids in windows.split(EVALUATED_AT_ONCE):
-        float_logits = float_model(ids.to(device), use_cache=False).logits
-        logits = model(ids.to(device), use_cache=False).logits
-        total += divergence(float_logits, logits).item() * len(ids)
-    return total / len(windows)
+def held_out_losses(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    windows: Int64[Tensor, "samples seq"],
+    objective: Objective,
+) -> HeldOut:
+    """Return what windows say of a model as it stands.
+
+    Args:
+        model: What is trained.
+        teacher: The float model; None without distillation.
+        windows: To measure on.
+        objective: Of the training.
+    """
+    device, total, nll = next(model.parameters()).device, 0.0, 0.0
+    hidden = objective.hidden_weight > 0
+    for part in windows.split(EVALUATED_AT_ONCE):
+        ids = part.to(device)
+        taught = None
+        if objective.needs_teacher:
+            taught = teacher(ids, use_cache=False, output_hidden_states=hidden)
+        trained = model(ids, use_cache=False, output_hidden_states=hidden)
+        total += objective.loss(trained, taught, ids).item() * len(ids)
+        logits = trained.logits[:, :-1].float().flatten(0, 1)
+        nll += cross_entropy(logits, ids[:, 1:].flatten()).item() * len(ids)
+    return HeldOut(total / len(windows), nll / len(windows))

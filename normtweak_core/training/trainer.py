@@ -8,7 +8,7 @@ on the same machine with the same number of threads.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,10 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
-from normtweak_core.training.checkpoint import TrainingState, newest_state
+from normtweak_core.training.arithmetic import TrainingDtype, arithmetic
+from normtweak_core.training.checkpoint import Best, TrainingState, newest_state
 from normtweak_core.training.interrupt import deferred_interrupts
-from normtweak_core.training.objective import Objective
+from normtweak_core.training.objective import HeldOut, Objective
 from normtweak_core.training.order import window_order
 from normtweak_core.training.rates import BETAS, Rates
 
@@ -44,6 +45,8 @@ class TrainingSetup:
     save_every: int = 50
     seed: int = 0
     ratios: Mapping[str, float] = field(default_factory=dict)  # of a parameter's rate to the rates'
+    dtype: TrainingDtype = "float32"  # of the products of the trained model
+    measured: Collection[int] = ()  # after so many steps held-out windows are measured on
 
 
 class Trainer:
@@ -58,6 +61,7 @@ class Trainer:
         folder: Path,
         origin: str,
         before_step: Callable[[nn.Module, int], None] = lambda model, step: None,
+        measure: Callable[[], HeldOut] | None = None,
     ):
         """Prepare model and optimizer, and take up the newest state of the folder.
 
@@ -69,6 +73,8 @@ class Trainer:
             folder: Of the checkpoints.
             origin: Hash of everything the training starts from.
             before_step: Called with the model and the steps done, to set what follows a schedule.
+            measure: Returns what held-out windows say of the model as it stands; the weights with
+                the lowest objective are kept, those of the start included. None: none are.
 
         Raises:
             ValueError: The objective needs a teacher and there is none, or the batch does not
@@ -77,7 +83,7 @@ class Trainer:
         if setup.objective.needs_teacher and teacher is None:
             raise ValueError(f"objective {setup.objective.kind} needs the float model; got none")
         on_cpu = next(model.parameters()).device.type == "cpu"
-        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
         parts = self.accelerator.num_processes * setup.accumulate
         if setup.batch % parts:
             raise ValueError(
@@ -85,11 +91,13 @@ class Trainer:
                 f"{self.accelerator.num_processes} processes of {setup.accumulate} parts"
             )
         self.setup, self.folder, self.origin = setup, folder, origin
-        self.windows, self.before_step = windows, before_step
+        self.windows, self.before_step, self.measure = windows, before_step, measure
         self.model = model.eval()
         self.teacher = teacher
         self.optimizer = _optimizer(model, setup)
         self.step, self.seconds, self.losses = 0, 0.0, []
+        self.held_out: dict[int, HeldOut] = {}
+        self.best: Best | None = None
         self._wrapped, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         if teacher is not None:
             teacher.to(self.accelerator.device)
@@ -108,6 +116,8 @@ class Trainer:
         """
         if self.step == 0 or self.step > until:
             self._take_up(until)
+        if self.step == 0:
+            self._measure()
         began, first = time.monotonic(), self.step
         spent = self.seconds
         with deferred_interrupts() as asked:
@@ -118,6 +128,8 @@ class Trainer:
                 elapsed = time.monotonic() - began
                 self.seconds = spent + elapsed
                 tokens = (self.step - first) * self.setup.batch * self.windows.shape[1]
+                if self.step in self.setup.measured:
+                    self._measure()
                 progress(self.step, self.setup.steps, loss, tokens / elapsed)
                 if self.step % self.setup.save_every == 0 or self.step == until or asked:
                     self.save()
@@ -132,13 +144,36 @@ class Trainer:
                 if parameter in inner.state:
                     moments.setdefault(moment, {})[name] = inner.state[parameter][moment]
         weights = {name: parameter.detach() for name, parameter in _trainable(self.model)}
-        return TrainingState(self.step, weights, moments, list(self.losses), self.seconds)
+        return TrainingState(
+            self.step,
+            weights,
+            moments,
+            list(self.losses),
+            self.seconds,
+            dict(self.held_out),
+            self.best,
+        )
 
     def save(self) -> None:
         """Write a checkpoint; only the first process does."""
         if self.accelerator.is_main_process:
             self.state().save(self.folder, self.origin)
         self.accelerator.wait_for_everyone()
+
+    def _measure(self) -> None:
+        """Measure on held-out windows, and keep the weights if none before were as good."""
+        if self.measure is None or self.step in self.held_out:
+            return
+        value = self.measure()
+        if not all(map(math.isfinite, value)):
+            raise NonFiniteError(
+                f"the loss of held-out windows must be finite; found {value.nll:g} after step "
+                f"{self.step}: lower the learning rate (now {self.setup.rates.lr:g})"
+            )
+        self.held_out[self.step] = value
+        if self.best is None or value.objective < self.best.held_out:
+            weights = {n: p.detach().cpu().clone() for n, p in _trainable(self.model)}
+            self.best = Best(self.step, value.objective, weights)
 
     def _take_up(self, at_most: int) -> None:
         state = newest_state(self.folder, self.origin, at_most)
@@ -156,6 +191,7 @@ class Trainer:
                     },
                 }
         self.step, self.losses, self.seconds = state.step, state.losses, state.seconds
+        self.held_out, self.best = state.held_out, state.best
         log.info("training goes on from step %d", state.step)
 
     def _one_step(self) -> float:
@@ -194,13 +230,13 @@ class Trainer:
             yield self.windows[own[start : start + size]].to(self.accelerator.device)
 
     def _loss(self, ids: Int64[Tensor, "part seq"]) -> Tensor:
-        objective = self.setup.objective
+        setup, objective = self.setup, self.setup.objective
         hidden = objective.hidden_weight > 0
         taught: Any = None
         if objective.needs_teacher:
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad():
                 taught = self.teacher(ids, use_cache=False, output_hidden_states=hidden)
-        with self.accelerator.autocast():
+        with arithmetic(setup.dtype, ids.device):
             trained = self._wrapped(ids, use_cache=False, output_hidden_states=hidden)
         return objective.loss(trained, taught, ids)
 

@@ -14,7 +14,13 @@ from normtweak_core.quantize.config import QuantizationConfig
 from normtweak_core.quantize.walk import BlockWalk
 from normtweak_core.ternary.config import TernaryConfig
 from normtweak_core.ternary.schedule import lambdas
-from normtweak_core.ternary.surgery import apply_surgery, plan_surgery, set_lambdas
+from normtweak_core.ternary.surgery import (
+    apply_surgery,
+    plan_surgery,
+    set_lambdas,
+    trained_blocks,
+    trained_linears,
+)
 from normtweak_core.training.objective import Objective
 from normtweak_core.training.rates import Rates
 from normtweak_core.training.trainer import Trainer, TrainingSetup
@@ -83,7 +89,9 @@ def a_trainer(folder, checkpoints):
     config = TernaryConfig(steps=STEPS, batch=4)
     plan = plan_surgery(model, WINDOWS[:4])
     apply_surgery(model, plan, config)
-    setup = TrainingSetup(STEPS, 4, Rates(STEPS, 3e-3), Objective("kd"), save_every=5)
+    setup = TrainingSetup(
+        STEPS, 4, Rates(STEPS, 3e-3), Objective("kd"), save_every=5, dtype="bfloat16"
+    )
 
     def before_step(model, step):
         set_lambdas(model, lambdas(config, step, len(plan.blocks)), ramp_norm=True)
@@ -93,8 +101,11 @@ def a_trainer(folder, checkpoints):
 
 def test_ternary_training_in_bfloat16_resumes_to_the_same_bytes(tiny_folders, tmp_path):
     trainer = a_trainer(tiny_folders["llama"], tmp_path / "whole")
-    assert trainer.accelerator.mixed_precision == "bf16"
+    outputs = []
+    linear = next(iter(trained_linears(trained_blocks(trainer.model)[0]).values()))
+    linear.register_forward_hook(lambda _, __, output: outputs.append(output.dtype))
     whole = trainer.run(STEPS)
+    assert set(outputs) == {torch.bfloat16}
     assert all(weight.dtype == torch.float32 for weight in whole.weights.values())
     a_trainer(tiny_folders["llama"], tmp_path / "cut").run(7)
     again = a_trainer(tiny_folders["llama"], tmp_path / "cut").run(STEPS)

@@ -36,6 +36,8 @@ def ternary_reports(folder: Path, **recipe) -> TernaryReports:
         },
         losses=LOSSES,
         held_out={6: 2.25, 12: 1.875},
+        objective={0: 3.5, 6: 0.75, 12: 0.5},
+        best=12,
         tokens=6144,
         quality=QUALITY,
         metrics=METRICS,
@@ -67,7 +69,8 @@ def finetune_reports(folder: Path, block_steps: int = 4) -> FinetuneReports:
     return FinetuneReports(
         recipe=recipe,
         losses=LOSSES,
-        held_out={12: 0.25},
+        held_out={0: 0.5, 12: 0.25},
+        best=12,
         tokens=6144,
         quality=QUALITY,
         metrics=METRICS,

@@ -22,7 +22,7 @@ OTHER = {
     "finetune.lr": 2e-2,
     "finetune.scale_lr": 2e-3,
     "finetune.clip": 0.5,
-    "finetune.gradient_checkpointing": True,
+    "finetune.dtype": "bfloat16",
     "finetune.data.source": "dataset",
     "finetune.data.samples": 9,
     "finetune.data.length": 17,
@@ -41,8 +41,14 @@ BESIDE = {
         ["latin"], {"finetune.data.source": "generated", "finetune.data.path": None},
     ),
 }  # fmt: skip
-# Names, or how often a checkpoint is written; what must agree with the export changes nothing.
-NO_STAGE = {"name", "registry.alias", "finetune.save_every", "quantization", *GATE}
+# Names, and what changes no byte; what must agree with the export changes nothing.
+NO_BYTE = {
+    "name": "other",
+    "registry.alias": "nightly",
+    "finetune.save_every": 7,
+    "finetune.gradient_checkpointing": True,
+}
+NO_STAGE = {*NO_BYTE, "quantization", *GATE}
 # The export and its float model count by their content; the float type must be the export's.
 ELSEWHERE = {
     "model.source", "finetune.float_model", "model.revision", "model.device", "export.dtype",
@@ -126,10 +132,9 @@ def test_another_value_changes_the_key_of_a_stage(key, project, base):
     assert keys_of(changed(base, key, value), project) != before
 
 
-@pytest.mark.parametrize("key", ["name", "registry.alias", "finetune.save_every"])
+@pytest.mark.parametrize("key", NO_BYTE)
 def test_what_changes_no_byte_changes_no_key(key, project, base):
-    value = {"name": "other", "registry.alias": "nightly", "finetune.save_every": 7}[key]
-    assert keys_of(changed(base, key, value), project) == keys_of(base, project)
+    assert keys_of(changed(base, key, NO_BYTE[key]), project) == keys_of(base, project)
 
 
 def test_steps_of_the_whole_model_do_not_touch_the_blocks(project, base):

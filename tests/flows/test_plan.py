@@ -150,10 +150,13 @@ def test_a_training_counts_steps_teacher_and_what_a_backward_pass_keeps(project)
     assert (distilled[0], alone[0]) == (4 * tokens * 88_384, 3 * tokens * 88_384)
     assert distilled[1] - alone[1] == 4 * 88_384  # the float model
     assert ternary(steps=48)[0] == 2 * distilled[0]
-    assert ternary(gradient_checkpointing=True)[0] == 5 * tokens * 88_384
+    recomputed = ternary(gradient_checkpointing=True)
+    assert recomputed[0] == 5 * tokens * 88_384
     halves = distilled[1] - ternary(accumulate=2)[1]
     sides = 2 * (5 * 64 * 2 + 2 * (64 + 128) - 2 * 64 + 128 + 64)  # of all linears, in and out
     assert halves == 16 * (4 * 4 * sides + 3 * 4 * 96)
+    # One of two blocks is kept, and the inputs of both.
+    assert distilled[1] - recomputed[1] == 32 * (4 * 4 * sides // 2 - 2 * 64 * 4)
 
 
 def test_a_fine_tuning_counts_its_blocks_and_the_start(project):

@@ -129,6 +129,37 @@ def test_the_page_of_a_fine_tuning_has_its_blocks_and_three_models(tmp_path):
     assert "block 1: training rolled back" in reader.words
 
 
+@pytest.mark.parametrize(
+    ("values", "write", "problem"),
+    [
+        (
+            finetune_reports,
+            write_finetune_reports,
+            "end to end: training rolled back (held-out divergence 0.5 -> 0.25)",
+        ),
+        (
+            ternary_reports,
+            write_ternary_reports,
+            "training rolled back (objective on held-out windows 3.5 -> 0.5): the export is the "
+            "ternary model before any training; lower ternary.lr, or train on more text",
+        ),
+    ],
+)
+def test_a_training_whose_start_is_kept_says_so(tmp_path, values, write, problem):
+    kept = values(tmp_path)
+    assert not any(
+        "training rolled back (" in one and "block" not in one for one in kept.problems()
+    )
+    words = PageReader(page_of(write(kept))).words
+    assert "Exported are the weights after step 12, which held-out windows like best." in words
+    assert " in float32" in words
+    start = dataclasses.replace(kept, best=0)
+    assert problem in start.problems()
+    assert problem in start.lineage()["problems"]
+    words = PageReader(page_of(write(start))).words
+    assert "Rolled back: held-out windows like the weights of the start best." in words
+
+
 def test_a_fine_tuning_without_block_steps_has_no_picture_of_them(tmp_path):
     reader = PageReader(page_of(write_finetune_reports(finetune_reports(tmp_path, 0))))
     assert reader.table("block", "before", "after") == []

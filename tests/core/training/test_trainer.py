@@ -1,7 +1,9 @@
 """The training loop: it learns, resumes to the same bytes, and stops as it should."""
 
+import itertools
 import signal
 import threading
+import warnings
 
 import pytest
 import torch
@@ -10,33 +12,61 @@ from transformers import AutoModelForCausalLM
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.ternary.config import TernaryConfig
 from normtweak_core.ternary.schedule import lambdas
-from normtweak_core.ternary.surgery import apply_surgery, plan_surgery, set_lambdas
+from normtweak_core.ternary.surgery import (
+    apply_surgery,
+    forget_inputs,
+    plan_surgery,
+    set_lambdas,
+    trained_blocks,
+    trained_linears,
+)
+from normtweak_core.training.arithmetic import arithmetic
 from normtweak_core.training.checkpoint import checkpoints
-from normtweak_core.training.objective import Objective
+from normtweak_core.training.objective import HeldOut, Objective, held_out_losses
 from normtweak_core.training.order import window_order
 from normtweak_core.training.rates import Rates
+from normtweak_core.training.recompute import recompute_blocks
 from normtweak_core.training.trainer import Trainer, TrainingSetup
 
 STEPS = 12
 CONFIG = TernaryConfig(steps=STEPS, batch=4)
 
 
-def a_trainer(tiny_folders, folder, *, kind="kd", changes=None, origin="same", seed=0):
-    windows = torch.randint(96, (24, 16), generator=torch.Generator().manual_seed(1))
+def a_trainer(
+    tiny_folders,
+    folder,
+    *,
+    kind="kd",
+    changes=None,
+    origin="same",
+    seed=0,
+    recompute=False,
+    length=16,
+):
+    windows = torch.randint(96, (24, length), generator=torch.Generator().manual_seed(1))
     model, teacher = (
         AutoModelForCausalLM.from_pretrained(tiny_folders["llama"]).eval() for _ in range(2)
     )
     teacher.requires_grad_(False)
     plan = plan_surgery(model, windows[:4])
     apply_surgery(model, plan, CONFIG)
+    if recompute:
+        recompute_blocks(trained_blocks(model), forget_inputs)
+    objective = Objective(kind)
     setup = {
         "steps": STEPS,
         "batch": 4,
         "rates": Rates(STEPS, 3e-3, weight_decay=0.1),
-        "objective": Objective(kind),
+        "objective": objective,
+        "measured": (4, 8, STEPS),
         "save_every": 5,
         "seed": seed,
     }
+
+    def measure():
+        set_lambdas(model, [1.0] * len(plan.blocks), ramp_norm=True)
+        return held_out_losses(model, teacher, windows[20:], objective)
+
     return Trainer(
         model,
         teacher if kind != "ce" else None,
@@ -45,6 +75,7 @@ def a_trainer(tiny_folders, folder, *, kind="kd", changes=None, origin="same", s
         folder,
         origin,
         lambda m, step: set_lambdas(m, lambdas(CONFIG, step, len(plan.blocks)), ramp_norm=True),
+        measure,
     )
 
 
@@ -146,12 +177,147 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tiny_folders, tm
         torch.testing.assert_close(parts.weights[name], weight, rtol=1e-3, atol=1e-4)
 
 
-def test_gradient_checkpointing_changes_nothing(tiny_folders, tmp_path):
-    plain = a_trainer(tiny_folders, tmp_path / "1").run(3)
-    saving = a_trainer(tiny_folders, tmp_path / "2")
-    saving.model.activation_checkpointing_enable({"use_reentrant": False})
-    saving.model.train()  # transformers checkpoints in train mode only; there is no dropout here
-    assert saving.run(3).losses == pytest.approx(plain.losses, rel=1e-5)
+# Gradient checkpointing
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradient_checkpointing_changes_no_bit(tiny_folders, tmp_path, dtype):
+    plain, saving = (
+        a_trainer(tiny_folders, tmp_path / str(recompute), recompute=recompute, changes={
+            "dtype": dtype,
+        }).run(6)
+        for recompute in (False, True)
+    )  # fmt: skip
+    assert saving.sha256() == plain.sha256()
+
+
+def passes_of_a_step(trainer) -> list[int]:
+    """How often each linear of the first group of a block was computed in one step."""
+    counts = [0] * len(trained_blocks(trainer.model))
+    trainer.measure = None
+
+    def count(index):
+        counts[index] += 1
+
+    for index, block in enumerate(trained_blocks(trainer.model)):
+        linear = next(iter(trained_linears(block).values()))
+        linear.register_forward_hook(lambda *_, index=index: count(index))
+    trainer.run(1)
+    return counts
+
+
+def peak_of_a_step(trainer) -> int:
+    """Bytes that a step takes at once beyond those it began with, as the allocator counts them."""
+    trainer.measure = None
+    trainer.run(1)  # makes the moments of the optimizer
+    activity = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activity, profile_memory=True) as profile:
+        trainer.run(2)
+    found = profile.profiler.kineto_results.events()
+    events = sorted((one for one in found if one.name() == "[memory]"), key=lambda e: e.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+def test_gradient_checkpointing_saves_memory(tiny_folders, tmp_path):
+    plain, saving = (
+        peak_of_a_step(a_trainer(tiny_folders, tmp_path / str(on), recompute=on, length=64))
+        for on in (False, True)
+    )
+    assert saving < 0.7 * plain
+
+
+def test_gradient_checkpointing_computes_every_block_twice(tiny_folders, tmp_path):
+    assert passes_of_a_step(a_trainer(tiny_folders, tmp_path / "1")) == [1, 1, 1]
+    assert passes_of_a_step(a_trainer(tiny_folders, tmp_path / "2", recompute=True)) == [2, 2, 2]
+
+
+def test_gradient_checkpointing_lets_go_of_what_the_second_pass_has_noted(tiny_folders, tmp_path):
+    trainer = a_trainer(tiny_folders, tmp_path, recompute=True)
+    trainer.run(1)
+    noted = [
+        shared._seen
+        for block in trained_blocks(trainer.model)
+        for linear in trained_linears(block).values()
+        for shared in [linear.shared]
+    ]
+    assert noted
+    assert not any(noted)
+
+
+# Arithmetic
+
+
+def test_bfloat16_is_computed_on_any_device_and_float32_where_it_is_asked_for(
+    tiny_folders, tmp_path
+):
+    seen = {}
+    for dtype in ("float32", "bfloat16"):
+        trainer = a_trainer(tiny_folders, tmp_path / dtype, changes={"dtype": dtype})
+        linear = next(iter(trained_linears(trained_blocks(trainer.model)[0]).values()))
+        outputs = []
+        linear.register_forward_hook(lambda _, __, output, to=outputs: to.append(output.dtype))
+        trainer.measure = None
+        state = trainer.run(3)
+        assert all(weight.dtype == torch.float32 for weight in state.weights.values())
+        seen[dtype] = set(outputs), state.losses
+    assert [dtypes for dtypes, _ in seen.values()] == [{torch.float32}, {torch.bfloat16}]
+    (_, exact), (_, rounded) = seen.values()
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, abs=0.05)
+
+
+def test_the_recipe_decides_the_arithmetic_and_not_the_device():
+    # Where there is no such device, torch warns that it would not be used; that is not ours to say.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen = {
+            device: [arithmetic(dtype, torch.device(device)) for dtype in ("float32", "bfloat16")]
+            for device in ("cpu", "cuda")
+        }
+    for device, (exact, rounded) in chosen.items():
+        assert (exact.device, exact._enabled) == (device, False)
+        assert (rounded.device, rounded.fast_dtype) == (device, torch.bfloat16)
+        assert rounded._enabled is (device == "cpu" or torch.cuda.is_available())
+
+
+# The best weights
+
+
+@pytest.mark.parametrize("kind", ["ce", "kd", "mix"])
+def test_the_weights_that_held_out_windows_like_best_are_kept(tiny_folders, tmp_path, kind):
+    trainer = a_trainer(tiny_folders, tmp_path, kind=kind)
+    state = trainer.run(STEPS)
+    assert list(state.held_out) == [0, 4, 8, STEPS]
+    objectives = {step: one.objective for step, one in state.held_out.items()}
+    assert state.best.held_out == min(objectives.values()) == objectives[state.best.step]
+    if kind == "ce":
+        assert all(one.objective == pytest.approx(one.nll) for one in state.held_out.values())
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if name in state.best.weights:
+                parameter.copy_(state.best.weights[name])
+    assert trainer.measure().objective == pytest.approx(state.best.held_out, rel=1e-6)
+
+
+def test_a_training_that_only_makes_it_worse_keeps_its_start(tiny_folders, tmp_path):
+    changes = {"rates": Rates(STEPS, 1.0), "save_every": 1}
+    trainer = a_trainer(tiny_folders, tmp_path / "whole", changes=changes)
+    start = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    state = trainer.run(STEPS)
+    assert state.best.step == 0
+    assert all(torch.equal(weight, start[n]) for n, weight in state.best.weights.items())
+    # Wherever it is stopped, the start is not forgotten.
+    a_trainer(tiny_folders, tmp_path / "cut", changes=changes).run(9)
+    again = a_trainer(tiny_folders, tmp_path / "cut", changes=changes).run(STEPS)
+    assert again.sha256() == state.sha256()
+    assert all(torch.equal(weight, start[n]) for n, weight in again.best.weights.items())
+
+
+def test_held_out_windows_without_a_finite_loss_end_the_training(tiny_folders, tmp_path):
+    trainer = a_trainer(tiny_folders, tmp_path)
+    trainer.measure = lambda: HeldOut(1.0, float("inf"))
+    with pytest.raises(NonFiniteError, match="of held-out windows must be finite; found inf after"):
+        trainer.run(STEPS)
 
 
 def test_the_order_visits_every_window_once_an_epoch():

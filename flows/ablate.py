@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 
 from flows.ablation_preflight import ablation_preflight
 from flows.ablation_recipe import AblationRecipe, PlannedCell, planned_cells
-from flows.ablation_report import Ablation, Cell, publish_ablation
+from flows.ablation_report import Ablation, Cell, publish_ablation, show_cells
 from flows.budget import peak_rss_bytes
 from flows.evaluating import measure_export
 from flows.operated import operated
@@ -62,6 +62,8 @@ def ablate(recipe: AblationRecipe) -> dict[str, Any]:
         log.info("cell %d of %d: %s", number, len(distinct), cell.name)
         made[sha256] = _carry_out(run, cell, sha256)
         cached[cell.name] = made[sha256].cached
+        if not made[sha256].cached:
+            show_cells(Ablation(recipe, run.job.source.name, list(made.values())))
     ablation = Ablation(
         recipe,
         run.job.source.name,

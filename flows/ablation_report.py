@@ -18,7 +18,7 @@ from flows.ablation_page import CELLS, ablation_page
 from flows.ablation_recipe import BASE, AblationRecipe
 from flows.ablation_text import ablation_markdown, study_markdown
 from flows.budget import readable_seconds
-from flows.page_link import PAGE, artifact_key, publish_page
+from flows.page_link import PAGE, artifact_key, publish_page, publish_table
 from flows.params import Recipe
 from flows.report import recipe_sha256
 from normtweak_core.ablation.config import TITLES, Value, value_name
@@ -155,7 +155,7 @@ def publish_ablation(ablation: Ablation) -> Path:
     Raises:
         AblationTableError: A number of a cell is not finite or out of range.
     """
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+    from prefect.artifacts import create_markdown_artifact
 
     figures = write_ablation(ablation)
     name = ablation.recipe.name
@@ -168,16 +168,18 @@ def publish_ablation(ablation: Ablation) -> Path:
             + f"\n![{TITLES[study]}](data:image/png;base64,{picture})\n",
             description=readings[study],
         )
-    create_table_artifact(
-        key=artifact_key(name, "cells"),
-        table=[
-            {key: value for key, value in row.items() if not key.endswith("sha256")}
-            for row in ablation.rows()
-        ],
-        description=f"Every cell; base: {ablation.source}",
-    )
+    show_cells(ablation)
     publish_page(name, ablation.folder / PAGE)
     return ablation.folder
+
+
+def show_cells(ablation: Ablation) -> None:
+    """Show the cells, as many as there are by now, on the page of the flow run."""
+    rows = [
+        {key: value for key, value in row.items() if not key.endswith("sha256")}
+        for row in ablation.rows()
+    ]
+    publish_table(ablation.recipe.name, "cells", rows, f"Every cell; base: {ablation.source}")
 
 
 def write_ablation(ablation: Ablation) -> dict[str, bytes]:

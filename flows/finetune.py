@@ -12,7 +12,7 @@ from flows.evaluating import measure_export, score_float_model
 from flows.evaluation_report import write_evaluation
 from flows.finetune_preflight import finetune_preflight
 from flows.finetune_recipe import FinetuneRecipe
-from flows.finetune_report import FinetuneReports, publish_finetune_reports
+from flows.finetune_report import FinetuneReports, publish_finetune_reports, show_trained_blocks
 from flows.operated import operated
 from flows.running import Run, calibration_sample, outcome, read_json, register
 from flows.training import Shown, train, training_data, training_facts
@@ -143,6 +143,8 @@ def _train_blocks(
             progress=run.progress,
         )
         finished.append(block)
+        if not run.cached[f"block {index}"]:
+            show_trained_blocks(finished)
     return finished
 
 
@@ -157,7 +159,6 @@ def _train_whole(
     rates = Rates(config.steps, config.scale_lr)
     shown = Shown(
         recipe.name,
-        "Fine-tuning end to end",
         config.model_dump(mode="json", exclude={"data"}) | {"seed": recipe.seed},
         lambda step: {"learning_rate": rates.lr_at(step)},
     )

@@ -16,6 +16,7 @@ from flows.training_report import (
 from normtweak_core.finetune.source import ExportSource
 from normtweak_core.training.rates import Rates
 from tasks.finetune_blocks import TrainedBlockResult
+from tasks.live_page import show_table
 
 DISTANCE = "Distance: |output - float output| / |float output| of tokens of held-out windows."
 COLUMNS = ("", "float", "before", "after", "difference to float")
@@ -77,6 +78,20 @@ def publish_finetune_reports(reports: FinetuneReports) -> list[Path]:
     files = write_finetune_reports(reports)
     publish_training_artifacts(reports, lambda plot: _summary(reports, plot))
     return files
+
+
+def show_trained_blocks(blocks: list[TrainedBlockResult]) -> None:
+    """Show the blocks that are trained by now on the page of the flow run."""
+    rows = [
+        {
+            "block": block.block,
+            "distance before": float(f"{block.distance_before:.4g}"),
+            "distance after": float(f"{block.distance_after:.4g}"),
+            "outcome": "kept" if block.accepted else "rolled back",
+        }
+        for block in blocks
+    ]
+    show_table("blocks", rows, DISTANCE)
 
 
 def write_finetune_reports(reports: FinetuneReports) -> list[Path]:

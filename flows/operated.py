@@ -19,6 +19,7 @@ from prefect.states import Cancelled
 from flows.failures import logged_to_file
 from tasks.cancelling import RunCancelled, watched
 from tasks.environment import OUR_LOGGERS, log_plain_lines, state_root
+from tasks.live_page import moving
 from tasks.runs import own_run
 
 # What happens once a run: these lines and warnings are all that a service shows on its terminal.
@@ -35,13 +36,19 @@ def operated(body: Callable[..., Any]) -> Callable[..., Any]:
         own_run(state_root(), flow_run.id)
         with _heard(f"{flow_run.flow_name} {flow_run.name}"):
             try:
-                with watched(flow_run.id):
+                with moving(flow_run.id, _name(arguments)), watched(flow_run.id):
                     return body(*arguments, **named)
             except RunCancelled:
                 milestones.info("cancelled; finished stages are kept")
                 return Cancelled(message=CANCELLED)
 
     return carried_out
+
+
+def _name(arguments: tuple[Any, ...]) -> str:
+    """Return the name of the recipe that a flow was given, or of the flow where that has none."""
+    name = getattr(arguments[0], "name", None) if arguments else None
+    return name if isinstance(name, str) else flow_run.flow_name
 
 
 @contextlib.contextmanager

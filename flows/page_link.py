@@ -5,14 +5,15 @@ our server hands the reports out itself (`tasks.report_pages`). The link names n
 whichever port `normtweak ui` gets.
 """
 
-import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from tasks.environment import state_root
+from tasks.live_page import artifact_key, show_table
 from tasks.report_pages import ADDRESS, PAGE
 
-__all__ = ["PAGE", "artifact_key", "page_address", "publish_page"]
+__all__ = ["PAGE", "artifact_key", "page_address", "publish_page", "publish_table"]
 
 
 def publish_page(name: str, page: Path) -> None:
@@ -37,6 +38,16 @@ def page_address(page: Path) -> str:
     return ADDRESS + quote(page.relative_to(state_root()).as_posix())
 
 
-def artifact_key(name: str, report: str) -> str:
-    """Return the key under which Prefect keeps the history of a report over runs of one recipe."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{name}-{report}".lower()).strip("-")
+def publish_table(name: str, report: str, rows: list[dict[str, Any]], description: str) -> None:
+    """Show a table on the page of the current flow run; one that has grown there is replaced.
+
+    Args:
+        name: Of the recipe.
+        report: What it is called.
+        rows: Of the table.
+        description: What it tells.
+    """
+    from prefect.artifacts import create_table_artifact
+
+    if not show_table(report, rows, description):
+        create_table_artifact(key=artifact_key(name, report), table=rows, description=description)

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from flows.budget import peak_rss_bytes
 from flows.operated import operated
 from flows.polynomial_recipe import PolynomialRecipe, study_device
-from flows.polynomial_report import Study, StudyCell, publish_study
+from flows.polynomial_report import Study, StudyCell, publish_study, show_cells
 from flows.running import Run, read_json
 from normtweak_core.polynomial.config import cells_of
 from tasks.polynomial import (
@@ -46,7 +46,8 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
         float_stage,
         config=recipe.float_training,
     )
-    cells = []
+    cells: list[StudyCell] = []
+    study = Study(recipe, read_json(pretrained.report), pretrained.network.sha256, cells)
     for cell in cells_of(recipe.grid, recipe.lora):
         name = cell_name(cell)
         key = cell_key(run.job, cell, recipe.grid, pretrained)
@@ -56,7 +57,8 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
         cells.append(
             StudyCell(cell, read_json(result.report), result.network.sha256, result.seconds)
         )
-    study = Study(recipe, read_json(pretrained.report), pretrained.network.sha256, cells)
+        if not run.cached[name]:
+            show_cells(study)
     folder = publish_study(study)
     return {
         "results_dir": str(folder),

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from flows.budget import readable_seconds
-from flows.page_link import PAGE, publish_page
+from flows.page_link import PAGE, publish_page, publish_table
 from flows.polynomial_page import study_page
 from flows.polynomial_recipe import PolynomialRecipe
 from flows.polynomial_text import study_markdown
@@ -79,8 +79,18 @@ class Study:
 def publish_study(study: Study) -> Path:
     """Write the reports, link the page from the flow run, and return their folder."""
     folder = write_study(study)
+    show_cells(study)
     publish_page(study.recipe.name, folder / PAGE)
     return folder
+
+
+def show_cells(study: Study) -> None:
+    """Show the cells, as many as there are by now, on the page of the flow run."""
+    rows = [
+        {key: value for key, value in row.items() if not key.endswith("sha256")}
+        for row in study.rows()
+    ]
+    publish_table(study.recipe.name, "cells", rows, "Loss on test examples, by cell")
 
 
 def write_study(study: Study) -> Path:

@@ -12,7 +12,7 @@ from flows.evaluation_report import write_evaluation
 from flows.operated import operated
 from flows.params import Recipe
 from flows.preflight import preflight
-from flows.report import Reports, publish_reports
+from flows.report import Reports, publish_reports, show_blocks
 from flows.running import (
     Run,
     calibration_sample,
@@ -163,7 +163,7 @@ def quantize_blocks(
     finished: list[BlockResult] = []
     with (
         chain.owned(),
-        run.progress.stage(
+        run.progress.on_terminal(
             f"{label}s" if label.endswith("block") else f"{label} blocks", "blocks"
         ) as advance,
     ):
@@ -181,6 +181,8 @@ def quantize_blocks(
             )
             finished.append(block)
             advance(index + 1, run.job.blocks[1])
+            if label == "block" and not run.cached[f"{label} {index}"]:
+                show_blocks([block_report(one) for one in finished])
             if label != RTN:  # the baseline is there to be looked at, not to be heeded
                 _heed(recipe, block_report(block).problems())
     return finished

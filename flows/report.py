@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flows.page_link import PAGE, artifact_key, publish_page
+from flows.page_link import PAGE, artifact_key, publish_page, publish_table
 from flows.params import Recipe
 from flows.report_text import (
     CHANNELS_PLOT,
@@ -30,6 +30,7 @@ from flows.report_text import (
 from normtweak_core.quantize.report import BlockReport
 from normtweak_core.tweak.report import FinalTuneReport
 from tasks.artifacts import write_atomically
+from tasks.live_page import show_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,17 +141,13 @@ def publish_artifacts(reports: Reports) -> None:
     Raises:
         BlockTableError: The written table is not valid any more.
     """
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+    from prefect.artifacts import create_markdown_artifact
 
     from tasks.block_table import read_block_table
 
     folder = reports.folder
     name = reports.recipe.name
-    create_table_artifact(
-        key=artifact_key(name, "blocks"),
-        table=block_rows(read_block_table(folder / TABLE)),
-        description=TABLE_DESCRIPTION,
-    )
+    publish_table(name, "blocks", block_rows(read_block_table(folder / TABLE)), TABLE_DESCRIPTION)
     create_markdown_artifact(
         key=artifact_key(name, "calibration"),
         markdown=(folder / "calibration.md").read_text(encoding="utf-8"),
@@ -166,6 +163,16 @@ def publish_artifacts(reports: Reports) -> None:
         markdown=_summary(reports, f"data:image/png;base64,{picture}"),
         description=f"Perplexity {percent(ratio - 1, signed=True)} against the float model",
     )
+
+
+def show_blocks(blocks: list[BlockReport]) -> None:
+    """Show the finished blocks on the page of the run; the baseline is added at its end."""
+    from tasks.block_table import block_frame
+
+    rows = block_rows(block_frame(blocks, blocks))
+    for row in rows:
+        del row["drift RTN"]
+    show_table("blocks", rows, TABLE_DESCRIPTION)
 
 
 def recipe_sha256(recipe: Recipe) -> str:

@@ -113,7 +113,6 @@ def _train(
     config, blocks = recipe.ternary, run.job.blocks[1]
     shown = Shown(
         recipe.name,
-        "Ternary training",
         config.model_dump(mode="json", exclude={"data"}) | {"seed": recipe.seed},
         lambda step: step_metrics(recipe, blocks, step),
     )

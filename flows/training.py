@@ -1,7 +1,6 @@
 """What every flow that trains does with its training: segments as stages, shown while they run."""
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from normtweak_core.errors import keys_called
 from tasks.caching import cached_result
 from tasks.results import CalibrationResult
 from tasks.training import SegmentResult, Training, segment_ends, segment_key
-
-SECONDS_BETWEEN_UPDATES = 3.0  # of the progress on Prefect's page
 
 
 def training_data(run: Run, config: CalibrationConfig, section: str) -> CalibrationResult:
@@ -34,7 +31,6 @@ class Shown:
     """What the pages of Prefect and MLflow say about a training."""
 
     name: str  # of the recipe
-    title: str
     params: dict[str, Any]
     step_values: Callable[[int], dict[str, float]]  # by steps done before; rates and schedules
 
@@ -87,15 +83,8 @@ def training_facts(
 @contextmanager
 def _shown(run: Run, training: Training, shown: Shown) -> Iterator[Callable[..., None]]:
     """Show a training while it runs: on the terminal, on Prefect's page, in MLflow."""
-    from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
-    from flows.page_link import artifact_key
     from tasks.tracking import TrainingRun
 
-    artifact = create_progress_artifact(
-        progress=0.0, key=artifact_key(shown.name, "training"), description=shown.title
-    )
-    last = time.monotonic()
     # The curves of the registered training are there; a rebuild must not be written into them.
     curves = (
         nullcontext() if run.is_rebuild else TrainingRun(shown.name, training.origin, shown.params)
@@ -103,12 +92,8 @@ def _shown(run: Run, training: Training, shown: Shown) -> Iterator[Callable[...,
     with curves as tracked, run.progress.stage("training", "steps") as bar:
 
         def advance(done: int, steps: int, loss: float, speed: float) -> None:
-            nonlocal last
             bar(done, steps, f"loss {loss:.4f}, {speed:,.0f} tokens/s")
             if tracked is not None:
                 tracked.log(done, {"train/loss": loss, **shown.step_values(done - 1)})
-            if done == steps or time.monotonic() - last > SECONDS_BETWEEN_UPDATES:
-                update_progress_artifact(artifact, progress=100 * done / steps)
-                last = time.monotonic()
 
         yield advance

@@ -12,9 +12,13 @@ from tasks import events
 from tasks.artifacts import content_hash, publish, publish_json
 from tasks.chain import BlockChain, ChainSettings
 from tasks.job import STAGE, Job
+from tasks.live_page import show_bar
 from tasks.results import QUANTIZED, TWEAKED, BlockResult, CalibrationResult
 
 log = logging.getLogger(__name__)
+
+# Of a block when a part of it begins; roughly, for the bar on the page.
+SHARE_DONE = {"begin": 0.0, "solve": 0.1, "tweak": 0.6, "finish": 0.9, "done": 1.0}
 
 SOURCES = [
     __name__,
@@ -82,13 +86,19 @@ def quantize_block_stage(
 
     owner: BlockChain = chain
     began = time.monotonic()
+
+    def note(part: str) -> None:
+        events.record("block", block=index, part=part, chain=owner.name)
+        _show(label, index, owner.job.blocks[1], part)
+
+    _show(label, index, owner.job.blocks[1], "begin")
     streams = owner.streams_before(index, finished)
     done = quantize_block(
         owner.walk.load(index),
         streams,
         owner.walk.runner(index),
         owner.plan(index),
-        note=lambda part: events.record("block", block=index, part=part, chain=owner.name),
+        note=note,
     )
     result = BlockResult(
         block=index,
@@ -102,5 +112,11 @@ def quantize_block_stage(
         seconds=time.monotonic() - began,
     )
     owner.keep(index + 1, done.streams)
-    events.record("block", block=index, part="done", chain=owner.name)
+    note("done")
     return result
+
+
+def _show(label: str, index: int, blocks: int, part: str) -> None:
+    name = "rtn blocks" if label == "rtn" else "blocks"  # the cells of an ablation share one bar
+    text = f"{label} {index}, {index + 1} of {blocks}: {part}"
+    show_bar(name, index + SHARE_DONE[part], blocks, text)

@@ -40,7 +40,16 @@ VERSIONED = ("torch", "transformers")
 # they store, lock and tell. All others count for the stages that import them.
 OPERATING = {
     f"tasks.{name}"
-    for name in ("artifacts", "caching", "environment", "events", "job", "locks", "progress")
+    for name in (
+        "artifacts",
+        "caching",
+        "environment",
+        "events",
+        "job",
+        "live_page",
+        "locks",
+        "progress",
+    )
 }
 
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from tasks.locks import create_locked, held
+from tasks.prefect_api import no_answer, sync_client
 from tasks.server import ServerError
 
 if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import State
 
 log = logging.getLogger(__name__)
@@ -132,9 +132,9 @@ class _Watch:
         """Raise `RunCancelled` where the run was cancelled, unless that came too late."""
         if ask and not self.is_too_late:
             try:
-                with _client() as client:
+                with sync_client() as client:
                     self.cancelled |= _is_cancel(client.read_flow_run(self.flow_run_id).state)
-            except _no_answer() as error:
+            except no_answer() as error:
                 raise ServerError(
                     "The Prefect server must say whether this run was cancelled before anything is "
                     f"registered, but it does not answer ({type(error).__name__}); finished stages "
@@ -159,19 +159,19 @@ class _Watch:
         from prefect.states import Running
 
         try:
-            with _client() as client:
+            with sync_client() as client:
                 state = client.read_flow_run(self.flow_run_id).state
                 if _is_cancel(state) and not self.is_too_late:
                     raise RunCancelled
                 if state is not None and not state.is_running():
                     done = Running(message=f"had done its work when it was set to {state.name}")
                     client.set_flow_run_state(self.flow_run_id, done, force=True)
-        except _no_answer() as error:
+        except no_answer() as error:
             log.warning("the Prefect server does not say what state this run is in: %r", error)
 
     def _look_on(self) -> None:
         answers = True
-        with _client() as client:
+        with sync_client() as client:
             while not self.ended.is_set():
                 if self.served_by is not None and not held(self.served_by):
                     self._end_orphan()
@@ -179,7 +179,7 @@ class _Watch:
                     if _is_cancel(client.read_flow_run(self.flow_run_id).state):
                         self._interrupt(is_cancel=True)
                     answers = True
-                except _no_answer() as error:
+                except no_answer() as error:
                     if answers:
                         log.warning("the Prefect server cannot be asked for a cancel: %r", error)
                     answers = False
@@ -202,19 +202,5 @@ class _Watch:
         os._exit(TERMINATED)
 
 
-def _client() -> "SyncPrefectClient":
-    from prefect.client.orchestration import get_client
-
-    return get_client(sync_client=True)
-
-
 def _is_cancel(state: "State | None") -> bool:
     return state is not None and (state.is_cancelling() or state.is_cancelled())
-
-
-def _no_answer() -> tuple[type[Exception], ...]:
-    import httpx
-    from prefect.exceptions import PrefectException
-
-    # ValueError: something answers that is no Prefect server, such as a proxy.
-    return httpx.HTTPError, PrefectException, ValueError

@@ -161,7 +161,8 @@ def finetune_block_stage(
     work: FinetuneChain = chain
     bar: Progress = progress
     streams = work.streams_before(index, finished)
-    with bar.stage(f"block {index}", "steps") as advance:
+    part = (index, work.job.blocks[1])
+    with bar.stage(f"block {index}", "steps", "blocks", part) as advance:
         done = finetune_block(
             work.walk.load(index),
             work.on_grids(index),

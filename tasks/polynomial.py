@@ -153,7 +153,7 @@ def _run(
 
     began = time.monotonic()
     events.record("polynomial", key=key, part="begin")
-    with progress.stage(name, "steps") as advance:
+    with progress.stage(name, "steps", "training") as advance:
         outcome = work(Checkpoints(checkpoint_folder(key), key, SAVE_SECONDS), advance)
     report = {
         "curve": outcome.curve,

@@ -1,4 +1,7 @@
-"""How far a stage is: a bar with time left on a terminal, plain lines elsewhere."""
+"""How far a stage is: a bar with time left on a terminal, plain lines elsewhere, a bar on the page.
+
+The page is that of the flow run, where there is one.
+"""
 
 import contextlib
 import logging
@@ -6,6 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import Protocol
+
+from tasks.live_page import show_bar
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +33,39 @@ class Progress:
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
 
     @contextlib.contextmanager
-    def stage(self, name: str, unit: str) -> Iterator[Advance]:
-        """Yield a callback that is told how many of how many units are done."""
+    def stage(
+        self, name: str, unit: str, page: str | None = None, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Advance]:
+        """Yield a callback that is told how many of how many units are done.
+
+        Args:
+            name: Of the stage.
+            unit: What is counted.
+            page: Bar on the page of the run, where it is not of this stage alone.
+            part: Which part of that bar, of how many, the stage is.
+        """
+        text = name
+
+        def move(share: float) -> None:
+            show_bar(page or name, part[0] + share, part[1], text)
+
+        with self.on_terminal(name, unit) as here:
+
+            def advance(done: int, total: int, note: str = "") -> None:
+                nonlocal text
+                here(done, total, note)
+                text = f"{name}: {done}/{total} {unit}" + (f", {note}" if note else "")
+                move(done / total if total else 0.0)
+
+            move(0.0)
+            yield advance
+            move(1.0)  # not every stage counts to its end
+
+    def on_terminal(self, name: str, unit: str) -> contextlib.AbstractContextManager[Advance]:
+        """Return the same without a bar on the page, for what may all be cached."""
         if self.terminal:
-            with self._bar(name, unit) as advance:
-                yield advance
-        else:
-            yield _Lines(name, unit)
+            return self._bar(name, unit)
+        return contextlib.nullcontext(_Lines(name, unit))
 
     @contextlib.contextmanager
     def _bar(self, name: str, unit: str) -> Iterator[Advance]:

@@ -171,7 +171,9 @@ def test_a_failure_stays_a_failure():
 def test_a_server_that_does_not_answer_ends_no_run_but_nothing_registers(monkeypatch):
     heard = []
     monkeypatch.setattr(cancelling.log, "warning", lambda text, *rest: heard.append(text))
-    monkeypatch.setattr(cancelling, "_client", lambda: SyncPrefectClient("http://127.0.0.1:9/api"))
+    monkeypatch.setattr(
+        cancelling, "sync_client", lambda: SyncPrefectClient("http://127.0.0.1:9/api")
+    )
 
     def body(run_id):
         time.sleep(0.5)

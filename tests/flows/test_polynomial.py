@@ -260,8 +260,12 @@ def test_the_page_of_a_study_has_its_losses_claims_and_pictures_and_is_linked(fi
     assert reader.code == files["recipe.yaml"].decode()
     chosen = ArtifactFilter(flow_run_id={"any_": [result["flow_run_id"]]})
     with get_client(sync_client=True) as client:
-        (link,) = client.read_artifacts(artifact_filter=chosen)
-    assert link.key == "tiny-study-page"
+        found = {one.key: one for one in client.read_artifacts(artifact_filter=chosen)}
+    assert set(found) == {f"tiny-study-{name}" for name in ("page", "cells", "training-progress")}
+    assert found["tiny-study-training-progress"].data == 100.0
+    rows = json.loads(found["tiny-study-cells"].data)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in result["cells"]]
+    link = found["tiny-study-page"]
     folder = Path(result["results_dir"]).relative_to(command.root)
     assert f"(/normtweak/{folder}/report.html)" in link.data
 

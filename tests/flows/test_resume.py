@@ -4,6 +4,8 @@ import copy
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter
 
 from flows.params import parse_recipe
 from tasks.drift_table import read_drift_table, stages_of
@@ -51,6 +53,14 @@ def run(tmp_path_factory, home):
     return carry_out
 
 
+def on_the_page(flow_run_id: str) -> dict:
+    """Return the artifacts of a run by their key."""
+    chosen = ArtifactFilter(flow_run_id={"any_": [flow_run_id]})
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=chosen)
+    return {one.key: one for one in found}
+
+
 def executed(result: dict) -> set[str]:
     """Return the stages that were not cached, blocks by their label alone."""
     return {name.rstrip("0123456789 ") for name, cached in result["cached"].items() if not cached}
@@ -63,8 +73,15 @@ def first(run):
 
 def test_the_first_run_executes_everything_and_the_second_nothing(run, first):
     assert "block" in executed(first)
+    shown = on_the_page(first["flow_run_id"])
+    reports = {f"resume-test-{name}" for name in ("blocks", "page", "summary", "calibration")}
+    stages = ("calibration", "blocks", "rtn-blocks", "final-tune", "evaluate", "evaluate-float")
+    bars = {f"resume-test-{stage}-progress" for stage in stages}
+    assert reports | bars == set(shown)
+    assert {shown[name].data for name in bars} == {100.0}
     again = run()
     assert executed(again) == set()
+    assert set(on_the_page(again["flow_run_id"])) == reports
     assert again["export_sha256"] == first["export_sha256"]
     assert again["metrics"] == first["metrics"]
     assert again["registered"]["version"] == first["registered"]["version"]

@@ -77,7 +77,8 @@ def _heard(name: str) -> Iterator[None]:
             except BaseException as error:
                 with file.open("a", encoding="utf-8") as stream:
                     stream.writelines(traceback.format_exception(error))
-                milestones.warning("%s ended: %s: %s", name, type(error).__name__, error)
+                reason = f"{type(error).__name__}: {error}".rstrip(": ")
+                milestones.warning("%s ended: %s", name, reason)
                 raise
             milestones.info("%s ended after %.0f s", name, time.monotonic() - began)
     finally:

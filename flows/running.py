@@ -14,6 +14,7 @@ from prefect.utilities.annotations import quote
 from flows.budget import peak_rss_bytes
 from flows.kept_files import keep_for_rebuild
 from flows.operated import milestones
+from flows.page_link import publish_registry_link
 from flows.places import place_tags
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.evaluate.gate import gate_failures
@@ -170,6 +171,7 @@ def register(
         registered["model_uri"],
         f" ({', '.join(registered['aliases'])})" if registered["aliases"] else "",
     )
+    publish_registry_link(recipe.name, registered)
     return registered
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import LogFilter
 from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Crashed
@@ -17,8 +18,9 @@ from flows.operated import CANCELLED, operated
 from normtweak_core.training.interrupt import deferred_interrupts
 from tasks import cancelling
 from tasks.cancelling import last_call, raise_if_cancelled
+from tasks.environment import OUR_LOGGERS
 from tasks.runs import mark_dead_runs
-from tasks.server import ServerError
+from tasks.server import ServerError, _send_what_is_queued
 
 SECONDS = 10  # the longest that a cancel may take
 
@@ -188,6 +190,24 @@ def test_a_server_that_does_not_answer_ends_no_run_but_nothing_registers(monkeyp
         "the Prefect server cannot be asked for a cancel: %r",
         "the Prefect server does not say what state this run is in: %r",
     ]
+
+
+def test_the_page_has_our_lines_where_prefect_was_not_told_of_our_loggers(monkeypatch):
+    for name in OUR_LOGGERS:  # as in the process of a worker's run
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
+
+    def body(run_id):
+        for name in OUR_LOGGERS:
+            logging.getLogger(f"{name}.tested").info("a line of %s", name)
+
+    _, run_id = started(body)
+    _send_what_is_queued()
+    chosen = LogFilter(flow_run_id={"any_": [run_id]})
+    with get_client(sync_client=True) as client:
+        lines = [(one.name, one.message) for one in client.read_logs(chosen)]
+    for name in OUR_LOGGERS:
+        assert lines.count((f"{name}.tested", f"a line of {name}")) == 1
 
 
 def test_a_run_without_a_command_has_a_log_file_and_a_few_lines_on_the_terminal(engine, capsys):

@@ -71,7 +71,7 @@ def first(run):
     return run()
 
 
-def test_the_first_run_executes_everything_and_the_second_nothing(run, first):
+def test_the_first_run_executes_everything_and_the_second_nothing(run, first, home):
     assert "block" in executed(first)
     shown = on_the_page(first["flow_run_id"])
     reports = {f"resume-test-{name}" for name in ("blocks", "page", "summary", "calibration")}
@@ -79,6 +79,8 @@ def test_the_first_run_executes_everything_and_the_second_nothing(run, first):
     bars = {f"resume-test-{stage}-progress" for stage in stages}
     assert reports | bars == set(shown)
     assert {shown[name].data for name in bars} == {100.0}
+    logs = [path.read_text() for path in (home / "logs").glob("*-quantize-*.log")]
+    assert any("registered models:/resume-test/1 (candidate" in text for text in logs)
     again = run()
     assert executed(again) == set()
     assert set(on_the_page(again["flow_run_id"])) == reports

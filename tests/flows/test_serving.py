@@ -111,6 +111,17 @@ def test_serve_schedules_what_the_file_says_and_stops_in_good_order(command, tmp
         time.sleep(1)
     assert {run["deployment_id"] for run in runs} == {deployment["id"]}
     assert all("T02:30:00" in run["expected_start_time"] for run in runs)
+    run = ask(f"{api}/deployments/{deployment['id']}/create_flow_run", {})
+    serve.until(" started; log: ")
+    (log,) = (tmp_path / "state" / "logs").glob("*-quantize-*.log")
+    # On the page too, where the first line of a stage tells that the level is right.
+    lines = {"logs": {"flow_run_id": {"any_": [run["id"]]}, "level": {"le_": 20}}}
+    while not any(
+        line["name"].startswith(("flows.", "tasks.")) and line["message"] in log.read_text()
+        for line in ask(f"{api}/logs/filter", lines)
+    ):
+        assert time.monotonic() < end + 90, serve.text()
+        time.sleep(0.5)
     below = psutil.Process(serve.process.pid).children(recursive=True)
     assert below
     for _ in range(2):  # an impatient person, or a shell and its job

@@ -39,18 +39,9 @@ VERSIONED = ("torch", "transformers")
 # Modules of `tasks` in which no result is decided: what they say is a value of the key already, or
 # they store, lock and tell. All others count for the stages that import them.
 OPERATING = {
-    f"tasks.{name}"
-    for name in (
-        "artifacts",
-        "caching",
-        "environment",
-        "events",
-        "job",
-        "live_page",
-        "locks",
-        "progress",
-    )
-}
+    "tasks.artifacts", "tasks.caching", "tasks.environment", "tasks.events", "tasks.job",
+    "tasks.live_page", "tasks.locks", "tasks.progress",
+}  # fmt: skip
 
 
 class CacheKeyError(BaseException):

@@ -121,7 +121,7 @@ def _carry_out(shared: Run, cell: PlannedCell, sha256: str) -> Cell:
         blocks=len(blocks),
         tweaks_kept=_tweaks_kept(recipe, blocks),
         final_tune=_final_tune(tuned),
-        problems=_problems(blocks, tuned),
+        problems=[one for block in blocks for one in block_report(block).problems()],
         cached=all(run.cached.values()),
     )
 
@@ -135,8 +135,3 @@ def _tweaks_kept(recipe: Recipe, blocks: list[BlockResult]) -> int:
 
 def _final_tune(tuned: FinalTuneResult | None) -> str:
     return "off" if tuned is None else final_report(tuned).outcome
-
-
-def _problems(blocks: list[BlockResult], tuned: FinalTuneResult | None) -> list[str]:
-    found = [problem for block in blocks for problem in block_report(block).problems()]
-    return found + ["final tune rolled back"] * (_final_tune(tuned) == "rolled back")

@@ -47,7 +47,7 @@ class Cell:
     blocks: int
     tweaks_kept: int
     final_tune: str  # kept, rolled back or off
-    problems: list[str]  # rollbacks, damping or ridge raised, linears left float
+    problems: list[str]  # damping or ridge raised, linears left float
     cached: bool
 
     @property

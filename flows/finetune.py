@@ -104,6 +104,8 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     registered = register(run, recipe, export, metrics, reports, files)
     for problem in reports.problems():
         log.warning("%s", problem)
+    for note in reports.notes():
+        log.info("%s", note)
     rows = [_block_row(run, block) for block in blocks]
     return outcome(run, export, metrics, reports, registered, rows) | {
         "training": training_facts(segments, reports.tokens, reports.held_out)

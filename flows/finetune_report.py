@@ -42,14 +42,9 @@ class FinetuneReports(TrainingReports):
         return kept / distance if distance > 0 else None
 
     def problems(self) -> list[str]:
-        """Return every problem of the run, one sentence each."""
-        found = [
-            f"block {block.block}: training rolled back (held-out distance "
-            f"{block.distance_before:.4g} -> {block.distance_after:.4g})"
-            for block in self.blocks
-            if not block.accepted
-        ]
-        if self.best == 0:
+        """Return what a person must act on, one sentence each."""
+        found = []
+        if self.best == 0:  # unlike that of a single block: the run was in vain
             first, last = self.held_out[0], self.held_out[max(self.held_out)]
             found.append(
                 f"end to end: training rolled back (held-out divergence {first:.4g} -> {last:.4g})"
@@ -62,6 +57,15 @@ class FinetuneReports(TrainingReports):
             )
         return found
 
+    def notes(self) -> list[str]:
+        """Return what was undone because it did not help, one sentence each."""
+        return [
+            f"block {block.block}: training rolled back (held-out distance "
+            f"{block.distance_before:.4g} -> {block.distance_after:.4g})"
+            for block in self.blocks
+            if not block.accepted
+        ]
+
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
         return super().lineage() | {
@@ -69,7 +73,6 @@ class FinetuneReports(TrainingReports):
             "group_size": str(self.source.group_size or "channel"),
             "method": "finetune" if self.recipe.finetune.lora is None else "finetune-lora",
             "parent_export_sha256": self.source.payload_sha256,
-            "problems": "; ".join(self.problems())[:4000] or "none",
         }
 
 

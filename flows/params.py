@@ -55,7 +55,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     on_problem: Literal["warn", "fail"] = Field(
         "warn",
-        description="Damping or ridge raised, tweak rolled back, layer left float: warn or fail.",
+        description="fail: end the run where a damping or ridge was raised, a layer left float, or "
+        "a tweak rolled back; warn: tell problems as warnings, rollbacks as notes.",
     )
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()

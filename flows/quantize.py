@@ -12,7 +12,7 @@ from flows.evaluation_report import write_evaluation
 from flows.operated import operated
 from flows.params import Recipe
 from flows.preflight import preflight
-from flows.report import Reports, publish_reports, show_blocks
+from flows.report import Reports, publish_reports, rolled_back, show_blocks
 from flows.running import (
     Run,
     calibration_sample,
@@ -184,16 +184,21 @@ def quantize_blocks(
             if label == "block" and not run.cached[f"{label} {index}"]:
                 show_blocks([block_report(one) for one in finished])
             if label != RTN:  # the baseline is there to be looked at, not to be heeded
-                _heed(recipe, block_report(block).problems())
+                report = block_report(block)
+                _heed(recipe, report.problems(), report.notes())
     return finished
 
 
-def _heed(recipe: Recipe, problems: list[str]) -> None:
+def _heed(recipe: Recipe, problems: list[str], notes: list[str]) -> None:
+    """Tell problems and notes; neither is allowed where the recipe says so."""
     for problem in problems:
         log.warning("%s", problem)
-    if problems and recipe.on_problem == "fail":
+    for note in notes:
+        log.info("%s", note)
+    found = problems + notes
+    if found and recipe.on_problem == "fail":
         raise ProblemError(
-            f"on_problem: fail allows no problem; found: {problems[0]}. "
+            f"on_problem: fail allows no problem; found: {found[0]}. "
             "Change the recipe, or set on_problem: warn"
         )
 
@@ -227,13 +232,7 @@ def tune_norms(
     )
     report = final_report(tuned)
     if report.outcome == "rolled back":
-        _heed(
-            recipe,
-            [
-                "final tune rolled back (held-out divergence "
-                f"{report.held_out_before:.4g} -> {report.held_out_after:.4g})"
-            ],
-        )
+        _heed(recipe, [], [rolled_back(report)])
     return tuned
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 FOLDER = "reports"
 TABLE = "blocks.parquet"
+LONGEST_TAG = 4000  # characters; MLflow takes 5000
 TABLE_DESCRIPTION = (
     "Drift is |x_q - x_f| / |x_f| behind a block: rounded to nearest (RTN), as quantized, and "
     "after the norm tweak. Errors are relative, means over the block's linears."
@@ -67,10 +68,14 @@ class Reports:
         return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
 
     def problems(self) -> list[str]:
-        """Return every problem of the run, one sentence each."""
-        found = [problem for block in self.blocks for problem in block.problems()]
+        """Return what a person must act on, one sentence each."""
+        return [problem for block in self.blocks for problem in block.problems()]
+
+    def notes(self) -> list[str]:
+        """Return what was undone because it did not help, one sentence each."""
+        found = [note for block in self.blocks for note in block.notes()]
         if self.final_tune and self.final_tune.outcome == "rolled back":
-            found.append("final tune rolled back")
+            found.append(rolled_back(self.final_tune))
         return found
 
     def lineage(self) -> dict[str, str]:
@@ -81,8 +86,24 @@ class Reports:
             "bits": str(config.bits),
             "group_size": str(config.group_size or "channel"),
             "method": config.method,
-            "problems": "; ".join(self.problems())[:4000] or "none",
+            **remarks(self.problems(), self.notes()),
         }
+
+
+def remarks(problems: list[str], notes: list[str]) -> dict[str, str]:
+    """Return the tags that say what became of a run."""
+    return {
+        "problems": "; ".join(problems)[:LONGEST_TAG] or "none",
+        "notes": "; ".join(notes)[:LONGEST_TAG] or "none",
+    }
+
+
+def rolled_back(tune: FinalTuneReport) -> str:
+    """Return the note on a final tune that was undone."""
+    return (
+        "final tune rolled back (held-out divergence "
+        f"{tune.held_out_before:.4g} -> {tune.held_out_after:.4g})"
+    )
 
 
 def publish_reports(reports: Reports) -> list[Path]:
@@ -224,6 +245,7 @@ def _summary(reports: Reports, plot: str) -> str:
         reports.final_tune,
         reports.quality,
         reports.problems(),
+        reports.notes(),
         reports.export.name,
         plot,
     )

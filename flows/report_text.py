@@ -145,6 +145,7 @@ def summary_markdown(
     final_tune: FinalTuneReport | None,
     quality: dict[str, Any],
     problems: list[str],
+    notes: list[str],
     export: str,
     plot: str,
 ) -> str:
@@ -156,7 +157,8 @@ def summary_markdown(
         blocks: What happened to each block.
         final_tune: What became of the final tune; None: it was off.
         quality: A `QualityReport` as JSON.
-        problems: One sentence each.
+        problems: What a person must act on, one sentence each.
+        notes: What is good to know, one sentence each.
         export: Name of the export folder.
         plot: Address of the drift plot.
     """
@@ -180,6 +182,7 @@ def summary_markdown(
             "",
             *([f"* {problem}" for problem in problems] or ["None."]),
             "",
+            *(["## Notes", "", *[f"* {note}" for note in notes], ""] if notes else []),
             "## Drift",
             "",
             f"![Drift of the quantized stream, block by block]({plot})",

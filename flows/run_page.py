@@ -33,13 +33,14 @@ def result_tiles(reports: Any) -> list[Tile]:
     """Return what is to be seen first of a run.
 
     Args:
-        reports: Of any flow that makes an export: recipe, metrics, float_bytes, problems().
+        reports: Of any flow that makes an export: recipe, metrics, float_bytes, problems(),
+            notes().
     """
     metrics = reports.metrics
     ratio, size = metrics["perplexity/ratio"], metrics["size_bytes"]
     failures = gate_failures(reports.recipe.gate, metrics)
     asked = _thresholds(reports.recipe.gate)
-    problems = len(reports.problems())
+    problems, notes = len(reports.problems()), len(reports.notes())
     return [
         Tile(
             "Perplexity",
@@ -60,7 +61,12 @@ def result_tiles(reports: Any) -> list[Tile]:
             f"missed: {len(failures)} of {len(asked)}" if failures else "",
             ("bad" if failures else "good") if asked else "",
         ),
-        Tile("Problems", str(problems) if problems else "none", "", "bad" if problems else ""),
+        Tile(
+            "Problems",
+            str(problems) if problems else "none",
+            f"and notes: {notes}" if notes else "",
+            "bad" if problems else "",
+        ),
     ]
 
 
@@ -108,7 +114,7 @@ def size_drawing(points: Sequence[tuple[str, float, dict[str, float], str]]) -> 
 
 
 def outcome_section(reports: Any, stages: Sequence[tuple[str, str]]) -> Section:
-    """Return what became of the stages, the gate and the problems of a run."""
+    """Return what became of the stages and the gate of a run, its problems and notes."""
     gate = reports.recipe.gate
     failures = gate_failures(gate, reports.metrics)
     asked = _thresholds(gate)
@@ -125,6 +131,8 @@ def outcome_section(reports: Any, stages: Sequence[tuple[str, str]]) -> Section:
     parts.append(Words("Problems:" if problems else "No problems."))
     if problems:
         parts.append(Points(problems))
+    if notes := reports.notes():
+        parts += [Words("Notes, which ask for nothing:"), Points(notes)]
     return Section("Stages, gate and problems", parts)
 
 

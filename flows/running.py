@@ -189,7 +189,7 @@ def outcome(
         run: The run, at its end.
         export: What it has made.
         metrics: Of the evaluation.
-        reports: Tell their folder and the problems of the run.
+        reports: Tell their folder, and the problems and notes of the run.
         registered: The version.
         blocks: One row a block.
     """
@@ -202,6 +202,7 @@ def outcome(
         "blocks": blocks,
         "cached": run.cached,
         "problems": reports.problems(),
+        "notes": reports.notes(),
         "seconds": time.monotonic() - run.began,
         "peak_rss_bytes": peak_rss_bytes(),
         "flow_run_id": str(flow_run.id),

@@ -5,7 +5,7 @@ from typing import Any
 
 from flows.budget import readable_bytes, readable_seconds
 
-PROBLEMS_SHOWN = 5
+SHOWN = {"problem": 5, "note": 2}  # at most of each kind
 
 
 def summary_lines(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -44,10 +44,11 @@ def summary_lines(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("gate", f"failed: {failure}") for failure in registered["gate_failures"]]
     if registered["promotion"]:
         lines.append(("promotion", registered["promotion"]))
-    problems = result["problems"]
-    lines += [("problem", problem) for problem in problems[:PROBLEMS_SHOWN]]
-    if len(problems) > PROBLEMS_SHOWN:
-        lines.append(("problem", f"{len(problems) - PROBLEMS_SHOWN} more, in the block report"))
+    for label, shown in SHOWN.items():
+        found = result[f"{label}s"]
+        lines += [(label, sentence) for sentence in found[:shown]]
+        if len(found) > shown:
+            lines.append((label, f"{len(found) - shown} more, in the report"))
     return [("model", name), *lines, ("look at it", "normtweak ui")]
 
 

@@ -40,7 +40,7 @@ class TernaryReports(TrainingReports):
     objective: dict[int, float]  # on held-out windows, by step, the start included
 
     def problems(self) -> list[str]:
-        """Return every problem of the run, one sentence each."""
+        """Return what a person must act on, one sentence each."""
         if self.best > 0:
             return []
         first, last = self.objective[0], self.objective[max(self.objective)]
@@ -52,8 +52,7 @@ class TernaryReports(TrainingReports):
 
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
-        problems = "; ".join(self.problems()) or "none"
-        return super().lineage() | {"bits": "1.58", "method": "ternary", "problems": problems}
+        return super().lineage() | {"bits": "1.58", "method": "ternary"}
 
 
 def publish_ternary_reports(reports: TernaryReports) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flows.page_link import PAGE, artifact_key, publish_page
-from flows.report import FOLDER, recipe_sha256
+from flows.report import FOLDER, recipe_sha256, remarks
 from flows.report_text import calibration_markdown, percent
 from tasks.artifacts import write_atomically
 
@@ -48,7 +48,11 @@ class TrainingReports:
         return f"Exported are the weights after step {self.best}, which held-out windows like best."
 
     def problems(self) -> list[str]:
-        """Return every problem of the run, one sentence each."""
+        """Return what a person must act on, one sentence each."""
+        return []
+
+    def notes(self) -> list[str]:
+        """Return what was undone because it did not help, one sentence each."""
         return []
 
     def lineage(self) -> dict[str, str]:
@@ -56,6 +60,7 @@ class TrainingReports:
         return self.origin | {
             "recipe_sha256": recipe_sha256(self.recipe),
             "training_tokens": str(self.tokens),
+            **remarks(self.problems(), self.notes()),
         }
 
 

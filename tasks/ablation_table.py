@@ -49,7 +49,8 @@ class AblationTable(pa.DataFrameModel):
     tweaks_kept: Series[int] = pa.Field(ge=0, description="Blocks whose norm tweak was kept.")
     final_tune: Series[str] = pa.Field(isin=TUNES)
     problems: Series[str] = pa.Field(
-        str_length={"min_value": 1}, description="What the blocks report, a sentence each, or none."
+        str_length={"min_value": 1},
+        description="What the blocks report to act on, a sentence each, or none.",
     )
 
     class Config:

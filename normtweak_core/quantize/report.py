@@ -34,7 +34,7 @@ class BlockReport(BaseModel, frozen=True):
     mean_shift_tweaked: float
 
     def problems(self) -> list[str]:
-        """Return what ``on_problem`` is about, one sentence each."""
+        """Return what a person must act on, one sentence each."""
         found = [
             f"block {self.block}: damping of {row.layer} raised to {row.percdamp:g}"
             for row in self.layers
@@ -45,11 +45,14 @@ class BlockReport(BaseModel, frozen=True):
             for row in self.layers
             if row.ridge_raised
         ]
-        found += [f"block {self.block}: {name} left in float" for name in self.left_float]
-        if self.tweak and self.tweak.outcome == "rolled back":
-            found.append(
-                f"block {self.block}: norm tweak rolled back (held-out loss "
-                f"{self.tweak.held_out_before:.4g} -> {self.tweak.held_out_after:.4g}, distance "
-                f"{self.tweak.distance_before:.4g} -> {self.tweak.distance_after:.4g})"
-            )
-        return found
+        return found + [f"block {self.block}: {name} left in float" for name in self.left_float]
+
+    def notes(self) -> list[str]:
+        """Return what is good to know and asks for nothing: what was undone, having not helped."""
+        if self.tweak is None or self.tweak.outcome != "rolled back":
+            return []
+        return [
+            f"block {self.block}: norm tweak rolled back (held-out loss "
+            f"{self.tweak.held_out_before:.4g} -> {self.tweak.held_out_after:.4g}, distance "
+            f"{self.tweak.distance_before:.4g} -> {self.tweak.distance_after:.4g})"
+        ]

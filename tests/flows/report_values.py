@@ -114,7 +114,7 @@ def ablation() -> Ablation:
                 blocks=6,
                 tweaks_kept=place % 7,
                 final_tune="off",
-                problems=["block 2: tweak rolled back"] * (place % 3),
+                problems=["block 2: layer left in float"] * (place % 3),
                 cached=False,
             )
         )

@@ -37,7 +37,8 @@ RESULT = {
         "promotion": "not champion: larger than version 2",
     },
     "blocks": [{"cached": True}, {"cached": False}],
-    "problems": ["block 1: tweak rolled back"],
+    "problems": ["block 1: ridge of mlp.up_proj raised to 0.1"],
+    "notes": ["block 0: norm tweak rolled back"],
     "seconds": 103.0,
     "peak_rss_bytes": 681553920,
 }  # fmt: skip
@@ -95,14 +96,21 @@ def test_the_summary_tells_what_came_of_it():
         ("registered", "tiny version 3 @candidate"),
         ("gate", "failed: kl/mean must be at most 0.1 (gate.max_kl); found 0.3"),
         ("promotion", "not champion: larger than version 2"),
-        ("problem", "block 1: tweak rolled back"),
+        ("problem", "block 1: ridge of mlp.up_proj raised to 0.1"),
+        ("note", "block 0: norm tweak rolled back"),
         ("look at it", "normtweak ui"),
     ]
 
 
-def test_many_problems_are_counted():
-    lines = summary_lines("tiny", RESULT | {"problems": [f"problem {i}" for i in range(9)]})
-    assert lines[-2] == ("problem", "4 more, in the block report")
+def test_many_problems_and_notes_are_counted():
+    many = {"problems": [f"problem {i}" for i in range(9)], "notes": ["a", "b", "c", "d"]}
+    lines = summary_lines("tiny", RESULT | many)
+    assert lines[-5:-1] == [
+        ("problem", "4 more, in the report"),
+        ("note", "a"),
+        ("note", "b"),
+        ("note", "2 more, in the report"),
+    ]
 
 
 def test_the_summary_is_plain_where_nobody_looks(capsys):
@@ -287,7 +295,7 @@ def test_verify_fails_where_the_export_was_altered(export, home, capsys):
     assert main(["verify", str(export)]) == 1
     text = capsys.readouterr().err
     assert text.startswith("normtweak: an independent reader finds something else in ")
-    assert "checks that fail: scales (1), weight (2), file (2), tokenizer (2)" in text
+    assert "checks that fail: scales (1), weight (2), file (2), tokenizer (5)" in text
     assert "scales of model.layers.0.mlp.down_proj: expected " in text
     assert "weight of model.layers.0.mlp.down_proj.weight: expected " in text
     assert "tokenizer of ids: expected " in text

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from flows.report import (
     publish_reports,
     write_reports,
 )
+from flows.run_page import result_tiles
 from normtweak_core.evaluate.scores import Comparison, FloatResult
 from tasks.block_table import BlockTableError, read_block_table
 from tasks.drift_table import DriftTableError, read_drift_table
@@ -132,7 +134,7 @@ def test_the_summary_tells_what_became_of_every_stage(written):
     assert "| norm tweak | kept in 1 of 2 blocks; rolled back in 1 |" in page
     assert "| final tune | kept: held-out divergence 0.5 → 0.4 nats per token |" in page
     assert "| calibration | used, with a warning |" in page
-    assert "* block 1: norm tweak rolled back" in page
+    assert "## Problems\n\nNone.\n\n## Notes\n\n* block 1: norm tweak rolled back" in page
     assert "(drift.png)" in page
 
 
@@ -160,7 +162,31 @@ def test_stages_that_were_off_and_a_run_without_problems_are_told_as_such(tmp_pa
     assert "| norm tweak | off |" in page
     assert "| final tune | off |" in page
     assert "## Problems\n\nNone." in page
+    assert "## Notes" not in page
     assert "by round to nearest (symmetric, one scale per row)" in page
+
+
+def test_a_rollback_is_a_note_and_no_problem(tmp_path):
+    # Nearly every run at 4 bits has one, and nobody has to do anything about it.
+    undone = reports(tmp_path / "undone", [block(0, accepted=False), block(1)])
+    tune = undone.final_tune.model_copy(update={"accepted": False})
+    undone = dataclasses.replace(undone, final_tune=tune)
+    assert undone.problems() == []
+    assert [note.partition(" (")[0] for note in undone.notes()] == [
+        "block 0: norm tweak rolled back",
+        "final tune rolled back",
+    ]
+    tags = undone.lineage()
+    assert tags["problems"] == "none"
+    assert tags["notes"].startswith("block 0: norm tweak rolled back (held-out loss ")
+    tiles = {tile.label: tile for tile in result_tiles(undone)}
+    assert (tiles["Problems"].value, tiles["Problems"].tone) == ("none", "")
+    assert tiles["Problems"].note == "and notes: 2"
+    raised = reports(tmp_path / "raised", [block(0, damping_raised=True, percdamp=0.1)])
+    tiles = {tile.label: tile for tile in result_tiles(raised)}
+    assert (tiles["Problems"].value, tiles["Problems"].tone) == ("2", "bad")
+    assert "block 0: damping of mlp.up_proj raised to 0.1" in raised.lineage()["problems"]
+    assert raised.lineage()["notes"] == "none"
 
 
 def test_raised_damping_is_visible_in_the_table_and_among_the_problems(tmp_path):

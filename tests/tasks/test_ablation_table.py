@@ -20,7 +20,7 @@ def frame() -> pd.DataFrame:
         "export_sha256": "b" * 64, "perplexity_float": 10.0, "perplexity": 11.0,
         "perplexity_ratio": 1.1, "kl": 0.05, "top1_agreement": 0.9, "bits_per_weight": 2.28,
         "seconds": 12.5, "blocks": 5, "tweaks_kept": 4, "final_tune": "off",
-        "problems": "block 4: norm tweak rolled back",
+        "problems": "block 4: mlp.up_proj left in float",
     }  # fmt: skip
     other = row | {"study": "loss", "value": "kl", "is_base": False, "seed": 1}
     return pd.DataFrame([row, other, row | {"study": "bits", "value": "1"}])

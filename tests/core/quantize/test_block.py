@@ -132,7 +132,7 @@ def test_reports_name_every_layer_and_no_problem(tiny_folders, seeded):
         "self_attn.v_proj",
     ]
     assert report.left_float == []
-    assert report.problems() == []
+    assert report.problems() == report.notes() == []
 
 
 def test_a_linear_that_is_never_called_is_reported_as_left_float(tiny_folders, seeded):

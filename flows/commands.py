@@ -14,6 +14,7 @@ from flows.execution import (
     run_flow,
 )
 from flows.failures import EXIT_OK
+from flows.first_line import first_line
 from normtweak_core.errors import InputError
 from tasks.environment import (
     REPOSITORY,
@@ -79,11 +80,12 @@ def run_polynomial(options: argparse.Namespace) -> int:
     recipe = load_polynomial_recipe(options.recipe, options.overrides)
     os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
     set_variables(state_root())
-    if options.result is not None:
-        check_result_file(options.result)
-    check_state_root(state_root())
-    check_services(state_root(), registry=False)
-    study_device(recipe)
+    with first_line(f"polynomial {recipe.name}: begins; all state lies under {state_root()}"):
+        if options.result is not None:
+            check_result_file(options.result)
+        check_state_root(state_root())
+        check_services(state_root(), registry=False)
+        study_device(recipe)
 
     def flow() -> dict[str, Any]:
         from flows.polynomial import polynomial
@@ -157,9 +159,10 @@ def _measure(command: str, models: list[str], options: argparse.Namespace) -> in
     os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     set_variables(state_root())
-    check_request(request, state_root(), options.result)
-    named = [*models, *([options.against] if options.against else [])]
-    check_services(state_root(), registry=any(name.startswith("models:") for name in named))
+    with first_line(f"{command} {' and '.join(models)}: begins"):
+        check_request(request, state_root(), options.result)
+        named = [*models, *([options.against] if options.against else [])]
+        check_services(state_root(), registry=any(name.startswith("models:") for name in named))
 
     def flow() -> dict[str, Any]:
         from flows.compare import compare
@@ -199,7 +202,8 @@ def run_verify(options: argparse.Namespace) -> int:
     from flows.verifying import report_lines
     from normtweak_core.export.verify import reader_python, verify_export
 
-    reader = reader_python(options.export_dir, REPOSITORY)
+    with first_line(f"verify {options.export_dir}: opened by a reader without our code"):
+        reader = reader_python(options.export_dir, REPOSITORY)
 
     def work() -> int:
         for line in report_lines(options.export_dir, verify_export(options.export_dir, reader)):

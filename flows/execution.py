@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from flows.failures import EXIT_OK, exit_code, logged_to_file
+from flows.first_line import first_line
 from normtweak_core.errors import InputError
 from tasks.environment import log_plain_lines, prepare_environment, set_variables, state_root
 
 # Prefect prints the traceback of a failed run; here a sentence and a log file take its place.
+_REGISTRY = ("tasks.promotion", "mlflow.store.tracking.sqlalchemy_store")
+# Beside the module of its flow, what a command always comes to: two seconds of it in all.
+MODULES = {
+    "quantize": (*_REGISTRY, "flows.quantize_page", "normtweak_core.evaluate.drift_figure"),
+    "ternary": _REGISTRY,
+    "finetune": _REGISTRY,
+}
 ENGINE_LEVEL_VARIABLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
 
@@ -34,7 +42,8 @@ def carry_out(
     os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of its tables
     set_variables(state_root())  # before preflight: it may have to ask torch for GPUs
-    ready = check(recipe, state_root(), result_file)
+    with first_line(f"{command} {recipe.name}: begins; all state lies under {state_root()}"):
+        ready = check(recipe, state_root(), result_file)
     if only_local(data, recipe.evaluation, ready.source):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -65,7 +74,7 @@ def run_flow(
     def work() -> int:
         from tasks.artifacts import write_atomically
 
-        result = _flow_result(flow, root)
+        result = _flow_result(flow, root, imported_meanwhile(command))
         if result_file:
             text = json.dumps(result, indent=1) + "\n"
             write_atomically(result_file.resolve(), text.encode())
@@ -78,12 +87,19 @@ def run_flow(
         return logged(command, work)
 
 
-def _flow_result(flow: Callable[[], dict[str, Any]], root: Path) -> dict[str, Any]:
+def imported_meanwhile(command: str) -> list[str]:
+    """Return the modules that a command will need, to be imported while its server comes up."""
+    return [f"flows.{command}", *MODULES.get(command, ())]
+
+
+def _flow_result(
+    flow: Callable[[], dict[str, Any]], root: Path, modules: list[str]
+) -> dict[str, Any]:
     from tasks.artifacts import sweep_temporaries
     from tasks.server import api_for_this_run
 
     sweep_temporaries(root)
-    with api_for_this_run(root):
+    with api_for_this_run(root, modules):
         from tasks.runs import mark_dead_runs, own_flow_runs
 
         mark_dead_runs(root)

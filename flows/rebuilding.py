@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.execution import ENGINE_LEVEL_VARIABLE, print_line, run_flow
 from flows.failures import EXIT_FAILED, EXIT_OK, say
+from flows.first_line import first_line
 from flows.preflight import only_local
 from flows.recipe_checks import CHECKS
 from flows.written_places import check_result_file, check_state_root
@@ -55,7 +56,8 @@ def rebuild_version(uri: str, overrides: list[str], result_file: Path | None) ->
             not to be had or is something else by now.
     """
     root = state_root()
-    _require_places(root, result_file)
+    with first_line(f"rebuild {uri}: begins with what the registry holds of it"):
+        _require_places(root, result_file)
     given_threads = os.environ.get(THREADS) or None  # an empty one counts as unset
     os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from flows.first_line import first_line
 from normtweak_core.errors import InputError
 from tasks.cancelling import serving
 from tasks.children import Child
@@ -53,9 +54,10 @@ def run_ui(options: argparse.Namespace) -> int:
         ServerError: A server did not come up.
         LockTimeoutError: Another `normtweak ui` or `serve` is just starting on the same root.
     """
-    set_variables(state_root())
-    check_services(state_root())
-    root = prepare_environment()
+    with first_line("ui: starts the pages of MLflow and Prefect"):
+        set_variables(state_root())
+        check_services(state_root())
+        root = prepare_environment()
     log_plain_lines()
     with _stopped_by_signals(), contextlib.ExitStack() as stack:
         mlflow = MlflowPages(root, options.mlflow_port)
@@ -86,10 +88,11 @@ def run_serve(options: argparse.Namespace) -> int:
     """
     from flows.deploy import find_deployment_file, read_deployments
 
-    specified = read_deployments(find_deployment_file())
-    set_variables(state_root())
-    check_services(state_root())
-    root = prepare_environment()
+    with first_line("serve: reads prefect.yaml and starts the server of Prefect"):
+        specified = read_deployments(find_deployment_file())
+        set_variables(state_root())
+        check_services(state_root())
+        root = prepare_environment()
     log_plain_lines()
     with (
         _stopped_by_signals(),

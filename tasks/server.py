@@ -6,6 +6,7 @@ started it, and is stopped only after what it was sent has been written.
 """
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -53,11 +54,15 @@ class ServerError(RuntimeError):
 
 
 @contextlib.contextmanager
-def api_for_this_run(root: Path) -> Iterator[str]:
+def api_for_this_run(root: Path, modules: Iterable[str] = ()) -> Iterator[str]:
     """Yield the URL of a Prefect API that answers, with PREFECT_API_URL set to it.
 
     Enter it before Prefect is imported: the server starts at once, and Prefect is imported here
     while it comes up.
+
+    Args:
+        root: The state root.
+        modules: What else to import meanwhile, which the run will need anyway.
 
     Raises:
         ServerError: The embedded server ended or did not answer in time.
@@ -75,6 +80,8 @@ def api_for_this_run(root: Path) -> Iterator[str]:
         with _api_url(server.url):
             import prefect.main  # noqa: F401  (read while the server comes up)
 
+            for module in modules:
+                importlib.import_module(module)
             server.wait()
             try:
                 yield server.url

@@ -6,7 +6,6 @@ accuracy drop. No torch here.
 """
 
 from pydantic import BaseModel
-from scipy import stats
 
 from normtweak_core.evaluate.scores import Estimate, named
 
@@ -58,6 +57,8 @@ class TaskComparison(BaseModel, frozen=True):
     def mcnemar(self, metric: str = "acc") -> float:
         """Return the two-sided p-value of McNemar's exact test; 1 where the models agree."""
         lost, won = self.differing(metric)
+        from scipy import stats  # half a second to import, and most runs have no tasks
+
         return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
     def metrics(self) -> dict[str, float]:

@@ -293,7 +293,8 @@ def test_verify_fails_where_the_export_was_altered(export, home, capsys):
     text = tokenizer.read_text().replace('"T": 51', '"T": 52').replace('"U": 52', '"U": 51')
     tokenizer.write_text(text)
     assert main(["verify", str(export)]) == 1
-    text = capsys.readouterr().err
+    first, text = capsys.readouterr().err.split("\n", 1)
+    assert first.endswith(f" verify {export}: opened by a reader without our code")
     assert text.startswith("normtweak: an independent reader finds something else in ")
     assert "checks that fail: scales (1), weight (2), file (2), tokenizer (5)" in text
     assert "scales of model.layers.0.mlp.down_proj: expected " in text

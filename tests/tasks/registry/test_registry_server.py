@@ -1,6 +1,7 @@
 """The same registration through a real MLflow server over http."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,8 +14,13 @@ from pathlib import Path
 import mlflow.artifacts
 import pytest
 from mlflow.entities import LoggedModelStatus
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter
+from prefect.runtime import flow_run
 
 from flows.export_folder import export_folder
+from flows.page_link import publish_registry_link
 from normtweak_core.errors import InputError
 from normtweak_core.export.payload import payload_files, payload_sha256
 from tasks.registered_version import download_export, download_reports, find_version
@@ -47,8 +53,29 @@ def served(registry):
         server.wait()
 
 
+def check_linked(registered: dict, client) -> None:
+    """The page of a run links where the server has the reports of the version."""
+
+    @flow
+    def linking():
+        publish_registry_link("tiny", registered)
+        return flow_run.id
+
+    chosen = ArtifactFilter(flow_run_id={"any_": [linking()]})
+    with get_client(sync_client=True) as prefect:
+        (found,) = prefect.read_artifacts(artifact_filter=chosen)
+    assert found.key == "tiny-registry"
+    place = (
+        r"\((http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs/([0-9a-f]{32})/artifacts/reports\)"
+    )
+    address, experiment, run = re.search(place, found.data).groups()
+    assert address == client.tracking_uri
+    assert client.get_run(run).info.experiment_id == experiment
+    assert [one.path for one in client.list_artifacts(run, "reports")] == ["reports/drift.md"]
+
+
 @pytest.mark.timeout(600)
-def test_a_server_holds_what_sqlite_would(served, monkeypatch):
+def test_a_server_holds_what_sqlite_would(served, engine, monkeypatch):
     first = served.register()
     assert (first.version, first.created, first.aliases) == (1, True, ["candidate"])
     assert served.register() == first.model_copy(update={"created": False})
@@ -75,6 +102,7 @@ def test_a_server_holds_what_sqlite_would(served, monkeypatch):
     assert {metric.key: metric.value for metric in found.metrics}["kl/mean"] == 0.5
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", served.uri)
+    check_linked(second.model_dump(), client)
     (served.root / "down").mkdir()
     folder = mlflow.artifacts.download_artifacts(
         "models:/tiny-w4/1", dst_path=str(served.root / "down")

@@ -1,4 +1,7 @@
-"""No accepted value is without effect: every leaf of the recipe changes a key of some stage."""
+"""What is in the keys of the stages: what decides a result, and nothing else.
+
+That every leaf changes a result is shown in `test_recipe_results`, by the values listed here.
+"""
 
 import pytest
 
@@ -31,7 +34,7 @@ OTHER = {
     "norm_tweak.target": "local",
     "norm_tweak.lr": 2e-3,
     "norm_tweak.lr_scale": 0.5,
-    "norm_tweak.schedule": "cosine",
+    "norm_tweak.schedule": "constant",
     "norm_tweak.iterations": 2,
     "norm_tweak.rollback": False,
     "final_tune.enabled": False,
@@ -88,14 +91,6 @@ def test_every_key_of_the_recipe_is_accounted_for():
 
 def test_equal_recipes_have_equal_keys(project, base):
     assert stage_keys(parse_recipe(recipe_values(project))) == base
-
-
-@pytest.mark.parametrize("key", OTHER)
-def test_changing_a_key_changes_a_stage(key, project, base):
-    value = OTHER[key]
-    value = value.format(project) if isinstance(value, str) else value
-    recipe = parse_recipe(changed(recipe_values(project), key, value))
-    assert stage_keys(recipe) != base
 
 
 def test_the_float_type_asked_for_is_in_the_key_of_its_own_stage(project, base):

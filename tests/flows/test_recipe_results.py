@@ -1,0 +1,253 @@
+"""No accepted value is without effect: every leaf of a recipe changes a result, not only a key."""
+
+import os
+import time
+
+import numpy
+import pytest
+
+from flows.finetune_recipe import parse_finetune_recipe
+from flows.params import parse_recipe
+from flows.ternary_recipe import parse_ternary_recipe
+from tests.flows import test_finetune_keys, test_recipe_keys, test_ternary_keys
+from tests.flows.stage_bodies import Bodies, first_difference, nothing_shown
+from tests.flows.stage_keys import changed, write_other_items
+from tests.flows.tiny_model import (
+    VOCABULARY,
+    recipe_values,
+    ternary_values,
+    variables_of,
+    write_model,
+    write_project,
+)
+
+pytestmark = pytest.mark.timeout(600)  # whichever comes first imports torch and transformers
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    write_project(folder)
+    write_other_items(folder)
+    write_model(folder / "other-model", seed=1)
+    # Words of the model's own, so that no window is like another.
+    for number, name in enumerate(("calibration", "evaluation")):
+        words = numpy.random.default_rng(number).integers(1, VOCABULARY, 300)
+        (folder / f"{name}.txt").write_text(" ".join(f"w{word}" for word in words))
+    with variables_of(folder / "state") as root:
+        from tasks.environment import FOLDERS, default_variables
+
+        for name in FOLDERS:
+            (root / name).mkdir(parents=True, exist_ok=True)
+        os.environ |= default_variables(root) | {"OMP_NUM_THREADS": "1"}
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return {}
+
+
+def with_values(project, values: dict, changes: dict) -> dict:
+    for key, value in changes.items():
+        value = value.format(project) if isinstance(value, str) else value
+        values = changed(values, key, value)
+    return values
+
+
+# Quantization
+
+
+QUANTIZED = {"final_tune.steps": 3, "norm_tweak.lr": 1e-2, "final_tune.lr": 1e-3}
+
+
+def quantization(values: dict):
+    from flows.evaluating import measure_export, score_float_model
+    from flows.quantize import make_quantized
+    from tasks.calibrate import calibration_length
+
+    recipe = parse_recipe(values)
+
+    def carry_out(run):
+        items = score_float_model(run, recipe.evaluation)
+        made = make_quantized(run, recipe)
+        length = calibration_length(run.job, recipe.calibration)
+        measure_export(run, recipe.evaluation, items, length, made.export)
+
+    return recipe, carry_out
+
+
+def run_of(recipe, stored, known=None) -> Bodies:
+    from tasks.job import open_job
+
+    return Bodies(
+        time.monotonic(), job=open_job(recipe.model, recipe.seed), stored=stored, known=known
+    )
+
+
+def base_effects(values, made_by, stored):
+    recipe, carry_out = made_by(values)
+    run = run_of(recipe, stored)
+    carry_out(run)
+    return run.effects
+
+
+def difference(before: dict, after: dict, made_by, stored) -> str | None:
+    known = base_effects(before, made_by, stored)
+    recipe, carry_out = made_by(after)
+    return first_difference(run_of(recipe, stored, known), carry_out)
+
+
+# What else has to hold so that there is something to see on so small a model.
+VISIBLE = {
+    "norm_tweak.schedule": {"norm_tweak.rollback": False},
+    "ternary.accumulate": {"ternary.batch": 4},
+    "ternary.clip": {"ternary.clip": 1e-4},
+    "ternary.schedule": {"ternary.warmup": 1.0},
+    "ternary.weight_decay": {"ternary.lr": 0.1},
+    "finetune.accumulate": {"finetune.batch": 4},
+    "finetune.clip": {"finetune.clip": 1e-3},
+}
+
+
+def seen(key: str, value, beside: dict, values: dict, project, made_by, stored) -> str | None:
+    """Return the first stage whose result a value changes."""
+    values = with_values(project, values, beside | VISIBLE.get(key, {}))
+    return difference(values, with_values(project, values, {key: value}), made_by, stored)
+
+
+@pytest.mark.parametrize("key", [*test_recipe_keys.OTHER])
+def test_a_leaf_of_a_quantization_changes_a_result(key, project, stored):
+    values = with_values(project, recipe_values(project), QUANTIZED)
+    assert seen(key, test_recipe_keys.OTHER[key], {}, values, project, quantization, stored)
+
+
+def test_the_levels_of_a_symmetric_grid_change_a_result(project, stored):
+    values = with_values(project, recipe_values(project), QUANTIZED)
+    beside = {"quantization.symmetric": True, "quantization.bits": 2}
+    key = "quantization.levels"
+    assert seen(key, "ternary", beside, values, project, quantization, stored) == "block 0"
+
+
+def test_the_float_type_asked_for_is_that_of_the_export(project, stored):
+    values = with_values(project, recipe_values(project), QUANTIZED)
+    key = "export.dtype"
+    assert seen(key, "bfloat16", {}, values, project, quantization, stored) == "float type"
+
+
+# Training
+
+
+@pytest.fixture(autouse=True)
+def without_pages(monkeypatch):
+    monkeypatch.setattr("flows.training._shown", nothing_shown)
+
+
+TERNARY = {"ternary.steps": 4, "ternary.save_every": 10}
+
+
+def ternary_training(values: dict):
+    from flows.evaluating import measure_export
+    from flows.ternary import make_ternary
+    from tasks.calibrate import calibration_length
+
+    recipe = parse_ternary_recipe(values)
+
+    def carry_out(run):
+        made = make_ternary(run, recipe)
+        length = calibration_length(run.job, recipe.ternary.data)
+        measure_export(run, recipe.evaluation, [], length, made.export)
+
+    return recipe, carry_out
+
+
+def leaves_of(module) -> dict:
+    """Return another value of each leaf, and what must hold beside it, tasks and hub left out."""
+    found = {key: (value, {}) for key, value in module.OTHER.items()}
+    found |= {
+        key: value
+        for key, value in module.BESIDE.items()
+        if key not in module.TASK_KEYS and not key.endswith("languages")
+    }
+    return found
+
+
+TERNARY_LEAVES = leaves_of(test_ternary_keys)
+
+
+@pytest.mark.parametrize("key", TERNARY_LEAVES)
+def test_a_leaf_of_a_ternary_training_changes_a_result(key, project, stored):
+    value, beside = TERNARY_LEAVES[key]
+    values = with_values(project, ternary_values(project), TERNARY)
+    assert seen(key, value, beside, values, project, ternary_training, stored)
+
+
+# Fine-tuning
+
+
+@pytest.fixture(scope="module")
+def start(project, stored):
+    """The folder of an export in 2 bits, and its payload."""
+    from flows.quantize import make_quantized
+
+    changes = QUANTIZED | {"quantization.bits": 2, "final_tune.enabled": False}
+    recipe = parse_recipe(with_values(project, recipe_values(project), changes))
+    made = make_quantized(run_of(recipe, stored), recipe)
+    return project / "state" / made.export.folder, made.export.export_sha256
+
+
+def tuned(values: dict):
+    from flows.evaluating import measure_export
+    from flows.finetune import make_finetuned
+    from flows.finetune_preflight import finetune_preflight
+    from tasks.calibrate import calibration_length
+    from tasks.environment import state_root
+    from tasks.finetune_source import StartingPoint, export_in_root
+
+    recipe = parse_finetune_recipe(values)
+    # Of what the export cannot contradict: the reader of gptq is not everywhere.
+    plain = parse_finetune_recipe({**values, "export": {}})
+    ready = finetune_preflight(plain, state_root())
+
+    def carry_out(run):
+        made = make_finetuned(
+            run, recipe, StartingPoint(ready.export, export_in_root(ready.export))
+        )
+        length = calibration_length(run.job, recipe.finetune.data)
+        measure_export(run, recipe.evaluation, [], length, made.export)
+        return made
+
+    return recipe.model_copy(update={"model": ready.float_model}), carry_out
+
+
+def finetune_values(project, start) -> dict:
+    values = recipe_values(project)
+    return {
+        "name": "tiny-tuned",
+        "model": {"source": str(start[0])},
+        "finetune": {"block_steps": 2, "steps": 3, "batch": 2, "data": values["calibration"]},
+        "evaluation": values["evaluation"],
+    }
+
+
+FINETUNE_LEAVES = leaves_of(test_finetune_keys)
+
+
+@pytest.mark.parametrize("key", FINETUNE_LEAVES)
+def test_a_leaf_of_a_fine_tuning_changes_a_result(key, project, stored, start):
+    value, beside = FINETUNE_LEAVES[key]
+    assert seen(key, value, beside, finetune_values(project, start), project, tuned, stored)
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(50.0, False), (1e-2, True)])
+def test_one_step_that_makes_it_worse_is_not_exported(project, stored, start, rate, kept):
+    changes = {"finetune.block_steps": 0, "finetune.steps": 1 if not kept else 12}
+    changes |= {"finetune.lr": rate, "finetune.scale_lr": rate / 10}
+    recipe, carry_out = tuned(with_values(project, finetune_values(project, start), changes))
+    made = carry_out(run_of(recipe, stored))
+    trained = made.segments[-1]
+    assert (trained.best > 0) is kept
+    assert trained.held_out[trained.best] == min(trained.held_out.values())
+    folder = project / "state" / made.export.folder
+    exported, before = (place / "model.safetensors" for place in (folder, start[0]))
+    assert (exported.read_bytes() == before.read_bytes()) is not kept

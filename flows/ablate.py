@@ -30,6 +30,7 @@ from flows.quantize import (
     tune_norms,
 )
 from flows.report import recipe_sha256
+from flows.run_name import run_name
 from flows.running import Run, calibration_set
 from tasks.calibrate import calibration_length
 from tasks.environment import state_root
@@ -40,7 +41,7 @@ from tasks.training_text import training_text_key, training_text_stage
 log = logging.getLogger(__name__)
 
 
-@flow(name="ablate", flow_run_name="{recipe.name}", validate_parameters=True)
+@flow(name="ablate", flow_run_name=run_name("{recipe.name}"), validate_parameters=True)
 @operated
 def ablate(recipe: AblationRecipe) -> dict[str, Any]:
     """Quantize and evaluate a base and every cell of its studies, and compare them.

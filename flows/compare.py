@@ -16,6 +16,7 @@ from flows.evaluate_request import EvaluationRequest, check_request
 from flows.evaluating import Measured, measure_alone, measure_pair
 from flows.operated import operated
 from flows.page_link import PAGE, publish_page
+from flows.run_name import run_name
 from flows.running import Stages
 from normtweak_core.evaluate.scores import Estimate, named
 from normtweak_core.evaluate.task_scores import TaskComparison
@@ -28,7 +29,7 @@ from tasks.task_scoring import items_of
 BETWEEN = ("kl/", "kl_reverse/", "top1_agreement")
 
 
-@flow(name="compare", flow_run_name="compare {request.models}", validate_parameters=True)
+@flow(name="compare", flow_run_name=run_name("compare {request.models}"), validate_parameters=True)
 @operated
 def compare(request: EvaluationRequest) -> dict[str, Any]:
     """Measure several models on the same text and tasks, and every pair of them in pairs.

@@ -17,6 +17,7 @@ from flows.known_tokens import check_tokens
 from flows.measured_models import MeasuredModel, measured_model
 from flows.operated import operated
 from flows.page_link import PAGE, publish_page
+from flows.run_name import run_name
 from flows.running import Stages
 from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import keys_called
@@ -28,7 +29,9 @@ from tasks.root_layout import EVALUATIONS
 from tasks.task_scoring import items_of
 
 
-@flow(name="evaluate", flow_run_name="evaluate {request.models}", validate_parameters=True)
+@flow(
+    name="evaluate", flow_run_name=run_name("evaluate {request.models}"), validate_parameters=True
+)
 @operated
 def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     """Measure a model on a text and on named tasks, beside its float model if one is given.

@@ -14,6 +14,7 @@ from flows.finetune_preflight import finetune_preflight
 from flows.finetune_recipe import FinetuneRecipe
 from flows.finetune_report import FinetuneReports, publish_finetune_reports, show_trained_blocks
 from flows.operated import operated
+from flows.run_name import run_name
 from flows.running import Run, calibration_sample, outcome, read_json, register
 from flows.training import Shown, train, training_data, training_facts
 from normtweak_core.export.payload import payload_bytes
@@ -52,7 +53,7 @@ class Made:
     export: ExportResult
 
 
-@flow(name="finetune", flow_run_name="{recipe.name}", validate_parameters=True)
+@flow(name="finetune", flow_run_name=run_name("{recipe.name}"), validate_parameters=True)
 @operated
 def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     """Train an export on, block by block and end to end; verify, evaluate and register it.

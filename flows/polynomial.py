@@ -12,6 +12,7 @@ from flows.budget import peak_rss_bytes
 from flows.operated import operated
 from flows.polynomial_recipe import PolynomialRecipe, study_device
 from flows.polynomial_report import Study, StudyCell, publish_study, show_cells
+from flows.run_name import run_name
 from flows.running import Run, read_json
 from normtweak_core.polynomial.config import cells_of
 from tasks.polynomial import (
@@ -25,7 +26,7 @@ from tasks.polynomial import (
 )
 
 
-@flow(name="polynomial", flow_run_name="{recipe.name}", validate_parameters=True)
+@flow(name="polynomial", flow_run_name=run_name("{recipe.name}"), validate_parameters=True)
 @operated
 def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
     """Train a float network on polynomial fits, then quantized ones, and compare them.

@@ -13,6 +13,7 @@ from flows.operated import operated
 from flows.params import Recipe
 from flows.preflight import preflight
 from flows.report import Reports, publish_reports, rolled_back, show_blocks
+from flows.run_name import run_name
 from flows.running import (
     Run,
     calibration_sample,
@@ -61,7 +62,7 @@ class Made:
     export: ExportResult
 
 
-@flow(name="quantize", flow_run_name="{recipe.name}", validate_parameters=True)
+@flow(name="quantize", flow_run_name=run_name("{recipe.name}"), validate_parameters=True)
 @operated
 def quantize(recipe: Recipe) -> dict[str, Any]:
     """Quantize, verify, evaluate and register a model.

@@ -12,6 +12,7 @@ from flows.finetune_recipe import FinetuneRecipe
 from flows.operated import operated
 from flows.params import Recipe
 from flows.quantize import make_quantized
+from flows.run_name import run_name
 from flows.running import Run
 from flows.ternary import make_ternary
 from flows.ternary_recipe import TernaryRecipe
@@ -20,7 +21,9 @@ from tasks.finetune_source import StartingPoint, export_in_root
 from tasks.job import open_job
 
 
-@flow(name="rebuild", flow_run_name="{uri}", validate_parameters=True, persist_result=False)
+@flow(
+    name="rebuild", flow_run_name=run_name("{uri}"), validate_parameters=True, persist_result=False
+)
 @operated
 def rebuild(
     uri: str, recipe: Recipe | TernaryRecipe | FinetuneRecipe, revisions: dict[str, str]

@@ -11,6 +11,7 @@ from prefect import flow
 from flows.evaluating import measure_export, score_float_model
 from flows.evaluation_report import write_evaluation
 from flows.operated import operated
+from flows.run_name import run_name
 from flows.running import Run, calibration_sample, outcome, read_json, register
 from flows.ternary_preflight import ternary_preflight
 from flows.ternary_recipe import TernaryRecipe
@@ -41,7 +42,7 @@ class Made:
     export: ExportResult
 
 
-@flow(name="ternary", flow_run_name="{recipe.name}", validate_parameters=True)
+@flow(name="ternary", flow_run_name=run_name("{recipe.name}"), validate_parameters=True)
 @operated
 def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     """Train a model until it lives in ternary weights; verify, evaluate and register it.

@@ -37,6 +37,7 @@ class Measured:
     scores: dict[str, TaskScores] = field(default_factory=dict)  # of the model itself, by task
     inputs: dict[str, Any] = field(default_factory=dict)  # texts and items, by content
     window_kl: list[float] = field(default_factory=list)  # from the model beside it, if any
+    samples: list[dict[str, str]] = field(default_factory=list)  # what both write: see `Sample`
 
     @property
     def measured_on(self) -> str:
@@ -182,5 +183,5 @@ def _measured(
     inputs = text.inputs() | ({"tasks": [one.inputs() for one in items]} if items else {})
     # A cached result comes back in the order of its names: so that equal runs write equal files.
     ordered = dict(sorted(metrics.items()))
-    kl = details.get("window_kl", [])
-    return Measured(ordered, own, details["tokens_sha256"], scores, inputs, kl)
+    beside = details.get("window_kl", []), details.get("samples", [])
+    return Measured(ordered, own, details["tokens_sha256"], scores, inputs, *beside)

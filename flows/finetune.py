@@ -102,7 +102,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     }
     if (kept := reports.distance_kept) is not None:
         metrics["distance_kept"] = kept
-    registered = register(run, recipe, export, metrics, reports, files)
+    registered = register(run, recipe, export, metrics, reports, files, measured.samples)
     for problem in reports.problems():
         log.warning("%s", problem)
     for note in reports.notes():

@@ -66,6 +66,13 @@ class FinetuneReports(TrainingReports):
             if not block.accepted
         ]
 
+    def series(self) -> dict[str, dict[int, float]]:
+        """Return the losses by optimizer step, and the distances by block."""
+        before = {block.block: block.distance_before for block in self.blocks}
+        after = {block.block: block.distance_after for block in self.blocks}
+        by_block = {"distance/before": before, "distance/after": after} if self.blocks else {}
+        return super().series() | by_block
+
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
         return super().lineage() | {

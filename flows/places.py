@@ -10,13 +10,13 @@ from normtweak_core.model.source import REFERENCE_PREFIX, ModelFolder
 from normtweak_core.paths import given_path
 
 PLACE = "place."  # and the key of the recipe: tag of a version
+NOTHING = "none"  # a tag that has nothing to say; no path, commit or hash is this
 
 
 def place_tags(recipe: Any, source: ModelFolder) -> dict[str, str]:
     """Return the absolute path of every local file and folder that an export is made from, as tags.
 
-    A key that names nothing local has an empty tag: an older run of the same export may have left
-    a path there.
+    A key that names nothing local says so: an older run of the same export may have left a path.
 
     Args:
         recipe: Of any flow.
@@ -32,5 +32,6 @@ def place_tags(recipe: Any, source: ModelFolder) -> dict[str, str]:
     if data.path is not None and local_data(data.path) is not None:
         found[f"{kind.data}.path"] = given_path(data.path, f"{kind.data}.path")
     return {
-        f"{PLACE}{key}": "" if path is None else str(path.resolve()) for key, path in found.items()
+        f"{PLACE}{key}": NOTHING if path is None else str(path.resolve())
+        for key, path in found.items()
     }

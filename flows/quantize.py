@@ -98,7 +98,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     files += write_evaluation(
         reports.folder, measured, recipe.seed, recipe.name, run.job.source.name
     )
-    registered = register(run, recipe, export, metrics, reports, files)
+    registered = register(run, recipe, export, metrics, reports, files, measured.samples)
     rows = [_block_row(run, block) for block in blocks]
     return outcome(run, export, metrics, reports, registered, rows)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flows.kept_files import read_kept
-from flows.places import PLACE
+from flows.places import NOTHING, PLACE
 from flows.recipe_kinds import RecipeKind, kind_of
 from flows.version_uri import parse_uri
 from normtweak_core.errors import InputError
@@ -44,7 +44,7 @@ class Recorded:
         return self.tag("export_sha256")
 
     def tag(self, name: str) -> str:
-        """Return what a tag of the version says.
+        """Return what a tag of the version says; empty: that there is nothing.
 
         Raises:
             InputError: Somebody has removed it.
@@ -54,7 +54,8 @@ class Recorded:
                 f"{self.uri} must have the tag {name} to be rebuilt; it has none: carry out its "
                 "recipe again, which sets it."
             )
-        return self.version.tags[name]
+        told = self.version.tags[name]
+        return "" if told == NOTHING else told
 
     def place(self, key: str) -> str | None:
         """Return the absolute path that a key of the recipe named; None: it named no path."""

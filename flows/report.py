@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -77,6 +78,25 @@ class Reports:
         if self.final_tune and self.final_tune.outcome == "rolled back":
             found.append(rolled_back(self.final_tune))
         return found
+
+    def series(self) -> dict[str, dict[int, float]]:
+        """Return drifts and errors by block."""
+        of_layers = {
+            block.block: [row.output_error for row in block.layers if row.output_error is not None]
+            for block in self.blocks
+        }
+        found = {
+            "drift/rtn": {block.block: block.drift_quantized for block in self.baseline},
+            "drift/quantized": {block.block: block.drift_quantized for block in self.blocks},
+            "drift/tweaked": {block.block: block.drift_tweaked for block in self.blocks},
+            "error/weight": {
+                block.block: mean(row.weight_error for row in block.layers)
+                for block in self.blocks
+                if block.layers
+            },
+            "error/output": {index: mean(errors) for index, errors in of_layers.items() if errors},
+        }
+        return {name: points for name, points in found.items() if points}
 
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""

@@ -15,7 +15,8 @@ from flows.budget import peak_rss_bytes
 from flows.kept_files import keep_for_rebuild
 from flows.operated import milestones
 from flows.page_link import publish_registry_link
-from flows.places import place_tags
+from flows.places import NOTHING, place_tags
+from flows.run_record import run_record, write_samples
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.evaluate.gate import gate_failures
 from tasks.artifacts import ArtifactRef
@@ -124,6 +125,7 @@ def register(
     metrics: dict[str, float],
     reports: Any,
     files: list[Path],
+    samples: list[dict[str, str]],
 ) -> dict[str, Any]:
     """Return the registered version of an export, with its metrics, lineage and reports.
 
@@ -136,6 +138,7 @@ def register(
         metrics: Of its evaluation.
         reports: Tell its lineage.
         files: The written reports; what a rebuild needs goes with them.
+        samples: What the float and the quantized model write.
     """
     from tasks.promotion import MEASURED_ON, Verdict
 
@@ -144,19 +147,22 @@ def register(
         log.warning("gate: %s", failure)
     assert run.data is not None
     kept = keep_for_rebuild(reports.folder, state_root() / export.folder, run.data.result)
+    record = run_record(run, recipe, reports, samples)
     facts = {
         MEASURED_ON: run.measured_on,
-        "prefect.flow_run_id": str(flow_run.id),
+        **{name: told for name, told in record.tags.items() if name.startswith("prefect.")},
         **kept.tags,
         **place_tags(recipe, run.job.source),
     }
+    tags = {name: told or NOTHING for name, told in (reports.lineage() | facts).items()}
+    told = [*files, *write_samples(reports.folder, samples), *kept.files]
     registered = register_stage(
         recipe.name,
         recipe.registry.alias,
         quote(export),
         quote(metrics),
-        quote(reports.lineage() | facts),
-        quote([str(file) for file in [*files, *kept.files]]),
+        quote(tags),
+        quote([str(file) for file in told]),
         quote(
             Verdict(
                 tuple(failures),
@@ -165,6 +171,7 @@ def register(
                 confidence=recipe.gate.confidence,
             )
         ),
+        quote(record),
     )
     milestones.info(
         "registered %s%s",

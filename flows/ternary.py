@@ -81,7 +81,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     files += write_evaluation(
         reports.folder, measured, recipe.seed, recipe.name, run.job.source.name
     )
-    registered = register(run, recipe, export, metrics, reports, files)
+    registered = register(run, recipe, export, metrics, reports, files, measured.samples)
     return outcome(run, export, metrics, reports, registered, []) | {
         "surgery": surgery.losses,
         "training": training_facts(segments, reports.tokens, reports.held_out),

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from flows.run_record import source_tags
 from flows.running import Run, calibration_set
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import keys_called
@@ -86,9 +87,10 @@ def _shown(run: Run, training: Training, shown: Shown) -> Iterator[Callable[...,
     from tasks.tracking import TrainingRun
 
     # The curves of the registered training are there; a rebuild must not be written into them.
-    curves = (
-        nullcontext() if run.is_rebuild else TrainingRun(shown.name, training.origin, shown.params)
-    )
+    curves: Any = nullcontext()
+    if not run.is_rebuild:
+        params = {"model": run.job.source.name} | shown.params
+        curves = TrainingRun(shown.name, training.origin, params, source_tags())
     with curves as tracked, run.progress.stage("training", "steps") as bar:
 
         def advance(done: int, steps: int, loss: float, speed: float) -> None:

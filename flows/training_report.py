@@ -55,6 +55,11 @@ class TrainingReports:
         """Return what was undone because it did not help, one sentence each."""
         return []
 
+    def series(self) -> dict[str, dict[int, float]]:
+        """Return the losses by optimizer step."""
+        losses = {step + 1: loss for step, loss in enumerate(self.losses)}
+        return {"train/loss": losses, "train/held_out": dict(self.held_out)}
+
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
         return self.origin | {

@@ -22,6 +22,7 @@ SOURCES = [
     "normtweak_core.calibration.known_ids",
     "normtweak_core.calibration.text",
     "normtweak_core.evaluate.divergence",
+    "normtweak_core.evaluate.samples",
     "normtweak_core.model.tokenizer",
 ]
 HELD_OUT_TEXT = "held-out.jsonl"
@@ -159,12 +160,15 @@ def evaluate_pair_stage(
 ) -> Evaluation:
     """Return a model's metrics beside those of its float model, on the same tokens.
 
+    The details hold as well what the two write when they are given the same prompts.
+
     Raises:
         InputError: The tokenizers differ, the text is too short, or the vocabularies differ.
         NonFiniteError: A logit is NaN or infinite.
     """
     from normtweak_core.calibration.known_ids import require_known_ids
     from normtweak_core.evaluate.divergence import compare
+    from normtweak_core.evaluate.samples import side_by_side
 
     events.record(label, part="begin")
     bar: Progress = progress
@@ -174,7 +178,9 @@ def evaluate_pair_stage(
         require_known_ids(windows, one.model, one.tokenizer, str(text.path))
     with bar.stage(label, "windows") as advance:
         result = compare(subject.model, beside.model, windows, advance)
+    written = side_by_side(subject.model, beside.model, beside.tokenizer, windows)
     details = {"tokens_sha256": tokens_sha256(windows)} | result.model_dump(mode="json")
+    details["samples"] = [one.model_dump() for one in written]
     return Evaluation(metrics=result.metrics(), details=publish_json("evaluation", key, details))
 
 

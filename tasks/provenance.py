@@ -133,6 +133,11 @@ def differences(recorded: MadeWith, here: MadeWith) -> list[Difference]:
     ]
 
 
+def code_commit() -> str | None:
+    """Return the commit of this repository; None: it is not a clone."""
+    return _commit(REPOSITORY)[0]
+
+
 def _by_name(
     kind: str, recorded: dict[str, str], here: dict[str, str]
 ) -> Iterator[tuple[str, str, str]]:

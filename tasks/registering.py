@@ -12,7 +12,14 @@ from tasks.environment import state_root
 
 @task(task_run_name="register")
 def register_stage(
-    name: str, alias: str, export: Any, metrics: Any, tags: Any, reports: Any, verdict: Any
+    name: str,
+    alias: str,
+    export: Any,
+    metrics: Any,
+    tags: Any,
+    reports: Any,
+    verdict: Any,
+    record: Any,
 ) -> dict[str, Any]:
     """Return the registered version as plain data; the same content gives the same version.
 
@@ -37,6 +44,7 @@ def register_stage(
         root / "mlartifacts",
         root / "locks",
         verdict,
+        record,
     )
     events.record("register", part="done", version=registered.version)
     return registered.model_dump(mode="json")

@@ -28,12 +28,13 @@ from tasks.promotion import Verdict, name_lock, settle_aliases
 from tasks.registry_flavor.description import describe_version
 from tasks.registry_flavor.folder import read_config
 from tasks.registry_flavor.logged_model import EVALUATION_TAG, Export, complete_logged_model
+from tasks.registry_flavor.run_record import RunRecord
 from tasks.registry_names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
 from tasks.registry_server import check_registry
 
 EXPERIMENT = "normtweak"
 VERSIONS_TAG = "mlflow.modelVersions"
-ALL_PASS = Verdict()
+ALL_PASS, NOTHING_TOLD = Verdict(), RunRecord()
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def register_export(
     artifact_root: Path,
     lock_dir: Path,
     verdict: Verdict = ALL_PASS,
+    record: RunRecord = NOTHING_TOLD,
 ) -> Registered:
     """Return the version that holds this export, made now unless this content has one already.
 
@@ -81,6 +83,7 @@ def register_export(
         artifact_root: Where a sqlite registry keeps its files; a server has its own place.
         lock_dir: Local folder of the locks, on the disk of the export to save a copy.
         verdict: Of the gate, and which alias passing it may earn.
+        record: What the run of the version tells of the flow that made the export.
 
     Raises:
         InputError: The name, alias, export or reports cannot be registered, or no registry answers.
@@ -107,6 +110,7 @@ def register_export(
             reports=reports,
             staging=lock_dir / f"{own}.staging",
             registration=hashlib.sha256(identity.encode()).hexdigest()[:32],
+            record=record,
         )
         version, created = _version_of(client, export, experiment_id, alias)
         last_call()
@@ -137,7 +141,8 @@ def _version_of(
         _refresh_tags(client, export, version)
     _link_back(client, model, version)
     if not version.description:  # else somebody has written one
-        description = describe_version(f"models:/{export.name}/{version.version}")
+        uri = f"models:/{export.name}/{version.version}"
+        description = describe_version(uri, export.record.description)
         client.update_model_version(export.name, str(version.version), description)
     return client.get_model_version(export.name, str(version.version)), found is None
 

@@ -33,6 +33,7 @@ _CHILD_DEFAULTS = {
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
 }
+_embedded: set[str] = set()  # addresses of servers that this process has started for its run
 _CHILD_VARIABLES = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",  # no scheduler, no late-run marking
@@ -77,6 +78,7 @@ def api_for_this_run(root: Path, modules: Iterable[str] = ()) -> Iterator[str]:
     server = EmbeddedServer(root)
     server.start()
     try:
+        _embedded.add(server.url)
         with _api_url(server.url):
             import prefect.main  # noqa: F401  (read while the server comes up)
 
@@ -89,6 +91,11 @@ def api_for_this_run(root: Path, modules: Iterable[str] = ()) -> Iterator[str]:
                 _send_what_is_queued()
     finally:
         server.stop()
+
+
+def is_embedded() -> bool:
+    """Tell whether the API of this run ends with it and shows no pages."""
+    return os.environ.get(API_VARIABLE) in _embedded
 
 
 def running_server(root: Path) -> str | None:

@@ -14,15 +14,17 @@ class TrainingRun:
     Use as a context manager: the run ends FINISHED, or FAILED or KILLED by what ended the block.
     """
 
-    def __init__(self, experiment: str, origin: str, params: dict[str, Any]):
+    def __init__(self, experiment: str, origin: str, params: dict[str, Any], tags: dict[str, str]):
         """Find the run of this training or make one.
 
         Args:
             experiment: Name of the experiment, that of the registered model.
             origin: Hash of what the training starts from.
             params: What the page of the run shows as its parameters.
+            tags: Its source, and where Prefect shows the flow run.
         """
         from mlflow import MlflowClient
+        from mlflow.entities import Param, RunTag
 
         self._client = MlflowClient()
         self._buffer: list[tuple[int, dict[str, float]]] = []
@@ -39,8 +41,9 @@ class TrainingRun:
         )
         self.run_id = run.info.run_id
         self._client.update_run(self.run_id, status="RUNNING")
-        for name, value in sorted(params.items()):
-            self._client.log_param(self.run_id, name, value)
+        entries = [Param(name, str(value)) for name, value in sorted(params.items())]
+        known = [RunTag(name, value) for name, value in tags.items()]
+        self._client.log_batch(self.run_id, params=entries, tags=known)
         history = self._client.get_metric_history(self.run_id, "train/loss") if runs else []
         self._last = max((entry.step for entry in history), default=0)
 

@@ -27,6 +27,11 @@ this takes, and `reports`, what is known of the version.
 """
 
 
-def describe_version(uri: str) -> str:
-    """Return the description of the version at a ``models:/`` address, as Markdown."""
-    return TEXT.format(uri=uri)
+def describe_version(uri: str, more: str = "") -> str:
+    """Return the description of a version, as Markdown.
+
+    Args:
+        uri: Its ``models:/`` address.
+        more: What is told of its making, as Markdown.
+    """
+    return TEXT.format(uri=uri) + (f"\n{more}" if more else "")

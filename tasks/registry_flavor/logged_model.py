@@ -28,6 +28,7 @@ from normtweak_core.export.payload import (
     relative_name,
 )
 from tasks.registry_flavor.folder import attach, write_model_folder
+from tasks.registry_flavor.run_record import LONGEST_VALUE, RunRecord, log_record
 
 EVALUATION_TAG = "evaluation_sha256"
 # Copied into version tags, since an open-source MLflow keeps no metrics on a version. All follow
@@ -57,6 +58,7 @@ class Export:
     reports: list[Path]
     staging: Path  # a folder only this registration uses
     registration: str  # tag that finds the work of this very registration again
+    record: RunRecord  # what its run tells of the flow
 
     @property
     def headlines(self) -> dict[str, str]:
@@ -112,12 +114,22 @@ def _start(client: MlflowClient, export: Export, experiment_id: str) -> LoggedMo
     """Return a PENDING logged model with a run; a run that never got its model is used again."""
     identity = {"registration": export.registration, "export_sha256": export.sha256}
     left = client.search_runs([experiment_id], f"tags.registration = '{export.registration}'")
-    run = left[0] if left else client.create_run(experiment_id, tags=identity, run_name=export.name)
+    run = (
+        left[0]
+        if left
+        else client.create_run(
+            experiment_id,
+            start_time=export.record.start_time,
+            tags=export.record.tags | identity,
+            run_name=export.name,
+        )
+    )
     return client.create_logged_model(
         experiment_id,
         name=re.sub(r"[.]", "-", export.name),  # stricter than names of registered models
         source_run_id=run.info.run_id,
         tags={**export.tags, **identity, "registered_model": export.name},
+        params={name: value[:LONGEST_VALUE] for name, value in export.record.params.items()},
     )
 
 
@@ -172,7 +184,8 @@ def _store_evaluation(client: MlflowClient, export: Export, model: LoggedModel) 
 
 
 def _record_evaluation(client: MlflowClient, export: Export, model: LoggedModel) -> None:
-    """Give the run the staged reports, log the metrics on both, and tag the logged model last."""
+    """Give the run the record and the reports, log the metrics on both, tag the model last."""
+    log_record(client, model.source_run_id, export.record)
     if export.reports:
         client.log_artifacts(model.source_run_id, str(export.staging / "reports"), "reports")
     known = {metric.key: metric.value for metric in model.metrics or []}

@@ -183,6 +183,7 @@ def test_the_version_and_its_metrics_are_on_the_registry_pages(browser: Browser,
     api = f"{pages.mlflow}/api/2.0/mlflow"
     registered = ask(f"{api}/model-versions/get?name={NAME}&version={version}")["model_version"]
     tags = {tag["key"]: tag["value"] for tag in registered["tags"]}
+    assert tags["prefect.flow_run_url"].endswith(f"/runs/flow-run/{pages.result['flow_run_id']}")
     texts = (
         f"Version {version}",
         "candidate",

@@ -112,6 +112,45 @@ def test_a_gate_that_fails_registers_the_version_with_its_reasons_and_no_alias(e
     assert made["registered"]["aliases"] == []
 
 
+def test_the_run_of_the_version_tells_how_it_was_made(engine, made):
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    client = MlflowClient(uri, uri)
+    version = client.get_model_version("tiny-evaluated", "1")
+    run = client.get_run(version.run_id)
+    params = {"bits": "3", "method": "rtn", "samples": "8", "calibration_source": "random"}
+    params |= {"model": version.tags["source_model"], "seed": "0", "symmetric": "false"}
+    params |= {"format": "compressed-tensors", "quantization.propagation.alpha": "0.0"}
+    assert params.items() <= run.data.params.items()
+    assert run.data.params["group_size"] == version.tags["group_size"]
+    assert run.data.params["dtype"] in ("float16", "bfloat16", "float32")
+    assert run.data.tags["mlflow.source.name"] == "normtweak quantize"
+    assert (run.info.end_time - run.info.start_time) / 1000 >= 0.9 * made["seconds"]
+    assert "" not in {*version.tags.values(), *run.data.tags.values()}
+    drifts = client.get_metric_history(version.run_id, "drift/quantized")
+    assert {one.step: one.value for one in drifts} == {
+        row["index"]: row["error_before"] for row in made["blocks"]
+    }
+    assert len(client.get_metric_history(version.run_id, "error/weight")) == len(made["blocks"])
+
+
+def test_what_both_models_write_stands_side_by_side_with_the_version(engine, made, tmp_path):
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    client = MlflowClient(uri, uri)
+    version = client.get_model_version("tiny-evaluated", "1")
+    run = client.get_run(version.run_id)
+    (shown,) = json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    assert shown["type"] == "table"
+    table = json.loads(
+        Path(client.download_artifacts(version.run_id, shown["path"], str(tmp_path))).read_text()
+    )
+    assert table["columns"] == ["prompt", "float", "quantized"]
+    assert len(table["data"]) == 3
+    assert all(prompt and first for prompt, first, _ in table["data"])
+    for text in (version.description, run.data.tags["mlflow.note.content"]):
+        assert "| prompt | float | quantized |" in text
+        assert f"flow run `{made['flow_run_id']}`" in text  # its server ends with it: no link
+
+
 def test_items_that_cannot_be_scored_stop_a_run_before_its_long_work(engine, project):
     from flows.quantize import quantize
     from tasks.events import read_events

@@ -186,6 +186,22 @@ def test_a_run_leaves_a_verified_registered_model_on_the_same_grid(project, fini
     assert [row["index"] for row in finished["blocks"]] == [0, 1]
 
 
+def test_the_run_of_the_version_has_params_and_the_distances_by_block(finished, engine):
+    from mlflow import MlflowClient
+
+    uri, registered = os.environ["MLFLOW_TRACKING_URI"], finished["registered"]
+    client = MlflowClient(uri, uri)
+    version = client.get_model_version(registered["name"], str(registered["version"]))
+    assert "" not in version.tags.values()
+    params = client.get_run(version.run_id).data.params
+    assert params["finetune.lr"] == "0.03"
+    assert (params["method"], params["bits"]) == ("finetune", version.tags["bits"])
+    for name, key in (("distance/before", "error_before"), ("distance/after", "error_after")):
+        history = client.get_metric_history(version.run_id, name)
+        found = {entry.step: entry.value for entry in history}
+        assert found == {row["index"]: row[key] for row in finished["blocks"]}
+
+
 def test_a_second_run_computes_nothing_and_an_export_of_it_can_be_trained_on(
     project, finished, engine
 ):

@@ -146,6 +146,17 @@ def test_the_curves_are_in_mlflow(undisturbed):
     for name in ("train/loss", "lambda/block_0", "learning_rate"):
         history = client.get_metric_history(run.info.run_id, name)
         assert [entry.step for entry in history] == list(range(1, STEPS + 1))
+    version = client.get_model_version("ternary-test", "1")
+    assert "" not in version.tags.values()
+    registered = client.get_run(version.run_id)
+    for one in (run, registered):
+        assert one.data.tags["mlflow.source.name"] == "normtweak ternary"
+        assert one.data.params["model"] == version.tags["source_model"]
+    assert (registered.data.params["bits"], registered.data.params["format"]) == ("1.58", "bitnet")
+    assert registered.data.params["ternary.steps"] == str(STEPS)
+    losses = client.get_metric_history(version.run_id, "train/loss")
+    assert [entry.step for entry in losses] == list(range(1, STEPS + 1))
+    assert client.get_metric_history(version.run_id, "train/held_out")[-1].step == STEPS
 
 
 def test_the_registered_version_is_made_again_and_its_curves_stay(undisturbed, engine, tmp_path):

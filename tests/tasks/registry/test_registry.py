@@ -51,8 +51,9 @@ def test_a_version_carries_metrics_lineage_alias_and_files(registry):
 
     stored = Path(model.artifact_location.removeprefix("file://"))
     assert stored.is_relative_to(registry.root / "mlartifacts")
-    for file in registry.export.iterdir():
-        assert (stored / "model" / file.name).read_bytes() == file.read_bytes()
+    for file in (path for path in registry.export.rglob("*") if path.is_file()):
+        kept = stored / "model" / file.relative_to(registry.export)
+        assert kept.read_bytes() == file.read_bytes()
     assert (stored / "reports" / "drift.md").read_text() == "# drift"
     assert not list((registry.root / "locks").glob("*.staging"))
 

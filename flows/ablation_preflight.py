@@ -1,6 +1,8 @@
 """Everything that can be known to be wrong with an ablation before it starts."""
 
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flows.ablation_recipe import AblationRecipe, planned_cells
@@ -9,6 +11,7 @@ from flows.given_texts import read_text
 from flows.known_tokens import check_tokens
 from flows.params import Recipe
 from flows.preflight import Ready, check_inputs, check_machine
+from flows.remaining import Shares, has_results, quantize_shares
 from flows.report import recipe_sha256
 from normtweak_core.errors import InputError
 from normtweak_core.export.checks import check_exportable
@@ -51,7 +54,9 @@ def ablation_preflight(recipe: AblationRecipe, root: Path, result: Path | None =
         # Nothing of a cell is verified by a reader of its format, only read back by us.
         check_exportable(cell.export, cell.quantization, found.shape.linears, reader_available=True)
     ready = replace(found, warnings=warnings)
-    return check_machine(ready, _disk(cells, ready), recipe.model, root)
+    disk = _disk(cells, ready)
+    there = partial(_there, recipe, cells, ready, root)
+    return check_machine(ready, disk, recipe.model, root, there)
 
 
 def distinct_recipes(recipe: AblationRecipe, training_text: str) -> list[Recipe]:
@@ -71,6 +76,23 @@ def _check_text(text: str, recipe: AblationRecipe) -> list[str]:
             "cell is measured on text that it was calibrated with"
         ]
     return []
+
+
+def _there(recipe: AblationRecipe, cells: list[Recipe], found: Ready, root: Path) -> Shares:
+    """Return the share of each part that lies there already."""
+    if not has_results(root):
+        return {}
+    from tasks.job import open_job
+
+    job, disk = open_job(recipe.model, recipe.seed), _disk(cells, found)
+    there: Counter[str] = Counter()
+    for cell in cells:
+        part = disk_bytes(cell, found.shape, found.length)
+        shares = quantize_shares(cell, replace(job, seed=cell.seed))
+        for name, twice in TWICE.items():
+            there[name] += part[twice] // 2 * shares[name]
+        there["calibration sets"] += part[CALIBRATION] * shares[CALIBRATION]
+    return {name: size / disk[name] for name, size in there.items()}
 
 
 def _disk(cells: list[Recipe], found: Ready) -> dict[str, int]:

@@ -4,7 +4,6 @@ Disk is counted exactly where formats are ours (streams, block results) and roun
 memory and time are estimates for `normtweak plan`, nothing is refused because of them.
 """
 
-import json
 import math
 import resource
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from flows.params import Recipe
 from normtweak_core.errors import InputError
 from normtweak_core.export.checks import LinearShape, linear_shapes
+from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.layout import block_list
 
@@ -26,6 +26,7 @@ FIXED_DISK = 32 << 20  # databases, logs, plots, verification probes
 FIXED_MEMORY = 700 << 20  # measured: the process with everything imported and a 260k model
 TOKENS_PER_MICRO_BATCH = 4096  # as normtweak_core.quantize.block, which imports torch
 FINAL_TUNE_TOKENS = 2048  # rough size of one of its batches
+STREAMS = 2  # float and quantized: each passes through a block once
 GROUPS_PER_BLOCK = 4  # linears that read the same input: qkv, out, up, down
 
 
@@ -72,7 +73,7 @@ def model_shape(folder: Path) -> ModelShape:
             f"the model must be a stack of blocks with linear layers; {folder} has none in its "
             f"{num_blocks} blocks: choose a decoder-only transformer"
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     parts = (config, config.get("text_config") or {})
     found = [part[key] for part in parts for key in HIDDEN_KEYS if isinstance(part.get(key), int)]
     widths = Counter(t.shape[0] for t in tensors.values() if len(t.shape) == 1)
@@ -143,6 +144,17 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def available_memory(device: str) -> int:
+    """Return the bytes free on the device that a run computes on: its own, or the machine's."""
+    if device == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().available
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def measured_speed() -> float:
     """Return the multiply-adds per second of a 512 x 512 float32 product on this machine, now."""
     import numpy
@@ -163,14 +175,19 @@ def quantize_work(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, i
     evaluated = recipe.evaluation.perplexity.max_tokens or 100_000
     widths = {s.in_features for s in shape.linears.values()}
     solve = shape.num_blocks * sum(2 * tokens * w * w + 2 * w**3 for w in widths)
-    solve += shape.linear_weights * (shape.widest_input + 400)  # column loop, grid search
-    tweak = recipe.norm_tweak
-    passes = 2 * GROUPS_PER_BLOCK + 3 + (3 * tweak.iterations + 3 if tweak.enabled else 0)
+    solve += shape.linear_weights * shape.widest_input  # column loop
+    tweak, config = recipe.norm_tweak, recipe.quantization
+    searched = shape.linear_weights * 400  # grid search, which rounding to nearest has as well
+    passes = STREAMS + (3 * tweak.iterations + 4 if tweak.enabled else 0)
+    if config.method == "gptq" or config.propagation.alpha > 0:
+        passes += 2 * GROUPS_PER_BLOCK  # each group's input, float and quantized
+    else:
+        solve = 0  # the bare rounding needs no data
     generated = recipe.calibration.source == "generated"
     return {
         "calibrate": tokens * shape.parameters * (4 if generated else 2),
-        "blocks": passes * tokens * shape.linear_weights + solve,
-        "baseline": (2 * GROUPS_PER_BLOCK + 3) * tokens * shape.linear_weights + solve,
+        "blocks": passes * tokens * shape.linear_weights + solve + searched,
+        "baseline": STREAMS * tokens * shape.linear_weights + searched,
         "final tune": recipe.final_tune.steps * FINAL_TUNE_TOKENS * 4 * shape.parameters
         if recipe.final_tune.enabled
         else 0,

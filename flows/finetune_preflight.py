@@ -7,6 +7,7 @@ from flows.budget import FIXED_DISK, ModelShape
 from flows.export_folder import export_folder
 from flows.finetune_recipe import FinetuneRecipe, require_agreement
 from flows.preflight import Ready, check_inputs, check_machine
+from flows.remaining import shares_there
 from normtweak_core.errors import InputError
 from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.finetune.source import ExportSource, read_export_source
@@ -59,8 +60,8 @@ def finetune_preflight(
     )
     _require_same_model(export, found.source.path)
     disk = _disk_bytes(recipe, found.shape, found.length)
-    ready = check_machine(found, disk, recipe.model, root)
-    return ReadyToFinetune(**vars(ready), export=export, float_model=float_model)
+    ready = ReadyToFinetune(**vars(found), export=export, float_model=float_model)
+    return check_machine(ready, disk, recipe.model, root, shares_there(recipe, ready, root))
 
 
 def _require_float_model(float_model: ModelConfig) -> None:

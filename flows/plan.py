@@ -3,12 +3,13 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.budget import (
+    available_memory,
     existing_folder,
     free_bytes,
     measured_speed,
@@ -56,6 +57,7 @@ class Plan:
 
     becomes: str  # what becomes of the linears
     data: CalibrationConfig
+    device: str
     stages: list[Stage]
     memory: dict[str, int]  # bytes by stage
     work: dict[str, int]  # multiply-adds by stage
@@ -76,7 +78,7 @@ def plan_lines(recipe: Any, ready: Ready, root: Path) -> list[str]:
         f"{shape.linear_weights:,} of them {plan.becomes}",
         f"text    {plan.data.samples} windows of {ready.length} tokens, source {plan.data.source}",
         *_disk_lines(ready, root),
-        _memory_line(plan.memory),
+        memory_line(plan.memory, plan.device),
         *_time_lines(plan),
         "stages",
         *(f"  {stage}" for stage in plan.stages),
@@ -90,11 +92,13 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
 
     shape, length = ready.shape, ready.length
     if isinstance(recipe, TernaryRecipe):
+        job = open_job(recipe.model, recipe.seed)
         return Plan(
             "to ternary, trained for "
             f"{recipe.ternary.steps * recipe.ternary.batch * length:,} tokens",
             recipe.ternary.data,
-            ternary_stages(recipe, open_job(recipe.model, recipe.seed)),
+            job.device,
+            ternary_stages(recipe, job),
             ternary_memory(recipe, shape, length),
             ternary_work(recipe, shape, length),
         )
@@ -106,15 +110,17 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
             f"trained on at {export.bits} bits ({_groups(export.group_size)}), end to end for "
             f"{tokens:,} tokens",
             recipe.finetune.data,
+            job.device,
             finetune_stages(recipe, export, job),
             finetune_memory(recipe, shape, length),
             finetune_work(recipe, shape, length),
         )
-    config = recipe.quantization
+    config, job = recipe.quantization, open_job(recipe.model, recipe.seed)
     return Plan(
         f"to {config.bits} bits ({config.method}, {_groups(config.group_size)})",
         recipe.calibration,
-        quantize_stages(recipe, open_job(recipe.model, recipe.seed)),
+        job.device,
+        quantize_stages(recipe, job),
         memory_bytes(recipe, shape, length),
         quantize_work(recipe, shape, length),
     )
@@ -133,15 +139,17 @@ def _disk_lines(ready: Ready, root: Path) -> list[str]:
     ]
 
 
-def _memory_line(stages: dict[str, int]) -> str:
-    import psutil
-
+def memory_line(
+    stages: dict[str, int], device: str, available: Callable[[str], int] = available_memory
+) -> str:
+    """Return what a run needs at its peak beside what the device that it computes on has."""
     worst = max(stages, key=stages.__getitem__)
-    available = psutil.virtual_memory().available
-    warning = "; that may not be enough" if stages[worst] > available else ""
+    free = available(device)
+    warning = "; that may not be enough" if stages[worst] > free else ""
+    where = "" if device == "cpu" else f" on {device}"
     return (
         f"memory  about {readable_bytes(stages[worst])} at its peak ({worst}), "
-        f"{readable_bytes(available)} available{warning}"
+        f"{readable_bytes(free)} available{where}{warning}"
     )
 
 

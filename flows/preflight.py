@@ -4,7 +4,8 @@ Nothing here imports torch (but where a GPU build of it has to count devices), P
 and nothing is written.
 """
 
-import json
+import codecs
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from flows.given_texts import (
 )
 from flows.known_tokens import check_tokens
 from flows.params import Recipe
+from flows.remaining import shares_there
 from flows.written_places import check_disk, check_result_file, check_state_root
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.hub_data import local_data
 from normtweak_core.errors import InputError, keys_called
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
+from normtweak_core.given_files import read_json_object
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.foreign_code import refuse_foreign_tokenizer
@@ -75,7 +78,8 @@ def preflight(
         found.shape.linears,
         reader_available=(REPOSITORY / GPTQ_READER_DONE).is_file(),
     )
-    return check_machine(found, disk_bytes(recipe, found.shape, found.length), recipe.model, root)
+    disk = disk_bytes(recipe, found.shape, found.length)
+    return check_machine(found, disk, recipe.model, root, shares_there(recipe, found, root))
 
 
 def check_inputs(
@@ -119,7 +123,13 @@ def check_inputs(
     return Ready(source, model_shape(source.path), length, {}, warnings)
 
 
-def check_machine(found: Ready, disk: dict[str, int], model: ModelConfig, root: Path) -> Ready:
+def check_machine(
+    found: Ready,
+    disk: dict[str, int],
+    model: ModelConfig,
+    root: Path,
+    there: Callable[[], dict[str, float]],
+) -> Ready:
     """Accept a machine with the room and the device that a recipe needs.
 
     Args:
@@ -127,11 +137,12 @@ def check_machine(found: Ready, disk: dict[str, int], model: ModelConfig, root: 
         disk: Bytes the run writes at most, by what they are.
         model: Names the device.
         root: The state root.
+        there: Returns which share of each lies there already.
 
     Raises:
         InputError: The disk is too small, or there is no such device.
     """
-    check_disk(sum(disk.values()), root)
+    check_disk(disk, root, there)
     resolve_device(model.device)  # last: a build of torch for GPUs is imported for it
     return replace(found, disk=disk)
 
@@ -170,22 +181,28 @@ def require_reader_files(folder: Path) -> None:
             f"a model folder must hold its tokenizer and name its architecture; {folder} lacks "
             f"{', '.join(missing)}: save model and tokenizer into it with save_pretrained."
         )
-    for name, required in (("tokenizer_config.json", None), ("tokenizer.json", "model")):
-        if (folder / name).is_file():
-            _require_json_object(folder / name, required)
+    check_json_files(folder)
     refuse_foreign_tokenizer(folder)
 
 
-def _require_json_object(path: Path, required: str | None) -> None:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:  # also of bytes that are no text
-        found = str(error)
-    else:
-        if isinstance(value, dict) and (required is None or required in value):
-            return
-        found = f"it has no {required}" if isinstance(value, dict) else "it is something else"
-    wanted = f"a JSON object with {required}" if required else "a JSON object"
-    raise InputError(
-        f"{path} must be {wanted}; {found}: save the tokenizer again with save_pretrained."
-    )
+def check_json_files(folder: Path) -> None:
+    """Accept a model whose settings and tokenizer transformers can read.
+
+    Raises:
+        InputError: A file is no JSON object, or begins with a byte-order mark; of these only the
+            mark of config.json is read past.
+    """
+    remedy = "save the tokenizer again with save_pretrained"
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        if (folder / name).is_file():
+            held = read_json_object(folder / name, remedy)
+            if name == "tokenizer.json" and not isinstance(held.get("model"), dict):
+                raise InputError(f"{folder / name} must hold a model; it has none: {remedy}.")
+    for path in sorted(folder.glob("*.json")):
+        with path.open("rb") as file:
+            begins = file.read(len(codecs.BOM_UTF8))
+        if begins == codecs.BOM_UTF8 and path.name != "config.json":
+            raise InputError(
+                f"{path} must begin with its text, for transformers reads it; it begins with a "
+                "byte-order mark: save it as UTF-8 without one."
+            )

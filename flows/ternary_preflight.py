@@ -4,6 +4,7 @@ from pathlib import Path
 
 from flows.budget import FIXED_DISK, ModelShape
 from flows.preflight import Ready, check_inputs, check_machine
+from flows.remaining import shares_there
 from flows.ternary_recipe import TernaryRecipe
 from normtweak_core.export.checks import check_ternary_exportable
 
@@ -33,7 +34,7 @@ def ternary_preflight(
     )
     check_ternary_exportable(recipe.export, found.shape.linears)
     disk = _disk_bytes(recipe, found.shape, found.length)
-    return check_machine(found, disk, recipe.model, root)
+    return check_machine(found, disk, recipe.model, root, shares_there(recipe, found, root))
 
 
 def _disk_bytes(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Whether a command can write where it is to write."""
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from flows.budget import existing_folder, free_bytes, readable_bytes
@@ -46,19 +48,29 @@ def check_state_root(root: Path) -> None:
         )
 
 
-def check_disk(needed: int, root: Path) -> None:
-    """Accept a disk with room for what a run writes at most.
+def check_disk(
+    disk: dict[str, int], root: Path, shares_there: Callable[[], dict[str, float]] = dict
+) -> None:
+    """Accept a disk with room for what a run has still to write at most.
 
-    What lies there already is not counted: which of it belongs to this recipe only the keys of its
-    stages tell, and they cannot be had without Prefect.
+    Args:
+        disk: Bytes that the whole run writes at most, by what they are.
+        root: The state root.
+        shares_there: Returns which share of each lies there already; asked where the room does not
+            do for all, since it takes seconds.
 
     Raises:
         InputError: It has less.
     """
     free = free_bytes(existing_folder(root))
+    if free >= sum(disk.values()):
+        return
+    there = shares_there()
+    left = {what: math.ceil(size * (1 - there.get(what, 0.0))) for what, size in disk.items()}
+    needed, most = sum(left.values()), max(left, key=left.__getitem__)
     if free < needed:
         raise InputError(
-            f"this run may write {readable_bytes(needed)} under {root}; its disk has "
-            f"{readable_bytes(free)} free: make room (`normtweak clean`), lower "
-            f"calibration.samples or length, or set {HOME_VARIABLE} to a larger disk."
+            f"this run may write {readable_bytes(needed)} under {root}, "
+            f"{readable_bytes(left[most])} of it {most}; its disk has {readable_bytes(free)} "
+            f"free: make room (`normtweak clean`), or set {HOME_VARIABLE} to a larger disk."
         )

@@ -52,7 +52,7 @@ def calibration_key(job: Job, config: CalibrationConfig) -> str:
         "calibration": config.model_dump(exclude={"path"}),
         "text": _content_of(job, config),
         # The same bytes are other documents in another kind of file.
-        "kind": Path(config.path).suffix if config.path is not None else None,
+        "kind": Path(config.path).suffix.lower() if config.path is not None else None,
         "length": calibration_length(job, config),
         "seed": job.seed,
         "model": job.fingerprint.sha256,

@@ -86,6 +86,7 @@ def set_variables(root: Path) -> None:
             del os.environ[name]
     for name, value in {**profile_variables(), **default_variables(root)}.items():
         os.environ.setdefault(name, value)
+    os.environ[HOME_VARIABLE] = str(root)  # whatever folder a child works in
     for name, kind in _NUMBERS.items():
         if not _is_positive(os.environ[name], kind):
             raise InputError(

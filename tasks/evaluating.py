@@ -115,7 +115,7 @@ def pair_key(subject: Subject, beside: Subject, text: Text) -> str:
 
 def _read_of(text: Text) -> dict[str, Any]:
     # The same bytes are other documents in another kind of file.
-    return text.inputs() | {"kind": text.path.suffix}
+    return text.inputs() | {"kind": text.path.suffix.lower()}
 
 
 def float_evaluation_key(job: Job, text: Text) -> str:

@@ -118,7 +118,7 @@ def _open_local(path: Path) -> "datasets.IterableDataset":
     import datasets
 
     if path.is_file():
-        builder = BUILDERS.get(path.suffix)
+        builder = BUILDERS.get(path.suffix.lower())
         if builder is None:
             raise InputError(
                 f"a data set file must end in {', '.join(BUILDERS)}; found {path}: convert it"

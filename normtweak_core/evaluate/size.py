@@ -1,6 +1,5 @@
 """What the quantized weights of a checkpoint take on disk, in bits per weight."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from normtweak_core.errors import InputError
+from normtweak_core.model.architecture import read_config
 
 DTYPE_BITS = {"I64": 64, "I32": 32, "F32": 32, "I16": 16, "F16": 16, "BF16": 16, "I8": 8, "U8": 8}
 # Tensors beside `<linear>.` that together hold one weight matrix, by format.
@@ -84,6 +84,5 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _is_bitnet(folder: Path) -> bool:
     """Say whether bytes of ``weight`` are four codes each, which their type does not tell."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return config.get("quantization_config", {}).get("quant_method") == "bitnet"
+    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    return (config.get("quantization_config") or {}).get("quant_method") == "bitnet"

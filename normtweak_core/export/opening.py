@@ -35,7 +35,7 @@ def load_quantized(path: Path, dtype: torch.dtype, device: str) -> PreTrainedMod
     Raises:
         InputError: It is quantized in a way that nothing here opens, or a tensor is missing.
     """
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         model = _by_transformers(path.parent, gguf_file=path.name, dtype=dtype)
     else:
         method = quantization_method(path)

@@ -33,6 +33,7 @@ from normtweak_core.export.probe import reference_logits
 from normtweak_core.export.scheme import Scheme, TernaryScheme
 from normtweak_core.export.shards import METADATA, ShardWriter
 from normtweak_core.export.tokenizer_probe import tokenizer_probe
+from normtweak_core.model.architecture import read_config
 from normtweak_core.model.foreign_code import AUTO_MAP
 from normtweak_core.model.tokenizer_files import tokenizer_files
 from normtweak_core.quantize.weight import QuantizedWeight
@@ -211,7 +212,7 @@ def _write_probe(folder: Path, source: Path, weights: ExportedWeights, dtype: to
 def _model_config(
     source: Path, dtype: torch.dtype, quantization: Mapping[str, object]
 ) -> dict[str, object]:
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_config(source)
     kept = {key: value for key, value in config.items() if key not in DROPPED_CONFIG_KEYS}
     return kept | {"dtype": dtype_name(dtype), "quantization_config": quantization}
 

@@ -1,14 +1,19 @@
 """What a model's config.json says about it before anything heavy is imported; no torch."""
 
+import codecs
+import contextlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from normtweak_core.errors import InputError
+from normtweak_core.given_files import read_json_object
 from normtweak_core.model.checkpoint import check_floats, stored_names
+from normtweak_core.paths import shown
 
 EXPERT_KEYS = (
     "num_experts",
@@ -28,13 +33,22 @@ CONTEXT_KEYS = (
 )
 OPENED_METHODS = ("compressed-tensors", "bitnet", "gptq")
 DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+REMEDY = "fetch or save the model again"
+# Of the keys that are read here: what they hold, where they hold anything.
+KINDS = {
+    "model_type": (str, "text"),
+    "architectures": (list, "a list of names"),
+    "text_config": (dict, "an object"),
+    "ffn_config": (dict, "an object"),
+    "quantization_config": (dict, "an object"),
+}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the folder's config.json.
 
     Raises:
-        InputError: It is absent, or not a JSON object.
+        InputError: It is absent, no JSON object, or a key that is read here is of another kind.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -42,16 +56,33 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"a model folder must hold config.json; {folder} does not. "
             "Give the folder that save_pretrained wrote."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} must be JSON; {error}. Fetch or save the model again.") from error
-    if not isinstance(config, dict):
-        raise InputError(
-            f"{path} must be a JSON object; it is a {type(config).__name__}. "
-            "Fetch or save the model again."
-        )
+    config = read_json_object(path, REMEDY)
+    if isinstance(config.get("architectures"), str):
+        config["architectures"] = [config["architectures"]]
+    for key, (kind, said) in KINDS.items():
+        value = config.get(key)
+        whole = not isinstance(value, list) or all(isinstance(entry, str) for entry in value)
+        if value is not None and not (isinstance(value, kind) and whole):
+            raise InputError(f"{path}: {key} must be {said}; found {shown(value)}: {REMEDY}")
     return config
+
+
+@contextlib.contextmanager
+def readable_by_transformers(folder: Path) -> Iterator[Path]:
+    """Yield the folder, or one of links to it whose config.json does not begin with a mark.
+
+    transformers takes a byte-order mark, as editors on Windows put it before a text, for an error.
+    """
+    path = folder / "config.json"
+    if not (path.is_file() and path.read_bytes().startswith(codecs.BOM_UTF8)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="normtweak-config-") as name:
+        for path in folder.iterdir():
+            if path.name != "config.json":
+                (Path(name) / path.name).symlink_to(path.resolve())
+        (Path(name) / "config.json").write_text(json.dumps(read_config(folder)), encoding="utf-8")
+        yield Path(name)
 
 
 def check_model_folder(folder: Path) -> None:
@@ -158,7 +189,10 @@ def model_context(folder: Path) -> int | None:
     from transformers import AutoConfig
 
     try:
-        known = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with readable_by_transformers(folder) as readable:
+            known = AutoConfig.from_pretrained(
+                readable, local_files_only=True, trust_remote_code=False
+            )
     except (ValueError, KeyError) as error:
         raise InputError(
             f"transformers must know the model; it does not know {folder}: {first_line(error)}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError
+from normtweak_core.given_files import read_json_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -153,7 +154,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             )
             for name, entry in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, "its header is not a table of tensors") from error
     _check_ranges(path, tensors, 8 + length, size)
     return tensors
@@ -182,16 +183,13 @@ def _damaged(path: Path, what: str) -> InputError:
 def _weight_map(folder: Path) -> dict[str, str]:
     """Return the shard of each tensor, as the folder's index has it."""
     index = folder / INDEX_FILE
-    try:
-        return {
-            str(name): str(file)
-            for name, file in json.loads(index.read_bytes())["weight_map"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    places = read_json_object(index, "fetch or save the model again").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(one, str) for one in places.values()):
         raise InputError(
-            f"{index} must be a JSON object with a weight_map; it is not. "
+            f"{index} must be a JSON object with a weight_map of file names; it is not. "
             "Fetch or save the model again."
-        ) from error
+        )
+    return places
 
 
 def _indexed_files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from normtweak_core.errors import InputError
-from normtweak_core.model.architecture import first_line
+from normtweak_core.model.architecture import first_line, readable_by_transformers
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.skeleton import check_weights, load_config
 
@@ -33,9 +33,9 @@ def load_causal_lm(
     config = load_config(folder)
     stored_tensors(folder)
     try:
-        with no_progress_bar():
+        with no_progress_bar(), readable_by_transformers(folder) as readable:
             model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
+                readable,
                 config=config,
                 dtype=dtype,
                 local_files_only=True,

@@ -14,7 +14,11 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.initialization import meta_device_safe_creation_ops, no_tie_weights
 
 from normtweak_core.errors import InputError, NonFiniteError
-from normtweak_core.model.architecture import check_model_folder, first_line
+from normtweak_core.model.architecture import (
+    check_model_folder,
+    first_line,
+    readable_by_transformers,
+)
 from normtweak_core.model.checkpoint import FLOATS, StoredTensor, no_float, stored_tensors
 
 # Causal masks, and the number in their place, which old checkpoints of GPT kinds hold.
@@ -28,7 +32,10 @@ def load_config(folder: Path) -> PreTrainedConfig:
         InputError: transformers does not know this kind of model.
     """
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with readable_by_transformers(folder) as readable:
+            return AutoConfig.from_pretrained(
+                readable, local_files_only=True, trust_remote_code=False
+            )
     except (ValueError, KeyError) as error:
         raise InputError(
             f"transformers must know the model; it does not know {folder}: {first_line(error)}"

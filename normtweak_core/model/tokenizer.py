@@ -16,7 +16,7 @@ from transformers.utils.hub import (
 )
 
 from normtweak_core.errors import InputError
-from normtweak_core.model.architecture import first_line
+from normtweak_core.model.architecture import first_line, readable_by_transformers
 from normtweak_core.model.foreign_code import refuse_foreign_tokenizer
 from normtweak_core.model.tokenizer_files import tokenizer_files
 
@@ -45,9 +45,10 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedToke
     refuse_foreign_tokenizer(folder)
     gguf = {} if gguf_file is None else {"gguf_file": gguf_file}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **gguf
-        )
+        with readable_by_transformers(folder) as readable:
+            tokenizer = AutoTokenizer.from_pretrained(
+                readable, local_files_only=True, trust_remote_code=False, **gguf
+            )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise _unreadable(folder, error) from error
     except Exception as error:

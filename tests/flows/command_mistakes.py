@@ -178,8 +178,8 @@ PLACES = {
     ),
     "a disk that is too small": (
         "{0}/state", 20_000_000,
-        "this run may write 33.9 MB under {0}/state; its disk has 20.0 MB free: make room "
-        "(`normtweak clean`), lower calibration.samples or length, or set NORMTWEAK_HOME to a "
+        "this run may write 33.9 MB under {0}/state, 33.6 MB of it databases, logs and reports; "
+        "its disk has 20.0 MB free: make room (`normtweak clean`), or set NORMTWEAK_HOME to a "
         "larger disk.",
     ),
 }  # fmt: skip

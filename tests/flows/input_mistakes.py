@@ -93,6 +93,11 @@ OPTIONS = {
         "--set calibration.languages=[.nan]", "calibration.languages must be a finite number; "
         "found nan.",
     ),
+    "a tokenizer with a byte-order mark": (
+        "--set model.source={0}/marked-words",
+        "{0}/marked-words/tokenizer_config.json must begin with its text, for transformers reads "
+        "it; it begins with a byte-order mark: save it as UTF-8 without one.",
+    ),
     "a value that is very long": (
         f"--set seed={LONG}", f"seed must be a whole number; found {SHOWN}.",
     ),

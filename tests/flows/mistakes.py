@@ -216,17 +216,16 @@ OPTIONS = {
     ),
     "a torn tokenizer": (
         "--set model.source={0}/torn-words",
-        "{0}/torn-words/tokenizer.json must be a JSON object with model; Expecting ':' delimiter: "
-        f"line 1 column 19 (char 18): {SAVE_TOKENIZER}",
+        "{0}/torn-words/tokenizer.json line 1 must be JSON; it is not valid JSON: Expecting ':' "
+        f"delimiter: {SAVE_TOKENIZER}",
     ),
     "a tokenizer that is empty": (
         "--set model.source={0}/no-words",
-        "{0}/no-words/tokenizer.json must be a JSON object with model; it has no model: "
-        f"{SAVE_TOKENIZER}",
+        "{0}/no-words/tokenizer.json must hold a model; it has none: " + SAVE_TOKENIZER,
     ),
     "settings of a tokenizer that are none": (
         "--set model.source={0}/odd-words",
-        "{0}/odd-words/tokenizer_config.json must be a JSON object; it is something else: "
+        "{0}/odd-words/tokenizer_config.json must be a JSON object; it is a list: "
         f"{SAVE_TOKENIZER}",
     ),
     "a tokenizer with its own code": (

@@ -87,6 +87,8 @@ def folder(tmp_path_factory):
     (place / "nameless.yaml").write_text("seed: 1\n")
     (place / "ablation.yaml").write_text(yaml.safe_dump(ablation_values(place)))
     (place / "ternary.yaml").write_text(yaml.safe_dump(ternary_values(place)))
+    marked = write_model(place / "marked-words") / "tokenizer_config.json"
+    marked.write_text(marked.read_text(), encoding="utf-8-sig")
     write_model(place / "odd-rows", inner=130)
     write_model(place / "no-blocks", blocks=0)
     write_model(place / "experts", num_local_experts=8)
@@ -143,7 +145,7 @@ def answers(folder):
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=300,
     )
     assert sorted(folder.rglob("*")) == before, "a mistake left something behind"
     rows = [json.loads(line) for line in done.stdout.splitlines()]

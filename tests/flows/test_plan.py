@@ -10,6 +10,7 @@ from flows import budget
 from flows.budget import readable_seconds
 from flows.finetune_recipe import parse_finetune_recipe
 from flows.params import parse_recipe
+from flows.plan import memory_line
 from flows.plan_stages import Stage
 from flows.ternary_recipe import parse_ternary_recipe
 from flows.training_budget import (
@@ -127,6 +128,40 @@ def test_time_grows_with_the_work_and_falls_with_the_speed(project):
     recipe = parse_recipe(recipe_values(project))
     fast = budget.time_estimate(budget.quantize_work(recipe, shape, 16), speed=2e9).seconds
     assert fast["blocks"] == plain["blocks"] / 2
+
+
+def test_rounding_to_nearest_passes_through_a_block_with_each_stream_once(project):
+    shape = budget.model_shape(project / "model")
+    plain = budget.quantize_work(parse_recipe(recipe_values(project)), shape, 16)
+    # Two streams of 8 windows of 16 tokens through every weight, and the search of the grid.
+    assert plain["baseline"] == 2 * 8 * 16 * 81_920 + 400 * 81_920
+    values = recipe_values(project) | {"norm_tweak": {"enabled": False}}
+    values["quantization"] = {"method": "rtn", "propagation": {"alpha": 0}}
+    rounded = budget.quantize_work(parse_recipe(values), shape, 16)
+    assert rounded["blocks"] == rounded["baseline"] == plain["baseline"]
+    values["quantization"] = {"propagation": {"alpha": 0}}
+    solved = budget.quantize_work(parse_recipe(values), shape, 16)
+    statistics = 2 * 4 * 8 * 16 * 81_920  # the input of each group, float and quantized
+    assert solved["blocks"] > plain["baseline"] + statistics
+
+
+def test_memory_is_compared_with_that_of_the_device_that_computes():
+    asked = []
+
+    def available(device):
+        asked.append(device)
+        return {"cpu": 64 * 10**9, "cuda:1": 8 * 10**9}[device]
+
+    stages = {"blocks": 10 * 10**9, "evaluate": 3 * 10**9}
+    assert memory_line(stages, "cuda:1", available) == (
+        "memory  about 10.0 GB at its peak (blocks), 8.0 GB available on cuda:1; that may not be "
+        "enough"
+    )
+    assert memory_line(stages, "cpu", available) == (
+        "memory  about 10.0 GB at its peak (blocks), 64.0 GB available"
+    )
+    assert asked == ["cuda:1", "cpu"]
+    assert budget.available_memory("cpu") > 0
 
 
 def test_memory_counts_both_models_where_both_are_held(project):

@@ -78,9 +78,23 @@ def test_what_is_written_grows_with_what_is_asked(project, changes, item, factor
 def test_a_disk_that_is_just_large_enough_is_accepted(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000, 0, 1000))
-    check_disk(1000, tmp_path / "a" / "b")
-    with pytest.raises(InputError, match=r"may write 1\.0 kB under .*/a/b; its disk has 1\.0 kB"):
-        check_disk(1001, tmp_path / "a" / "b")
+    root = tmp_path / "a" / "b"
+    check_disk({"streams": 600, "export": 400}, root, lambda: pytest.fail("needs no look"))
+    with pytest.raises(
+        InputError, match=r"may write 1\.0 kB under .*/a/b, 601 bytes of it streams; its disk has 1"
+    ):
+        check_disk({"streams": 601, "export": 400}, root)
+
+
+def test_what_lies_there_already_needs_no_room(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000, 0, 300))
+    disk = {"streams": 600, "blocks": 1000, "export": 400}
+    check_disk(disk, tmp_path, lambda: {"streams": 1.0, "blocks": 0.9, "export": 0.5})
+    with pytest.raises(InputError, match=r"may write 301 bytes under .*, 200 bytes of it export"):
+        check_disk(
+            disk | {"blocks": 1010}, tmp_path, lambda: {"streams": 1, "blocks": 0.9, "export": 0.5}
+        )
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """What is done again after a change, a loss or an altered byte, and that the result is the same."""
 
 import copy
+import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 
 from flows.params import parse_recipe
+from flows.preflight import preflight
+from normtweak_core.errors import InputError
 from tasks.drift_table import read_drift_table, stages_of
 from tasks.events import read_events
 from tests.tiny_exports import save_tiny_model, tiny_config
@@ -24,14 +28,11 @@ def home(engine_environment, session_api):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, home):
-    """A function that carries out one recipe, with changes, and returns its result."""
-    from flows.quantize import quantize
-
+def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     save_tiny_model(folder / "model", tiny_config("llama", num_hidden_layers=BLOCKS), seed=31)
     (folder / "text.txt").write_text("A text to look at what a model makes of it. " * 24)
-    recipe = {
+    return {
         "name": "resume-test",
         "model": {"source": str(folder / "model")},
         "calibration": {"source": "random", "samples": 8, "length": 32},
@@ -39,6 +40,12 @@ def run(tmp_path_factory, home):
         "final_tune": {"steps": 2},
         "evaluation": {"perplexity": {"path": str(folder / "text.txt"), "max_tokens": 128}},
     }
+
+
+@pytest.fixture(scope="module")
+def run(recipe, home):
+    """A function that carries out one recipe, with changes, and returns its result."""
+    from flows.quantize import quantize
 
     def carry_out(**changes) -> dict:
         data = copy.deepcopy(recipe)
@@ -90,6 +97,22 @@ def test_the_first_run_executes_everything_and_the_second_nothing(run, first, ho
     assert [row["seconds"] for row in again["blocks"]] == [
         row["seconds"] for row in first["blocks"]
     ]
+
+
+def test_going_on_needs_room_only_for_what_is_not_there(run, first, recipe, home, monkeypatch):
+    wanted = parse_recipe(recipe)
+    disk = preflight(wanted, home).disk
+    calibration, streams, blocks, exports, fixed = disk.values()
+    left = exports // 2 + fixed
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, left))
+    assert left < sum(disk.values()) - calibration - streams - blocks + exports // 4
+    assert executed(run()) == set()
+    with pytest.raises(InputError, match=r"^this run may write .* of it databases, logs and rep"):
+        run(quantization__bits=3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, left - 1))
+    with pytest.raises(InputError, match=r"^this run may write 33\.\d MB under "):
+        run()
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_an_absent_shard_is_named(tmp_path):
 def test_a_damaged_index_is_named(text, tmp_path):
     save("llama", tmp_path, max_shard_size="20KB")
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(InputError, match=r"index\.json must be a JSON object with a weight_map"):
+    with pytest.raises(InputError, match=r"index\.json (line 1 )?must be (a )?JSON( object)?"):
         fingerprint(tmp_path)
 
 

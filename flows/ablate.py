@@ -23,11 +23,8 @@ from flows.operated import operated
 from flows.params import Recipe
 from flows.quantize import (
     block_report,
-    chain_settings,
-    export_model,
     final_report,
-    quantize_blocks,
-    tune_norms,
+    quantize_model,
 )
 from flows.report import recipe_sha256
 from flows.run_name import run_name
@@ -102,10 +99,8 @@ def _carry_out(shared: Run, cell: PlannedCell, sha256: str) -> Cell:
     job = dataclasses.replace(shared.job, seed=recipe.seed)
     run = Run(time.monotonic(), shared.progress, job=job)
     calibration = calibration_set(run, recipe.calibration, "calibrate")
-    settings = chain_settings(run, recipe)
-    blocks = quantize_blocks(run, recipe, calibration, settings, f"{cell.name}, block")
-    tuned = tune_norms(run, recipe, calibration, blocks, settings)
-    export = export_model(run, recipe, calibration, blocks, tuned, settings)
+    quantized, export = quantize_model(run, recipe, calibration, f"{cell.name}, block")
+    blocks, tuned = quantized.blocks, quantized.tuned
     length = calibration_length(job, recipe.calibration)
     measured = measure_export(run, recipe.evaluation, [], length, export)
     return Cell(

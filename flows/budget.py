@@ -127,7 +127,8 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
         "calibrate": FIXED_MEMORY + model + logits,
         "blocks": FIXED_MEMORY + 5 * stream + 3 * block + matrices,
         "final tune": FIXED_MEMORY + 2 * model + 2 * logits,
-        "evaluate": FIXED_MEMORY + 2 * model + logits,
+        # The float model, and the export as its readers compute and in float32.
+        "evaluate": FIXED_MEMORY + model + 6 * shape.parameters + logits,
     }
 
 

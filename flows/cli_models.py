@@ -68,7 +68,8 @@ def _add_measuring(command: argparse.ArgumentParser) -> None:
         "--data", metavar="DIR", help="their items, as TASK/*.jsonl (default: hub)"
     )
     command.add_argument("--max-items", type=int, metavar="N", help="only so many of each task")
-    command.add_argument("--dtype", default="float32", help="float type (default: float32)")
+    own = "a quantized model's own, else float32"
+    command.add_argument("--dtype", default="auto", help=f"float type (default: {own})")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add_result(command)
 
@@ -85,7 +86,23 @@ def _add_verify(group: argparse._SubParsersAction) -> None:
     command.add_argument(
         "export_dir", action=GivenPath, metavar="EXPORT_DIR", help="folder of an export"
     )
+    command.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long the reader may take; default: by the size of the export",
+    )
     command.set_defaults(run=commands.run_verify)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0; found {text!r}")
+    return seconds
 
 
 def _add_promotion(group: argparse._SubParsersAction) -> None:

@@ -206,7 +206,8 @@ def run_verify(options: argparse.Namespace) -> int:
         reader = reader_python(options.export_dir, REPOSITORY)
 
     def work() -> int:
-        for line in report_lines(options.export_dir, verify_export(options.export_dir, reader)):
+        found = verify_export(options.export_dir, reader, options.timeout)
+        for line in report_lines(options.export_dir, found):
             print_line(line)
         return EXIT_OK
 

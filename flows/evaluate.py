@@ -59,7 +59,7 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
         "model": request.models[0],
         "against": request.against,
         "metrics": measured.metrics,
-        "settings": measured.settings() | {"dtype": request.dtype},
+        "settings": measured.settings() | {"dtype": subjects[0].dtype},
     }
     files = write_evaluation(folder, measured, 0, request.models[0], request.against)
     page = folder / PAGE

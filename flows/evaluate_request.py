@@ -38,8 +38,10 @@ class EvaluationRequest(BaseModel, frozen=True, extra="forbid"):
     )
     against: str | None = Field(None, description="The float model to measure it beside.")
     evaluation: EvaluationConfig = EvaluationConfig()
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Float type that the models compute in."
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Float type that the models compute in; auto: a quantized model in that of its "
+        "config.json, as anybody opens it, a float model in float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 

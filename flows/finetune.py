@@ -13,16 +13,16 @@ from flows.evaluation_report import write_evaluation
 from flows.finetune_preflight import finetune_preflight
 from flows.finetune_recipe import FinetuneRecipe
 from flows.finetune_report import FinetuneReports, publish_finetune_reports, show_trained_blocks
+from flows.float_types import EXACT, until_it_holds
 from flows.operated import operated
 from flows.run_name import run_name
-from flows.running import Run, calibration_sample, outcome, read_json, register
+from flows.running import Run, calibration_sample, outcome, read_json, register, verify
 from flows.training import Shown, train, training_data, training_facts
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.finetune.source import GRID
 from normtweak_core.training.rates import Rates
 from tasks.calibrate import calibration_length
 from tasks.environment import state_root
-from tasks.exporting import verify_key, verify_stage
 from tasks.finetune_blocks import (
     FinetuneChain,
     TrainedBlockResult,
@@ -36,8 +36,9 @@ from tasks.finetuning import (
     finetune_export_stage,
     finetune_stage,
 )
+from tasks.float_type import start_float_type_key, start_float_type_stage
 from tasks.job import open_job
-from tasks.results import CalibrationResult, ExportResult
+from tasks.results import CalibrationResult, ExportResult, FloatType, RefusedExport
 from tasks.training import SegmentResult
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Made:
     data: CalibrationResult
     blocks: list[TrainedBlockResult]
     segments: list[SegmentResult]
+    float_type: FloatType
     export: ExportResult
 
 
@@ -70,7 +72,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     items = score_float_model(run, recipe.evaluation)
     made = make_finetuned(run, recipe, start)
     data, blocks, segments, export = made.data, made.blocks, made.segments, made.export
-    run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
+    verify(run, recipe.export, export)
     length = calibration_length(run.job, recipe.finetune.data)
     before = measure_export(
         run, recipe.evaluation, items, length, start.export, "evaluate start"
@@ -90,6 +92,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         metrics=after,
         origin=run.source_facts(data) | {"export_sha256": export.export_sha256},
         export=state_root() / export.folder,
+        float_type=made.float_type,
         float_bytes=payload_bytes(run.job.source.path),
     )
     files = publish_finetune_reports(reports)
@@ -122,9 +125,23 @@ def make_finetuned(run: Run, recipe: FinetuneRecipe, start: StartingPoint) -> Ma
         start: The export that is trained on.
     """
     data = training_data(run, recipe.finetune.data, "finetune.data")
+    chosen = run.stage(
+        "float type",
+        start_float_type_key(run.job, recipe.export, data, start),
+        start_float_type_stage,
+        job=run.job,
+        data=data,
+        start=start,
+    )
     blocks = _train_blocks(run, recipe, data, start)
     segments = _train_whole(run, recipe, data, start, blocks)
-    return Made(data, blocks, segments, _export(run, recipe, data, start, segments[-1]))
+
+    def make(chosen: FloatType) -> tuple[FloatType, ExportResult | RefusedExport]:
+        return chosen, _export(run, recipe, data, start, segments[-1], chosen)
+
+    # The trained scales are numbers of the first export's float type: only float32 holds them too.
+    chosen, export = until_it_holds(recipe.export, chosen, make, EXACT)
+    return Made(data, blocks, segments, chosen, export)
 
 
 def _train_blocks(
@@ -175,7 +192,8 @@ def _export(
     data: CalibrationResult,
     start: StartingPoint,
     trained: SegmentResult,
-) -> ExportResult:
+    chosen: FloatType,
+) -> ExportResult | RefusedExport:
     # Written as the main job's recipe names them, so that this export can be trained on as well.
     recipe_and_grid = json.loads(recipe.model_dump_json()) | {
         "quantization": {key: getattr(start.source, key) for key in GRID}
@@ -183,15 +201,19 @@ def _export(
     details = {
         "recipe": recipe_and_grid,
         "calibration_sample": calibration_sample(data),
-        "lineage": run.source_facts(data) | {"parent_export_sha256": start.export.export_sha256},
+        "lineage": run.source_facts(data)
+        | {"parent_export_sha256": start.export.export_sha256}
+        | chosen.tags(),
     }
     return run.stage(
         "export",
-        finetune_export_key(run.job, start, trained, recipe.export),
+        finetune_export_key(run.job, data, start, trained, recipe.export, chosen.dtype),
         finetune_export_stage,
         config=recipe.export,
+        export_dtype=chosen.dtype,
         finetune=recipe.finetune,
         job=run.job,
+        data=data,
         start=start,
         trained=trained,
         details=details,

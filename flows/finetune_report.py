@@ -146,6 +146,8 @@ def _summary(reports: FinetuneReports, plot: str) -> str:
             f"On {reports.metrics['tokens']:,.0f} predicted tokens{precision(reports.metrics)}."
             + _left(reports),
             "",
+            f"Float type: {reports.float_type.in_words()}.",
+            "",
             "## Block by block",
             "",
             f"{config.block_steps} steps a block. {DISTANCE}",

@@ -6,13 +6,13 @@ A folder, a hub id, a reference model, a GGUF file, or a registered version, who
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from normtweak_core.errors import InputError
+from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.source import (
     REFERENCE_PREFIX,
@@ -21,6 +21,7 @@ from normtweak_core.model.source import (
     resolve_source,
 )
 from normtweak_core.paths import given_path
+from normtweak_core.scratch import scratch_folder
 from tasks.artifacts import file_sha256
 from tasks.job import tokenizer_hash
 from tasks.subjects import Subject
@@ -61,7 +62,8 @@ def measured_model(address: str, dtype: str, device: str) -> Iterator[MeasuredMo
     Args:
         address: Folder, hub id, reference:NAME, models:/NAME/VERSION, models:/NAME@ALIAS or a
             GGUF file.
-        dtype: What it is to compute in.
+        dtype: What it is to compute in; auto: a quantized model in the float type of its
+            config.json, any other in float32.
         device: Where.
 
     Raises:
@@ -88,6 +90,8 @@ def _in_folder(source: ModelFolder, tokenizer: Path, dtype: str, device: str) ->
 
     refuse_foreign_tokenizer(tokenizer)
     quantized = quantization_method(source.path) is not None
+    if dtype == "auto":
+        dtype = _own_dtype(source.path) if quantized else "float32"
     subject = Subject(
         name=source.name,
         kind="quantized" if quantized else "float",
@@ -102,6 +106,13 @@ def _in_folder(source: ModelFolder, tokenizer: Path, dtype: str, device: str) ->
     return MeasuredModel(subject, source, payload_bytes(source.path), bits)
 
 
+def _own_dtype(folder: Path) -> str:
+    """Return the float type that a folder is opened in; float32 where its config names none."""
+    config = read_config(folder)
+    named = config.get("dtype") or config.get("torch_dtype")
+    return named if named in ("float16", "bfloat16") else "float32"
+
+
 def _gguf(path: Path, address: str, dtype: str, device: str) -> MeasuredModel:
     if not path.is_file():
         raise InputError(f"a GGUF model must be a file; {address} does not exist: check the path.")
@@ -112,7 +123,7 @@ def _gguf(path: Path, address: str, dtype: str, device: str) -> MeasuredModel:
         path=path.resolve(),
         sha256=digest,
         tokenizer_sha256=digest,
-        dtype=dtype,
+        dtype="float32" if dtype == "auto" else dtype,
         device=device,
     )
     source = ModelFolder(path.resolve().parent, address, None)
@@ -149,8 +160,10 @@ def _registered(address: str) -> Iterator[tuple[Path, Path]]:
         raise InputError(
             f"{address} must be in the registry; it is not: look with `normtweak ui`."
         ) from error
-    with tempfile.TemporaryDirectory(prefix="normtweak-version-") as copy:
-        there = None if is_local_uri(place) else copy  # files of this machine are read in place
+    with scratch_folder("version") as copy:
+        there = (
+            None if is_local_uri(place) else str(copy)
+        )  # files of this machine are read in place
         try:
             found = mlflow.artifacts.download_artifacts(
                 artifact_uri=place, dst_path=there, tracking_uri=uri

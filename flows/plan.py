@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from normtweak_core.errors import InputError
 from normtweak_core.finetune.source import read_export_source
 from normtweak_core.model.hub import is_hub_id
 from normtweak_core.paths import given_path
+from normtweak_core.scratch import scratch_folder
 from tasks.environment import set_variables
 
 
@@ -45,8 +45,8 @@ def scratch_environment(root: Path) -> Iterator[None]:
 
     Prefect makes its home when it is imported, so that cannot be inside the state root.
     """
-    with tempfile.TemporaryDirectory(prefix="normtweak-plan-") as scratch:
-        os.environ["PREFECT_HOME"] = scratch
+    with scratch_folder("plan") as scratch:
+        os.environ["PREFECT_HOME"] = str(scratch)
         set_variables(root)
         yield
 

@@ -35,28 +35,38 @@ class Stage:
 
 def quantize_stages(recipe: Recipe, job: "Job") -> list[Stage]:
     """Return the stages of a quantization in order."""
+    from flows.float_types import until_it_holds
     from flows.quantize import baseline_settings
     from tasks.caching import cached_result
     from tasks.calibrate import calibration_key
     from tasks.chain import ChainSettings
     from tasks.exporting import export_key
     from tasks.float_type import float_type_key
+    from tasks.results import FloatType
     from tasks.tune import final_tune_key
 
     count = job.blocks[1]
     calibration = cached_result(calibration_key(job, recipe.calibration))
-    chosen = cached_result(float_type_key(job, recipe.export))
-    blocks: list = []
-    baseline: list = []
-    tuned = export = None
-    if calibration and chosen:
-        settings = ChainSettings(recipe.quantization, recipe.norm_tweak, chosen.dtype)
+    chosen, blocks, baseline, tuned, export = None, [], [], None, None
+    if calibration:
+        key = float_type_key(job, recipe.export, calibration, recipe.quantization)
+        chosen = cached_result(key)
+
+    def find(float_type: FloatType) -> tuple[tuple, Any]:
+        settings = ChainSettings(recipe.quantization, recipe.norm_tweak, float_type.dtype)
         blocks = _cached_blocks(job, calibration, settings)
         baseline = _cached_blocks(job, calibration, baseline_settings(settings))
-    if len(blocks) == count and recipe.final_tune.enabled:
-        tuned = cached_result(final_tune_key(job, calibration, blocks, settings, recipe.final_tune))
-    if len(blocks) == count and (tuned or not recipe.final_tune.enabled):
-        export = cached_result(export_key(job, blocks, tuned, settings, recipe.export))
+        tuned = export = None
+        if len(blocks) == count and recipe.final_tune.enabled:
+            key = final_tune_key(job, calibration, blocks, settings, recipe.final_tune)
+            tuned = cached_result(key)
+        if len(blocks) == count and (tuned or not recipe.final_tune.enabled):
+            key = export_key(job, calibration, blocks, tuned, settings, recipe.export)
+            export = cached_result(key)
+        return (blocks, baseline, tuned), export
+
+    if chosen:
+        (blocks, baseline, tuned), export = until_it_holds(recipe.export, chosen, find)
     stages = [
         Stage("calibrate", bool(calibration)),
         Stage("float type", bool(chosen)),
@@ -69,9 +79,11 @@ def quantize_stages(recipe: Recipe, job: "Job") -> list[Stage]:
 
 def ternary_stages(recipe: TernaryRecipe, job: "Job") -> list[Stage]:
     """Return the stages of a ternary training in order."""
+    from flows.float_types import until_it_holds
     from tasks.caching import cached_result
     from tasks.calibrate import calibration_key
-    from tasks.float_type import float_type_key
+    from tasks.float_type import ternary_float_type_key
+    from tasks.results import FloatType
     from tasks.surgery import surgery_key
     from tasks.ternary_export import ternary_export_key
     from tasks.ternary_training import training_origin
@@ -81,15 +93,22 @@ def ternary_stages(recipe: TernaryRecipe, job: "Job") -> list[Stage]:
     surgery = cached_result(surgery_key(job, data, config)) if data else None
     origin = training_origin(job, data, surgery, config) if surgery else None
     training, trained = _training(origin, config.steps)
-    chosen = cached_result(float_type_key(job, recipe.export))
-    export = None
+    chosen = export = None
+    if surgery:
+        key = ternary_float_type_key(job, recipe.export, data, surgery, config)
+        chosen = cached_result(key)
+
+    def find(float_type: FloatType) -> tuple[None, Any]:
+        key = ternary_export_key(job, data, trained, recipe.export, float_type.dtype)
+        return None, cached_result(key)
+
     if trained and chosen:
-        export = cached_result(ternary_export_key(job, trained, recipe.export, chosen.dtype))
+        export = until_it_holds(recipe.export, chosen, find)[1]
     return [
         Stage("data", bool(data)),
         Stage("surgery", bool(surgery)),
-        training,
         Stage("float type", bool(chosen)),
+        training,
         *_last_stages(recipe, job, config.data, export),
     ]
 
@@ -102,10 +121,13 @@ def finetune_stages(recipe: FinetuneRecipe, source: "ExportSource", job: "Job") 
         source: The export that is trained on.
         job: Of its float model.
     """
+    from flows.float_types import EXACT, until_it_holds
     from tasks.caching import cached_result
     from tasks.calibrate import calibration_key
     from tasks.finetune_blocks import trained_block_key
     from tasks.finetuning import finetune_export_key, finetune_origin
+    from tasks.float_type import start_float_type_key
+    from tasks.results import FloatType
 
     config = recipe.finetune
     count = job.blocks[1] if config.block_steps else 0
@@ -123,10 +145,20 @@ def finetune_stages(recipe: FinetuneRecipe, source: "ExportSource", job: "Job") 
         if len(blocks) == count:
             origin = finetune_origin(job, data, start, blocks, config)
     training, trained = _training(origin, config.steps)
-    if trained:
-        export = cached_result(finetune_export_key(job, start, trained, recipe.export))
+    chosen = None
+    if data and start:
+        chosen = cached_result(start_float_type_key(job, recipe.export, data, start))
+
+    def find(float_type: FloatType) -> tuple[None, Any]:
+        dtype = float_type.dtype
+        key = finetune_export_key(job, data, start, trained, recipe.export, dtype)
+        return None, cached_result(key)
+
+    if trained and chosen:
+        export = until_it_holds(recipe.export, chosen, find, EXACT)[1]
     return [
         Stage("data", bool(data)),
+        Stage("float type", bool(chosen)),
         *([Stage("blocks", len(blocks), count)] if count else []),
         training,
         *_last_stages(recipe, job, config.data, export, start.export if start else None, True),

@@ -9,6 +9,7 @@ from prefect import flow
 
 from flows.evaluating import measure_export, score_float_model
 from flows.evaluation_report import write_evaluation
+from flows.float_types import until_it_holds
 from flows.operated import operated
 from flows.params import Recipe
 from flows.preflight import preflight
@@ -21,6 +22,7 @@ from flows.running import (
     outcome,
     read_json,
     register,
+    verify,
 )
 from normtweak_core.errors import ProblemError
 from normtweak_core.export.payload import payload_bytes
@@ -33,10 +35,17 @@ from tasks.calibrate import calibration_length
 from tasks.chain import BlockChain, ChainSettings
 from tasks.drift_table import measured_stages
 from tasks.environment import state_root
-from tasks.exporting import export_key, export_stage, verify_key, verify_stage
+from tasks.exporting import export_key, export_stage
 from tasks.float_type import float_type_key, float_type_stage
 from tasks.job import open_job
-from tasks.results import BlockResult, CalibrationResult, ExportResult, FinalTuneResult
+from tasks.results import (
+    BlockResult,
+    CalibrationResult,
+    ExportResult,
+    FinalTuneResult,
+    FloatType,
+    RefusedExport,
+)
 from tasks.tune import final_tune_key, final_tune_stage
 
 log = logging.getLogger(__name__)
@@ -52,13 +61,22 @@ ABOUT_THE_MANIFEST = (
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """Finished blocks and norms, in one float type."""
+
+    float_type: FloatType
+    settings: ChainSettings
+    blocks: list[BlockResult]
+    tuned: FinalTuneResult | None
+
+
+@dataclass(frozen=True)
 class Made:
     """An export and what it was made by way of."""
 
     calibration: CalibrationResult
-    blocks: list[BlockResult]
+    quantized: Quantized
     baseline: list[BlockResult]  # rounded to nearest
-    tuned: FinalTuneResult | None
     export: ExportResult
 
 
@@ -77,8 +95,9 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     run = Run(began, job=open_job(recipe.model, recipe.seed))
     items = score_float_model(run, recipe.evaluation)
     made = make_quantized(run, recipe)
-    calibration, blocks, tuned, export = made.calibration, made.blocks, made.tuned, made.export
-    run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
+    calibration, export = made.calibration, made.export
+    blocks, tuned = made.quantized.blocks, made.quantized.tuned
+    verify(run, recipe.export, export)
     length = calibration_length(run.job, recipe.calibration)
     measured = measure_export(run, recipe.evaluation, items, length, export)
     metrics = measured.metrics
@@ -92,6 +111,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         metrics=metrics,
         origin=run.source_facts(calibration) | {"export_sha256": export.export_sha256},
         export=state_root() / export.folder,
+        float_type=made.quantized.float_type,
         float_bytes=payload_bytes(run.job.source.path),
     )
     files = publish_reports(reports)
@@ -111,26 +131,46 @@ def make_quantized(run: Run, recipe: Recipe) -> Made:
         recipe: Everything that decides the result.
     """
     calibration = calibration_set(run, recipe.calibration, "calibrate")
-    settings = chain_settings(run, recipe)
-    blocks = quantize_blocks(run, recipe, calibration, settings, "block")
+    quantized, export = quantize_model(run, recipe, calibration, "block")
     baseline: list[BlockResult] = []
     if not run.is_rebuild:
-        baseline = quantize_blocks(run, recipe, calibration, baseline_settings(settings), RTN)
-    tuned = tune_norms(run, recipe, calibration, blocks, settings)
-    export = export_model(run, recipe, calibration, blocks, tuned, settings)
-    return Made(calibration, blocks, baseline, tuned, export)
+        settings = baseline_settings(quantized.settings)
+        baseline = quantize_blocks(run, recipe, calibration, settings, RTN)
+    return Made(calibration, quantized, baseline, export)
 
 
-def chain_settings(run: Run, recipe: Recipe) -> ChainSettings:
-    """Return what all blocks of a recipe have in common."""
+def quantize_model(
+    run: Run, recipe: Recipe, calibration: CalibrationResult, label: str
+) -> tuple[Quantized, ExportResult]:
+    """Return finished blocks and norms, and their export in a float type that holds it.
+
+    The scales are rounded to the float type before anything is quantized: in another one the blocks
+    are others.
+
+    Args:
+        run: The run.
+        recipe: Everything that decides the result.
+        calibration: The windows that the blocks are calibrated with.
+        label: Of the stages of the blocks.
+    """
+
+    def make(chosen: FloatType) -> tuple[Quantized, ExportResult | RefusedExport]:
+        settings = ChainSettings(recipe.quantization, recipe.norm_tweak, chosen.dtype)
+        blocks = quantize_blocks(run, recipe, calibration, settings, label)
+        tuned = tune_norms(run, recipe, calibration, blocks, settings)
+        quantized = Quantized(chosen, settings, blocks, tuned)
+        return quantized, export_model(run, recipe, calibration, quantized)
+
     chosen = run.stage(
         "float type",
-        float_type_key(run.job, recipe.export),
+        float_type_key(run.job, recipe.export, calibration, recipe.quantization),
         float_type_stage,
         config=recipe.export,
+        quantization=recipe.quantization,
         job=run.job,
+        calibration=calibration,
     )
-    return ChainSettings(recipe.quantization, recipe.norm_tweak, chosen.dtype)
+    return until_it_holds(recipe.export, chosen, make)
 
 
 def baseline_settings(settings: ChainSettings) -> ChainSettings:
@@ -238,32 +278,28 @@ def tune_norms(
 
 
 def export_model(
-    run: Run,
-    recipe: Recipe,
-    calibration: CalibrationResult,
-    blocks: list[BlockResult],
-    tuned: FinalTuneResult | None,
-    settings: ChainSettings,
-) -> ExportResult:
-    """Return the export of finished blocks and norms."""
+    run: Run, recipe: Recipe, calibration: CalibrationResult, quantized: Quantized
+) -> ExportResult | RefusedExport:
+    """Return the export of finished blocks and norms, or why their float type is refused."""
+    blocks, tuned, settings = quantized.blocks, quantized.tuned, quantized.settings
     details = {
         "about": ABOUT_THE_MANIFEST,
         "recipe": recipe.model_dump(mode="json"),
-        "lineage": run.source_facts(calibration),
+        "lineage": run.source_facts(calibration) | quantized.float_type.tags(),
         "calibration_sample": calibration_sample(calibration),
         "blocks": [read_json(block.report) for block in blocks],
         "final_tune": read_json(tuned.report) if tuned else None,
     }
-    key = export_key(run.job, blocks, tuned, settings, recipe.export)
     return run.stage(
         "export",
-        key,
+        export_key(run.job, calibration, blocks, tuned, settings, recipe.export),
         export_stage,
         config=recipe.export,
         job=run.job,
         blocks=blocks,
         tuned=tuned,
         settings=settings,
+        calibration=calibration,
         details=details,
     )
 

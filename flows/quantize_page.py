@@ -58,10 +58,11 @@ def quantize_page(reports: "Reports", drift: dict[str, list[float]], channels: b
         ("float", reports.float_bytes, metrics, "perplexity/float"),
         ("quantized", metrics["size_bytes"], metrics, "perplexity/quantized"),
     ]
+    stages = stage_rows(reports.blocks, reports.final_tune, reports.quality, reports.float_type)
     sections = [
         result_section(reports, header, result_rows(metrics)),
         size_section(models),
-        outcome_section(reports, stage_rows(reports.blocks, reports.final_tune, reports.quality)),
+        outcome_section(reports, stages),
         _drift_section(reports, drift),
         Section("Drift, channel by channel", [picture(channels, CHANNELS)]),
         _errors_section(reports.blocks),

@@ -8,7 +8,6 @@ is only read.
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from flows.preflight import only_local
 from flows.recipe_checks import CHECKS
 from flows.written_places import check_result_file, check_state_root
 from normtweak_core.errors import InputError
+from normtweak_core.scratch import scratch_folder
 from tasks.environment import (
     FOLDERS,
     HOME_VARIABLE,
@@ -94,8 +94,8 @@ def _client() -> "MlflowClient":
 def _read(client: "MlflowClient", uri: str) -> "Recorded":
     from flows.recorded import read_recorded
 
-    with tempfile.TemporaryDirectory(prefix="normtweak-rebuild-") as folder:
-        return read_recorded(client, uri, Path(folder))
+    with scratch_folder("rebuild") as folder:
+        return read_recorded(client, uri, folder)
 
 
 def _rebuild(

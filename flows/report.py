@@ -32,6 +32,7 @@ from normtweak_core.quantize.report import BlockReport
 from normtweak_core.tweak.report import FinalTuneReport
 from tasks.artifacts import write_atomically
 from tasks.live_page import show_table
+from tasks.results import FloatType
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,7 @@ class Reports:
     metrics: dict[str, float]
     origin: dict[str, str]  # hashes and names of what the export was made from, and its own
     export: Path  # its folder
+    float_type: FloatType
     float_bytes: int  # size of the float model's files
 
     @property
@@ -102,6 +104,7 @@ class Reports:
         """Return where the result comes from and what became of it; the same for equal runs."""
         config = self.recipe.quantization
         return self.origin | {
+            **self.float_type.tags(),
             "recipe_sha256": recipe_sha256(self.recipe),
             "bits": str(config.bits),
             "group_size": str(config.group_size or "channel"),
@@ -266,6 +269,7 @@ def _summary(reports: Reports, plot: str) -> str:
         reports.quality,
         reports.problems(),
         reports.notes(),
+        reports.float_type,
         reports.export.name,
         plot,
     )

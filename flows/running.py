@@ -19,11 +19,13 @@ from flows.places import NOTHING, place_tags
 from flows.run_record import run_record, write_samples
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.evaluate.gate import gate_failures
+from normtweak_core.export.config import ExportConfig
 from tasks.artifacts import ArtifactRef
 from tasks.caching import cached_result
 from tasks.calibrate import calibrate, calibration_key, data_identity
 from tasks.cancelling import raise_if_cancelled
 from tasks.environment import state_root
+from tasks.exporting import verify_key, verify_stage
 from tasks.job import Job
 from tasks.progress import Progress
 from tasks.registering import register_stage
@@ -103,6 +105,17 @@ def calibration_set(run: Run, config: CalibrationConfig, name: str) -> Calibrati
     )
     run.data = DataRead(result, data_identity(run.job, config))
     return result
+
+
+def verify(run: Run, config: ExportConfig, export: ExportResult) -> None:
+    """Return once an independent reader has found in the export what was quantized."""
+    run.stage(
+        "verify",
+        verify_key(run.job, export),
+        verify_stage,
+        export=export,
+        timeout=config.verify_timeout,
+    )
 
 
 def calibration_sample(calibration: CalibrationResult) -> dict[str, Any]:

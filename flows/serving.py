@@ -31,6 +31,8 @@ from tasks.server import (
     announce_server,
     api_for_this_run,
     running_server,
+    seconds_to_start,
+    too_slow,
 )
 from tasks.services import check_services
 
@@ -38,8 +40,8 @@ log = logging.getLogger(__name__)
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 PORTS_TRIED = 50
+MLFLOW_SECONDS_TO_START = 180.0  # at least
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
-SECONDS_TO_START = 180
 
 
 def run_ui(options: argparse.Namespace) -> int:
@@ -202,11 +204,12 @@ class MlflowPages:
         Raises:
             ServerError: It ended, or did not answer in time.
         """
-        end = time.monotonic() + SECONDS_TO_START
+        limit = max(MLFLOW_SECONDS_TO_START, seconds_to_start())
+        end = time.monotonic() + limit
         while self.own and not self._answers():
             ended = not self.runs()
             if ended or time.monotonic() > end:
-                problem = "it ended" if ended else f"it did not answer in {SECONDS_TO_START} s"
+                problem = "it ended" if ended else too_slow(limit)
                 raise ServerError(f"The MLflow server must come up, but {problem}.", self.log)
             time.sleep(0.2)
 

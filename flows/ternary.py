@@ -10,9 +10,10 @@ from prefect import flow
 
 from flows.evaluating import measure_export, score_float_model
 from flows.evaluation_report import write_evaluation
+from flows.float_types import until_it_holds
 from flows.operated import operated
 from flows.run_name import run_name
-from flows.running import Run, calibration_sample, outcome, read_json, register
+from flows.running import Run, calibration_sample, outcome, read_json, register, verify
 from flows.ternary_preflight import ternary_preflight
 from flows.ternary_recipe import TernaryRecipe
 from flows.ternary_report import TernaryReports, publish_ternary_reports, step_metrics
@@ -20,10 +21,9 @@ from flows.training import Shown, train, training_data, training_facts
 from normtweak_core.export.payload import payload_bytes
 from tasks.calibrate import calibration_length
 from tasks.environment import state_root
-from tasks.exporting import verify_key, verify_stage
-from tasks.float_type import float_type_key, float_type_stage
+from tasks.float_type import ternary_float_type_key, ternary_float_type_stage
 from tasks.job import open_job
-from tasks.results import CalibrationResult, ExportResult
+from tasks.results import CalibrationResult, ExportResult, FloatType, RefusedExport
 from tasks.surgery import SurgeryResult, surgery_key, surgery_stage
 from tasks.ternary_export import ternary_export_key, ternary_export_stage
 from tasks.ternary_training import TernaryTraining, train_stage
@@ -39,6 +39,7 @@ class Made:
     data: CalibrationResult
     surgery: SurgeryResult
     segments: list[SegmentResult]
+    float_type: FloatType
     export: ExportResult
 
 
@@ -58,7 +59,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     made = make_ternary(run, recipe)
     data, surgery, segments, export = made.data, made.surgery, made.segments, made.export
     trained = segments[-1]
-    run.stage("verify", verify_key(run.job, export), verify_stage, export=export)
+    verify(run, recipe.export, export)
     length = calibration_length(run.job, recipe.ternary.data)
     measured = measure_export(run, recipe.evaluation, items, length, export)
     metrics = measured.metrics
@@ -75,6 +76,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         metrics=metrics,
         origin=run.source_facts(data) | {"export_sha256": export.export_sha256},
         export=state_root() / export.folder,
+        float_type=made.float_type,
         float_bytes=payload_bytes(run.job.source.path),
     )
     files = publish_ternary_reports(reports)
@@ -104,8 +106,23 @@ def make_ternary(run: Run, recipe: TernaryRecipe) -> Made:
         job=run.job,
         data=data,
     )
+    chosen = run.stage(
+        "float type",
+        ternary_float_type_key(run.job, recipe.export, data, surgery, recipe.ternary),
+        ternary_float_type_stage,
+        config=recipe.export,
+        ternary=recipe.ternary,
+        job=run.job,
+        data=data,
+        surgery=surgery,
+    )
     segments = _train(run, recipe, data, surgery)
-    return Made(data, surgery, segments, _export(run, recipe, data, surgery, segments[-1]))
+
+    def make(chosen: FloatType) -> tuple[FloatType, ExportResult | RefusedExport]:
+        return chosen, _export(run, recipe, data, surgery, segments[-1], chosen)
+
+    chosen, export = until_it_holds(recipe.export, chosen, make)
+    return Made(data, surgery, segments, chosen, export)
 
 
 def _train(
@@ -126,23 +143,17 @@ def _export(
     data: CalibrationResult,
     surgery: SurgeryResult,
     trained: SegmentResult,
-) -> ExportResult:
-    chosen = run.stage(
-        "float type",
-        float_type_key(run.job, recipe.export),
-        float_type_stage,
-        config=recipe.export,
-        job=run.job,
-    )
+    chosen: FloatType,
+) -> ExportResult | RefusedExport:
     details = {
         "recipe": json.loads(recipe.model_dump_json()),
-        "lineage": run.source_facts(data),
+        "lineage": run.source_facts(data) | chosen.tags(),
         "calibration_sample": calibration_sample(data),
         "surgery": surgery.losses,
     }
     return run.stage(
         "export",
-        ternary_export_key(run.job, trained, recipe.export, chosen.dtype),
+        ternary_export_key(run.job, data, trained, recipe.export, chosen.dtype),
         ternary_export_stage,
         config=recipe.export,
         export_dtype=chosen.dtype,
@@ -150,5 +161,6 @@ def _export(
         job=run.job,
         surgery=surgery,
         trained=trained,
+        data=data,
         details=details,
     )

@@ -149,6 +149,8 @@ def _summary(reports: TernaryReports, plot: str) -> str:
             "",
             f"On {reports.metrics['tokens']:,.0f} predicted tokens{precision(reports.metrics)}.",
             "",
+            f"Float type: {reports.float_type.in_words()}.",
+            "",
             "## Surgery",
             "",
             *markdown_table((CUT_LOSS, "", "change"), _cut_rows(reports), "lrr"),

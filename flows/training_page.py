@@ -65,7 +65,7 @@ def training_page(
     sections = [
         result_section(reports, told.columns, told.results, told.after_result),
         size_section(told.models),
-        outcome_section(reports, []),
+        outcome_section(reports, [("float type", reports.float_type.in_words())]),
         *told.own,
         curves,
         text_section(reports.quality, reports.recipe.seed, "Training text"),

@@ -13,6 +13,7 @@ from flows.page_link import PAGE, artifact_key, publish_page
 from flows.report import FOLDER, recipe_sha256, remarks
 from flows.report_text import calibration_markdown, percent
 from tasks.artifacts import write_atomically
+from tasks.results import FloatType
 
 if TYPE_CHECKING:
     from flows.training_page import Told
@@ -33,6 +34,7 @@ class TrainingReports:
     metrics: dict[str, float]
     origin: dict[str, str]
     export: Path
+    float_type: FloatType
     float_bytes: int  # size of the float model's files
 
     @property
@@ -63,6 +65,7 @@ class TrainingReports:
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
         return self.origin | {
+            **self.float_type.tags(),
             "recipe_sha256": recipe_sha256(self.recipe),
             "training_tokens": str(self.tokens),
             **remarks(self.problems(), self.notes()),

@@ -1,5 +1,6 @@
 """The evaluation stages on a text: one model alone, once per model, and two of them in pairs."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,13 +162,15 @@ def evaluate_pair_stage(
     """Return a model's metrics beside those of its float model, on the same tokens.
 
     The details hold as well what the two write when they are given the same prompts.
+    An export is measured as its readers compute; what float32 would make of the same weights is
+    told as well, under names that end in ``_float32``.
 
     Raises:
         InputError: The tokenizers differ, the text is too short, or the vocabularies differ.
         NonFiniteError: A logit is NaN or infinite.
     """
     from normtweak_core.calibration.known_ids import require_known_ids
-    from normtweak_core.evaluate.divergence import compare
+    from normtweak_core.evaluate.divergence import compare_each
     from normtweak_core.evaluate.samples import side_by_side
 
     events.record(label, part="begin")
@@ -176,12 +179,18 @@ def evaluate_pair_stage(
     require_same_tokens(windows, text.windows(subject), beside.name, subject.name)
     for one in (subject, beside):
         require_known_ids(windows, one.model, one.tokenizer, str(text.path))
+    models = [subject.model]
+    if subject.kind == "export" and subject.dtype != "float32":
+        models.append(dataclasses.replace(subject, dtype="float32").model)
     with bar.stage(label, "windows") as advance:
-        result = compare(subject.model, beside.model, windows, advance)
+        result, *plain = compare_each(models, beside.model, windows, advance)
+    metrics = result.metrics()
+    for name in ("perplexity/quantized", "kl/mean"):
+        metrics |= {f"{name}_float32": one.metrics()[name] for one in plain}
     written = side_by_side(subject.model, beside.model, beside.tokenizer, windows)
     details = {"tokens_sha256": tokens_sha256(windows)} | result.model_dump(mode="json")
     details["samples"] = [one.model_dump() for one in written]
-    return Evaluation(metrics=result.metrics(), details=publish_json("evaluation", key, details))
+    return Evaluation(metrics=metrics, details=publish_json("evaluation", key, details))
 
 
 def require_same_tokens(expected: Any, found: Any, expected_name: str, found_name: str) -> None:

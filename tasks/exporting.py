@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
+from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.payload import payload_files
 from normtweak_core.export.verify import reader_python
@@ -21,15 +22,26 @@ from tasks.chain import ChainSettings
 from tasks.environment import REPOSITORY, state_root
 from tasks.job import STAGE, Job, torch_dtype
 from tasks.provenance import RECORD_SOURCE, made_with
-from tasks.results import BlockResult, ExportResult, FinalTuneResult, VerificationResult
+from tasks.results import (
+    BlockResult,
+    CalibrationResult,
+    ExportResult,
+    FinalTuneResult,
+    RefusedExport,
+    VerificationResult,
+)
+from tasks.surgery import data_windows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from normtweak_core.export.writer import ExportRecord
 
 log = logging.getLogger(__name__)
 
 EXPORT_SOURCES = [
     __name__,
+    "normtweak_core.calibration.storage",
     "normtweak_core.export.writer",
     "normtweak_core.quantize.storage",
     RECORD_SOURCE,
@@ -41,6 +53,7 @@ FORMAT_LIBRARY = "compressed-tensors"
 
 def export_key(
     job: Job,
+    calibration: CalibrationResult,
     blocks: list[BlockResult],
     tuned: FinalTuneResult | None,
     settings: ChainSettings,
@@ -48,7 +61,7 @@ def export_key(
 ) -> str:
     """Return the key of the export."""
     inputs = {
-        "export": config,
+        "export": config.written,
         "export_dtype": settings.export_dtype,
         "quantization": fields_read(settings.quantization),
         "model": job.fingerprint.sha256,
@@ -59,6 +72,7 @@ def export_key(
     }
     parents = [content_hash(block) for block in blocks]
     parents += [content_hash(tuned)] if tuned else []
+    parents += [calibration.windows.sha256]  # part of the probe
     return job.key("export", parents=parents, inputs=inputs, sources=EXPORT_SOURCES)
 
 
@@ -70,12 +84,13 @@ def export_stage(
     blocks: Any,
     tuned: Any,
     settings: Any,
+    calibration: Any,
     details: Any,
-) -> ExportResult:
+) -> ExportResult | RefusedExport:
     """Return the export folder, named after what it was made from.
 
     Raises:
-        InputError: A tensor is missing or does not fit the float type.
+        InputError: A tensor is missing.
         NonFiniteError: A tensor is NaN or infinite.
         VerificationError: The tokenizer was replaced while the job ran.
     """
@@ -94,15 +109,36 @@ def export_stage(
     if tuned is not None:
         replaced |= load_file(state_root() / tuned.norms.path)
     out = state_root() / "exports" / export_folder_name(job, settings, key)
-    record = write_export(
-        out,
-        job.folder,
-        layers,
-        replaced,
-        config,
-        dtype=dtype,
-        details=details | {"made_with": made_with(job).model_dump(mode="json")},
-    )
+
+    def write() -> "ExportRecord":
+        return write_export(
+            out,
+            job.folder,
+            layers,
+            replaced,
+            config,
+            dtype=dtype,
+            windows=data_windows(calibration),
+            details=details | {"made_with": made_with(job).model_dump(mode="json")},
+        )
+
+    return written(job, write)
+
+
+def written(job: Job, write: "Callable[[], ExportRecord]") -> ExportResult | RefusedExport:
+    """Return the result of an export stage: what was written, or why its float type is refused.
+
+    Args:
+        job: Of the float model, whose tokenizer was copied.
+        write: Writes the folder.
+
+    Raises:
+        VerificationError: The tokenizer was replaced while the job ran.
+    """
+    try:
+        record = write()
+    except FloatTypeError as error:
+        return RefusedExport(dtype=error.dtype, why=error.why, holds=error.holds)
     job.check_tokenizer()
     events.record("export", part="written")
     return exported(record)
@@ -116,6 +152,7 @@ def exported(record: "ExportRecord") -> ExportResult:
     return ExportResult(
         folder=out.relative_to(state_root()).as_posix(),
         export_sha256=record.payload_sha256,
+        dtype=record.dtype,
         files=[ArtifactRef.to(path) for path in payload_files(out)],
         beside=[ArtifactRef.to(out / name) for name in beside],
         manifest=ArtifactRef.to(out / "normtweak.json"),
@@ -175,17 +212,22 @@ def _library() -> str:
 
 
 @task(task_run_name="verify", **STAGE)
-def verify_stage(key: str, export: Any) -> VerificationResult:
+def verify_stage(key: str, export: Any, timeout: float | None) -> VerificationResult:
     """Return what stock transformers found in the export, in a process without our code.
 
+    Args:
+        key: Of this stage.
+        export: What is opened.
+        timeout: Seconds that the reader may take; None: by the size of the model.
+
     Raises:
-        VerificationError: It found something else than was quantized.
+        VerificationError: It found something else than was quantized, or took too long.
     """
     from normtweak_core.export.verify import verify_export
 
     events.record("verify", part="begin")
     folder = state_root() / export.folder
-    report = verify_export(folder, reader_python(folder, REPOSITORY))
+    report = verify_export(folder, reader_python(folder, REPOSITORY), timeout)
     facts = json.loads(json.dumps(dataclasses.asdict(report)))
     return VerificationResult(
         report=publish_json("verification", key, facts),

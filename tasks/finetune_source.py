@@ -53,6 +53,7 @@ def export_in_root(source: ExportSource) -> ExportResult:
     return ExportResult(
         folder=folder.relative_to(state_root()).as_posix(),
         export_sha256=source.payload_sha256,
+        dtype=source.dtype,
         files=[ArtifactRef.to(path) for path in payload_files(folder)],
         manifest=ArtifactRef.to(folder / "normtweak.json"),
         probe=ArtifactRef.to(folder / "verify" / "probe.safetensors"),

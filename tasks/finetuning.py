@@ -9,16 +9,17 @@ from normtweak_core.finetune.config import FinetuneConfig
 from tasks import events
 from tasks.artifacts import content_hash
 from tasks.environment import state_root
-from tasks.exporting import exported, format_library, named_after
+from tasks.exporting import format_library, named_after, written
 from tasks.finetune_blocks import TrainedBlockResult
 from tasks.finetune_source import StartingPoint
 from tasks.job import STAGE, Job, torch_dtype
 from tasks.provenance import RECORD_SOURCE, made_with
-from tasks.results import CalibrationResult, ExportResult
+from tasks.results import CalibrationResult, ExportResult, RefusedExport
 from tasks.surgery import data_windows
 from tasks.training import SegmentResult, Training, run_segment
 
 if TYPE_CHECKING:
+    from normtweak_core.export.writer import ExportRecord
     from normtweak_core.training.trainer import Trainer
 
 SOURCES = [
@@ -159,18 +160,24 @@ def finetune_stage(key: str, until: int, training: Any, advance: Any) -> Segment
 
 
 def finetune_export_key(
-    job: Job, start: StartingPoint, trained: SegmentResult, config: ExportConfig
+    job: Job,
+    data: CalibrationResult,
+    start: StartingPoint,
+    trained: SegmentResult,
+    config: ExportConfig,
+    export_dtype: str,
 ) -> str:
     """Return the key of the export of a trained model."""
     inputs = {
-        "export": config,
+        "export": config.written,
+        "export_dtype": export_dtype,
         "levels": start.source.levels,
         "library": format_library(config.format),
         "model": job.fingerprint.sha256,
         "tokenizer": job.tokenizer_sha256,
         "generation": job.generation_sha256,
     }
-    parents = [content_hash(start.export), content_hash(trained)]
+    parents = [content_hash(start.export), content_hash(trained), data.windows.sha256]
     return job.key("export", parents=parents, inputs=inputs, sources=EXPORT_SOURCES)
 
 
@@ -178,16 +185,18 @@ def finetune_export_key(
 def finetune_export_stage(
     key: str,
     config: ExportConfig,
+    export_dtype: str,
     finetune: FinetuneConfig,
     job: Any,
+    data: Any,
     start: Any,
     trained: Any,
     details: Any,
-) -> ExportResult:
+) -> ExportResult | RefusedExport:
     """Return the export folder of a fine-tuned model.
 
     Raises:
-        InputError: A tensor does not fit the float type.
+        InputError: A tensor is missing.
         NonFiniteError: A tensor is NaN or infinite.
         VerificationError: The tokenizer was replaced while the job ran.
     """
@@ -203,15 +212,17 @@ def finetune_export_stage(
     load_trained(model, load_file(state_root() / trained.weights.path))
     group = f"g{begun.source.group_size}" if begun.source.group_size else "channel"
     out = state_root() / "exports" / named_after(job, f"w{begun.source.bits}{group}-finetuned", key)
-    record = write_export(
-        out,
-        job.folder,
-        FinishedGrids(model),
-        other_tensors(model),
-        config,
-        dtype=torch_dtype(begun.source.dtype),
-        details=details | {"made_with": made_with(job).model_dump(mode="json")},
-    )
-    job.check_tokenizer()
-    events.record("export", part="written")
-    return exported(record)
+
+    def write() -> "ExportRecord":
+        return write_export(
+            out,
+            job.folder,
+            FinishedGrids(model),
+            other_tensors(model),
+            config,
+            dtype=torch_dtype(export_dtype),
+            windows=data_windows(data),
+            details=details | {"made_with": made_with(job).model_dump(mode="json")},
+        )
+
+    return written(job, write)

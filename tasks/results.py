@@ -65,6 +65,7 @@ class ExportResult(Result, frozen=True):
 
     folder: Annotated[str, NOT_CONTENT]  # relative to the state root
     export_sha256: str
+    dtype: str  # in which readers open it
     files: list[ArtifactRef]  # the payload
     beside: list[ArtifactRef] = Field(
         default_factory=list
@@ -73,6 +74,32 @@ class ExportResult(Result, frozen=True):
     probe: ArtifactRef
     bits_per_weight: float
     size_bytes: int
+
+
+class RefusedExport(Result, frozen=True):
+    """What is there instead of an export whose float type does not hold the model."""
+
+    dtype: str
+    why: str
+    holds: list[str]  # float types in which the same was tried and holds
+
+
+class FloatType(Result, frozen=True):
+    """The float type of an export, and those that were passed over for it."""
+
+    dtype: str
+    refused: dict[str, str] = Field(default_factory=dict)  # why, in the order tried
+
+    def in_words(self) -> str:
+        """Return the float type, and why no other."""
+        passed = "".join(f"; not {name}: {why}" for name, why in self.refused.items())
+        coarse = " (8 significant bits, which can erase a small norm tweak)"
+        return f"{self.dtype}{coarse if self.dtype == 'bfloat16' else ''}{passed}"
+
+    def tags(self) -> dict[str, str]:
+        """Return it as the registry keeps it."""
+        refused = "; ".join(f"{name}: {why}" for name, why in self.refused.items())
+        return {"export_dtype": self.dtype, "float_types_refused": refused[:4000] or "none"}
 
 
 class VerificationResult(Result, frozen=True):

@@ -177,12 +177,12 @@ class EmbeddedServer:
         Raises:
             ServerError: It ended, or did not answer within the time limit.
         """
-        limit = float(os.environ.get(TIMEOUT_VARIABLE, "120"))
+        limit = seconds_to_start()
         left = max(0.0, self._started + limit - time.monotonic())
         readable, _, _ = select.select([self._ready], [], [], left)
         # Readable without a byte: the child is gone.
         if not readable or not os.read(self._ready, 1):
-            problem = "it ended" if readable else f"it did not answer within {limit:g} s"
+            problem = "it ended" if readable else too_slow(limit)
             if readable and self.child:
                 problem += f" with exit code {self.child.process.wait()}"
             self.stop()
@@ -205,12 +205,13 @@ class EmbeddedServer:
             return True
         if is_migrated(self._database):
             return False
-        limit = float(os.environ.get(TIMEOUT_VARIABLE, "120"))
+        limit = seconds_to_start()
         self._migration.enter_context(
             exclusive(
                 self.root / "locks" / "migration.lock",
                 timeout=limit,
-                message=f"setting up the database of {self.root}",
+                message=f"setting up the database of {self.root} (give it longer with "
+                f"{TIMEOUT_VARIABLE})",
             )
         )
         return not is_migrated(self._database)
@@ -218,6 +219,16 @@ class EmbeddedServer:
     @property
     def _database(self) -> Path:
         return Path(os.environ.get("PREFECT_HOME", self.root / "prefect")) / "prefect.db"
+
+
+def seconds_to_start() -> float:
+    """Return how long a server may take to come up: Prefect's own variable says it."""
+    return float(os.environ.get(TIMEOUT_VARIABLE, "120"))
+
+
+def too_slow(limit: float) -> str:
+    """Return what is said of a server that took longer."""
+    return f"it did not answer within {limit:g} s; give it longer with {TIMEOUT_VARIABLE}"
 
 
 def remember_migration(database: Path) -> None:

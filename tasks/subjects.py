@@ -126,7 +126,7 @@ def export_subject(job: Job, export: ExportResult) -> Subject:
         path=state_root() / export.folder,
         sha256=content_hash(export),
         tokenizer_sha256=job.tokenizer_sha256,  # verified to be the float model's
-        dtype=job.model.dtype,
+        dtype=export.dtype,  # what its readers compute in
         device=job.device,
         source=job.folder,
     )

@@ -1,7 +1,7 @@
 """The export stage of a ternary model."""
 
 import importlib.metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
@@ -10,15 +10,19 @@ from normtweak_core.ternary.config import TernaryConfig
 from tasks import events
 from tasks.artifacts import content_hash
 from tasks.environment import state_root
-from tasks.exporting import exported, named_after
+from tasks.exporting import named_after, written
 from tasks.job import STAGE, Job, torch_dtype
 from tasks.provenance import RECORD_SOURCE, made_with
-from tasks.results import ExportResult
-from tasks.surgery import read_plan
+from tasks.results import CalibrationResult, ExportResult, RefusedExport
+from tasks.surgery import data_windows, read_plan
 from tasks.training import SegmentResult
+
+if TYPE_CHECKING:
+    from normtweak_core.export.writer import ExportRecord
 
 SOURCES = [
     __name__,
+    "normtweak_core.calibration.storage",
     "normtweak_core.export.writer",
     "normtweak_core.model.loading",
     "normtweak_core.ternary.finished",
@@ -27,18 +31,23 @@ SOURCES = [
 
 
 def ternary_export_key(
-    job: Job, trained: SegmentResult, config: ExportConfig, export_dtype: str
+    job: Job,
+    data: CalibrationResult,
+    trained: SegmentResult,
+    config: ExportConfig,
+    export_dtype: str,
 ) -> str:
     """Return the key of the export of a trained model."""
     inputs = {
-        "export": config,
+        "export": config.written,
         "export_dtype": export_dtype,
         "library": f"gguf {importlib.metadata.version('gguf')}",  # writes the file beside it
         "model": job.fingerprint.sha256,
         "tokenizer": job.tokenizer_sha256,
         "generation": job.generation_sha256,
     }
-    return job.key("export", parents=[content_hash(trained)], inputs=inputs, sources=SOURCES)
+    parents = [content_hash(trained), data.windows.sha256]
+    return job.key("export", parents=parents, inputs=inputs, sources=SOURCES)
 
 
 @task(task_run_name="export", **STAGE)
@@ -50,12 +59,13 @@ def ternary_export_stage(
     job: Any,
     surgery: Any,
     trained: Any,
+    data: Any,
     details: Any,
-) -> ExportResult:
+) -> ExportResult | RefusedExport:
     """Return the export folder of a ternary model.
 
     Raises:
-        InputError: A tensor does not fit the float type.
+        InputError: A tensor is missing.
         NonFiniteError: A tensor is NaN or infinite.
         VerificationError: The tokenizer was replaced while the job ran.
     """
@@ -75,16 +85,18 @@ def ternary_export_stage(
         if parameter.requires_grad:
             parameter.data.copy_(weights[name])
     out = state_root() / "exports" / named_after(job, "ternary", key)
-    record = write_ternary_export(
-        out,
-        job.folder,
-        FinishedLayers(model, dtype),
-        other_tensors(model),
-        config,
-        rms_norm_eps=plan.eps,
-        dtype=dtype,
-        details=details | {"made_with": made_with(job).model_dump(mode="json")},
-    )
-    job.check_tokenizer()
-    events.record("export", part="written")
-    return exported(record)
+
+    def write() -> "ExportRecord":
+        return write_ternary_export(
+            out,
+            job.folder,
+            FinishedLayers(model, dtype),
+            other_tensors(model),
+            config,
+            rms_norm_eps=plan.eps,
+            dtype=dtype,
+            windows=data_windows(data),
+            details=details | {"made_with": made_with(job).model_dump(mode="json")},
+        )
+
+    return written(job, write)

@@ -10,6 +10,7 @@ from normtweak_core.paths import given_path
 log = logging.getLogger(__name__)
 
 README = "README.md"  # what `datasets` too asks for first, to learn the commit
+SECONDS_TO_ANSWER = 30  # of the hub, at least
 
 
 def local_data(path: str) -> Path | None:
@@ -31,20 +32,22 @@ def hub_data_revision(path: str, key: str = "calibration.path") -> str:
         path: ``name`` or ``name:configuration``.
         key: The recipe key that names it.
 
-    Writes nothing. ``HF_HUB_OFFLINE`` and the cache folder are huggingface_hub's own settings.
+    Writes nothing. ``HF_HUB_OFFLINE``, ``HF_HUB_ETAG_TIMEOUT`` (seconds to wait for the hub, at
+    least 30) and the cache folder are huggingface_hub's own settings.
 
     Raises:
         InputError: There is no such data set, it is not open to this user, or the hub is out of
             reach and the cache knows no commit.
     """
-    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub import HfApi, constants, is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx  # the release of it that the hub client speaks through
 
     name, _ = split_hub_name(path)
     if not is_offline_mode():
         try:
-            return HfApi().dataset_info(name, timeout=30).sha
+            timeout = max(SECONDS_TO_ANSWER, constants.HF_HUB_ETAG_TIMEOUT)
+            return HfApi().dataset_info(name, timeout=timeout).sha
         except (httpx.TransportError, OfflineModeIsEnabled):
             log.warning("the hub is out of reach: data set %s is the one last seen here", name)
         except (HfHubHTTPError, HFValidationError) as error:

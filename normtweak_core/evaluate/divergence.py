@@ -6,7 +6,8 @@ at a time, so that beside what a model itself returns there is no second array o
 tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -64,37 +65,68 @@ def compare(
         InputError: As ``perplexity``, or the models do not share a vocabulary.
         NonFiniteError: A logit of either model is NaN or infinite.
     """
+    return compare_each([quantized_model], float_model, windows, progress, batch_size)[0]
+
+
+def compare_each(
+    quantized_models: Sequence[Callable],
+    float_model: Callable,
+    windows: Int64[Tensor, "windows length"],
+    progress: Progress | None = None,
+    batch_size: int | None = None,
+) -> list[Comparison]:
+    """Return `compare` of each of several quantized models, beside one pass of the float model.
+
+    Raises:
+        InputError: As ``compare``.
+        NonFiniteError: As ``compare``.
+    """
     nll_float: list[float] = []
-    nll_quantized: list[float] = []
-    kl: list[float] = []
-    reverse: list[float] = []
-    agreement: list[float] = []
-    for batch in _batches(windows, batch_size, (quantized_model, float_model)):
-        done = len(kl)
-        quantized = _logits(quantized_model, batch, "the quantized model", done)
-        reference = _logits(float_model, batch, "the float model", done).to(quantized.device)
+    found = [_Divergence() for _ in quantized_models]
+    for batch in _batches(windows, batch_size, (*quantized_models, float_model)):
+        done = len(nll_float)
+        reference = _logits(float_model, batch, "the float model", done)
+        nll_float += _window_nll(reference, batch).tolist()
+        for model, divergence in zip(quantized_models, found, strict=True):
+            quantized = _logits(model, batch, "the quantized model", done)
+            divergence.add(quantized, reference.to(quantized.device), batch)
+        if progress:
+            progress(len(nll_float), len(windows))
+    tokens = windows[:, 1:].numel()
+    reference = FloatResult(tokens=tokens, window_nll=nll_float)
+    return [divergence.beside(reference) for divergence in found]
+
+
+@dataclass
+class _Divergence:
+    """What is known of one quantized model, window by window."""
+
+    nll: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    reverse: list[float] = field(default_factory=list)
+    agreement: list[float] = field(default_factory=list)
+
+    def add(self, quantized: Tensor, reference: Tensor, batch: Tensor) -> None:
         if quantized.shape != reference.shape:
             raise InputError(
                 "Both models must predict the same vocabulary: the quantized model has "
                 f"{quantized.shape[-1]} logits, the float model {reference.shape[-1]}. "
                 "Compare an export with the model it was made from."
             )
-        nll_quantized += _window_nll(quantized, batch).tolist()
-        nll_float += _window_nll(reference, batch).tolist()
-        window_kl, window_reverse, window_agreement = _window_divergence(quantized, reference)
-        kl += window_kl.tolist()
-        reverse += window_reverse.tolist()
-        agreement += window_agreement.tolist()
-        if progress:
-            progress(len(kl), len(windows))
-    tokens = windows[:, 1:].numel()
-    return Comparison(
-        float_result=FloatResult(tokens=tokens, window_nll=nll_float),
-        quantized_result=FloatResult(tokens=tokens, window_nll=nll_quantized),
-        window_kl=kl,
-        window_kl_reverse=reverse,
-        window_agreement=agreement,
-    )
+        self.nll += _window_nll(quantized, batch).tolist()
+        kl, reverse, agreement = _window_divergence(quantized, reference)
+        self.kl += kl.tolist()
+        self.reverse += reverse.tolist()
+        self.agreement += agreement.tolist()
+
+    def beside(self, reference: FloatResult) -> Comparison:
+        return Comparison(
+            float_result=reference,
+            quantized_result=FloatResult(tokens=reference.tokens, window_nll=self.nll),
+            window_kl=self.kl,
+            window_kl_reverse=self.reverse,
+            window_agreement=self.agreement,
+        )
 
 
 def _batches(

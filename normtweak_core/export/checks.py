@@ -187,6 +187,32 @@ def _check_gptq(
         )
 
 
+class FloatTypeError(InputError):
+    """A float type does not hold a model, as readers compute it.
+
+    Attributes:
+        dtype: The float type.
+        why: What goes wrong in it.
+        holds: Float types in which the same was tried and holds.
+    """
+
+    def __init__(self, dtype: str, why: str, holds: list[str], form: str = "auto"):
+        self.dtype, self.why, self.holds = dtype, why, holds
+        which = f"{' or '.join(holds)}, {'which holds' if len(holds) == 1 else 'which hold'} it"
+        if not holds:
+            remedy = "no other float type was found to hold it: check the weights of the model"
+        elif form == "gptq":
+            remedy = f"gptq is read in float16 alone: set export.format to auto, with {which}"
+        else:
+            remedy = f"set it to {which}"
+        super().__init__(
+            "must hold the model as its readers compute it",
+            key="export.dtype",
+            found=f"{dtype} does not: {why}",
+            remedy=remedy,
+        )
+
+
 def gptq_dtype_error(dtype: str) -> InputError:
     """Return the error for a float type in which gptq weights would not be exact."""
     return InputError(

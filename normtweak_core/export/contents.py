@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from normtweak_core.errors import InputError, NonFiniteError
+from normtweak_core.errors import NonFiniteError
 from normtweak_core.export.bitnet_format import check_conversion
-from normtweak_core.export.checks import conv1d_error
+from normtweak_core.export.checks import FloatTypeError, conv1d_error
 from normtweak_core.export.formats import BITNET, Format
 from normtweak_core.export.manifest import dtype_name, quantized_entry, tensor_entry
 from normtweak_core.export.scheme import Scheme, TernaryScheme
@@ -125,10 +125,9 @@ class Contents:
             raise NonFiniteError(f"every weight must be finite; {name} is not")
         stored = tensor.detach().to("cpu", self.dtype)
         if not stored.isfinite().all():
-            raise InputError(
-                f"export.dtype: {dtype_name(self.dtype)} cannot hold {name}, which reaches "
-                f"{largest_absolute(tensor):.6g}. Use bfloat16 or float32."
-            )
+            limit, name_of_type = torch.finfo(self.dtype).max, dtype_name(self.dtype)
+            why = f"{name} reaches {largest_absolute(tensor):.6g}, beyond {limit:g}"
+            raise FloatTypeError(name_of_type, why, ["bfloat16", "float32"], self.form.name)
         return stored
 
     def _is_copy(self, name: str) -> bool:

@@ -39,6 +39,11 @@ class ExportedWeights:
         self._quantized = frozenset(self.linears)
 
     @property
+    def format(self) -> str:
+        """Name of the format."""
+        return self._form.name
+
+    @property
     def ternary(self) -> bool:
         """Whether the linears are no dense weights, but modules that round what they read."""
         return not self._form.dense

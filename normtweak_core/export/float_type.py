@@ -1,53 +1,216 @@
-"""The float type an export is written in, and numbers rounded to it."""
+"""The float type an export is written in: the first in which a stock reader's arithmetic holds.
+
+Readers open an export in the dtype of its config.json and compute in it: not the weights decide,
+but what becomes of the activations. A few windows of calibration text are run through the float
+model, a block at a time, in float32 and in each candidate.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
-from normtweak_core.errors import InputError, NonFiniteError
-from normtweak_core.export.checks import gptq_dtype_error
+from normtweak_core.errors import NonFiniteError
+from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.stored import largest_absolute, read_tensor
+from normtweak_core.export.trace import HEADROOM, Peaks, Trace, why_not
 from normtweak_core.model.checkpoint import stored_tensors
+from normtweak_core.model.half import sum_in_float32
+from normtweak_core.model.streaming import StreamedModel
+from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
+from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantize.grid import round_scale
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def export_dtype(config: ExportConfig, max_abs: float) -> torch.dtype:
-    """Return the float type for a model whose largest absolute value is ``max_abs``.
+@dataclass(frozen=True)
+class FloatTypeChoice:
+    """The float type of an export, and those that were passed over for it."""
 
-    ``auto`` is float16 where the value fits its range and bfloat16 otherwise. bfloat16 keeps only
-    eight significant bits, which can erase a small norm tweak: callers report when it was taken.
+    dtype: torch.dtype
+    refused: dict[str, str] = field(default_factory=dict)  # why, by name, in the order tried
+
+
+# What goes wrong with a model in a float type, or None. The second argument says how much larger
+# than seen activations may get; 0: only what was seen counts.
+Trial = Callable[[str, int], str | None]
+
+
+def choose_float_type(config: ExportConfig, trial: Trial) -> FloatTypeChoice:
+    """Return the first of float16, bfloat16 and float32 that holds a model, or the one asked for.
+
+    Args:
+        config: Format and float type asked for.
+        trial: Tries the model in a float type.
 
     Raises:
-        InputError: float16 was asked for and cannot hold ``max_abs``, or the format is gptq, which
-            needs float16, and the answer another.
-
+        FloatTypeError: The one asked for does not hold it, or the only one of the format.
     """
-    fits = max_abs <= torch.finfo(torch.float16).max
-    wanted = ("float16" if fits else "bfloat16") if config.dtype == "auto" else config.dtype
-    if wanted == "float16" and not fits:
-        raise InputError(
-            f"export.dtype: float16 holds values up to 65504; the model has {max_abs:.6g}. "
-            "Use auto, bfloat16 or float32."
-        )
-    if config.format == "gptq" and wanted != "float16":
-        raise gptq_dtype_error(wanted)
-    return DTYPES[wanted]
+    wanted = "float16" if config.format == "gptq" and config.dtype == "auto" else config.dtype
+    if wanted != "auto":
+        why = trial(wanted, 0)
+        if why is not None:
+            holds = [name for name in DTYPES if name != wanted and trial(name, 0) is None]
+            raise FloatTypeError(wanted, why, holds, config.format)
+        return FloatTypeChoice(DTYPES[wanted])
+    refused: dict[str, str] = {}
+    for name in ("float16", "bfloat16"):
+        why = trial(name, HEADROOM)
+        if why is None:
+            return FloatTypeChoice(DTYPES[name], refused)
+        refused[name] = why
+    return FloatTypeChoice(torch.float32, refused)
+
+
+def choose_export_dtype(
+    config: ExportConfig,
+    source: Path,
+    windows: Int64[Tensor, "rows tokens"],
+    quantization: QuantizationConfig | None = None,
+    device: str = "cpu",
+) -> FloatTypeChoice:
+    """Return the float type in which stock readers can run what is made of a float model.
+
+    Args:
+        config: Format and float type asked for.
+        source: Folder of the float model.
+        windows: Token ids to run; see `normtweak_core.export.probe.probe_rows`.
+        quantization: The grid, whose scales must be numbers of the float type; None: there is none.
+        device: Where to compute.
+
+    Raises:
+        FloatTypeError: The float type asked for does not hold the model.
+        NonFiniteError: A weight is NaN or infinite, or the model's own logits are.
+    """
+    return choose_float_type(config, FloatModelTrial(source, windows, quantization, device))
+
+
+class FloatModelTrial:
+    """Runs a float model block by block in one float type after another."""
+
+    def __init__(
+        self,
+        source: Path,
+        windows: Int64[Tensor, "rows tokens"],
+        quantization: QuantizationConfig | None,
+        device: str,
+    ):
+        """Note what to run; nothing is read yet."""
+        self._source, self._windows = source, windows
+        self._quantization, self._device = quantization, device
+        self._reference: Trace | None = None
+        self._largest: tuple[float, str] | None = None
+
+    def __call__(self, name: str, spare: int) -> str | None:
+        """Return why a float type does not hold the model; None where it does."""
+        if name == "float32":
+            return None  # what everything else is measured against
+        dtype, limit = DTYPES[name], torch.finfo(DTYPES[name]).max
+        largest, where = self._largest_weight()
+        if largest > limit:
+            return f"{where} reaches {largest:.6g}, beyond {limit:g}"
+        if self._reference is None:
+            self._reference = self._run(torch.float32)
+            if not self._reference.logits.isfinite().all():
+                raise NonFiniteError(
+                    "the float model must give finite logits; in float32 they are not. Check its "
+                    "weights"
+                )
+        return why_not(self._reference, lambda: self._run(dtype), dtype, spare)
+
+    def _largest_weight(self) -> tuple[float, str]:
+        if self._largest is None:
+            self._largest = largest_weight(self._source)
+        return self._largest
+
+    @torch.inference_mode()
+    def _run(self, dtype: torch.dtype) -> Trace:
+        """Return what the model does in a float type, its weights rounded as an export's are."""
+        peaks, is_reference = Peaks(), dtype is torch.float32
+        model = StreamedModel(self._source, dtype, self._device)
+        hidden, calls = model.embed(self._windows)
+        peaks.note("embeddings", hidden)
+        for index, call in enumerate(calls):
+            block, place = model.load_block(index), f"activations of block {index}"
+            if is_reference:
+                peaks.watch(block, place)
+            else:
+                sum_in_float32(block)
+                if self._quantization is not None:
+                    _round_scales(block, self._quantization, dtype)
+            hidden = model.run_block(block, hidden, call)
+            peaks.check(place, hidden)
+        rows = [model.head(row[None])[0].to("cpu", torch.float32) for row in hidden]
+        logits = torch.cat(rows)
+        peaks.note("logits", logits)
+        return Trace(peaks, logits)
+
+
+def _round_scales(block: nn.Module, config: QuantizationConfig, dtype: torch.dtype) -> None:
+    """Let every group of weights suffer what rounding its scale to the float type does to it.
+
+    Only where the scale is below the normal numbers of the type: elsewhere it is rounded by less
+    than the grid itself.
+    """
+    for linear in find_linears(block).values():
+        weight = linear_weight(linear).float()
+        width = config.group_size or weight.shape[1]
+        if weight.shape[1] % width:
+            continue  # such a layer cannot be exported, which is told elsewhere
+        groups = weight.unflatten(1, (-1, width))
+        scales = _scales(groups, config)
+        is_small = (scales > 0) & (scales < torch.finfo(dtype).smallest_normal)
+        if is_small.any():
+            ratio = torch.where(is_small, round_scale(scales, dtype) / scales, 1.0)
+            set_linear_weight(linear, (groups * ratio[..., None]).flatten(1))
+
+
+def _scales(
+    groups: Float[Tensor, "out groups width"], config: QuantizationConfig
+) -> Float[Tensor, "out groups"]:
+    """Return the scale of each group's range."""
+    if config.levels != "full":
+        return groups.abs().mean(dim=-1)
+    low, high = groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
+    span = 2 * torch.maximum(-low, high) if config.symmetric else high - low
+    return span / (2**config.bits - 1)
 
 
 def resolve_export_dtype(config: ExportConfig, source: Path) -> torch.dtype:
-    """Return the float type for the model in ``source``; its weights are read only if they decide.
+    """Return the float type that the weights alone suggest; what is written is checked anyway.
+
+    ``auto`` is float16 where every weight fits its range, else bfloat16.
 
     Raises:
-        InputError: As ``export_dtype``.
+        FloatTypeError: float16 was asked for, or is what gptq needs, and does not hold the weights.
         NonFiniteError: A tensor holds NaN or infinity.
-
     """
-    if config.dtype in ("float32", "bfloat16"):
-        return export_dtype(config, max_abs=0.0)
-    largest = 0.0
+    wanted = "float16" if config.format == "gptq" and config.dtype == "auto" else config.dtype
+    if wanted not in ("auto", "float16"):
+        return DTYPES[wanted]
+    largest, where = largest_weight(source)
+    limit = torch.finfo(torch.float16).max
+    if largest <= limit:
+        return torch.float16
+    if wanted == "float16":
+        why = f"{where} reaches {largest:.6g}, beyond {limit:g}"
+        raise FloatTypeError("float16", why, ["bfloat16", "float32"], config.format)
+    return torch.bfloat16
+
+
+def largest_weight(source: Path) -> tuple[float, str]:
+    """Return the largest magnitude among the weights of a folder, and the tensor that holds it.
+
+    Raises:
+        NonFiniteError: A tensor holds NaN or infinity.
+    """
+    largest, where = 0.0, "no weight"
     for name, stored in stored_tensors(source).items():
         tensor = read_tensor(stored, name)
         if tensor.is_floating_point():
@@ -56,5 +219,6 @@ def resolve_export_dtype(config: ExportConfig, source: Path) -> torch.dtype:
                 raise NonFiniteError(
                     f"weights must be finite; {name} is not. Fetch or save the model again."
                 )
-            largest = max(largest, value)
-    return export_dtype(config, largest)
+            if value > largest:
+                largest, where = value, name
+    return largest, where

@@ -11,6 +11,7 @@ from normtweak_core.errors import VerificationError
 from normtweak_core.export.exported import exported_weights
 from normtweak_core.export.manifest import tensor_sha256
 from normtweak_core.export.verify import read_manifest
+from normtweak_core.model.half import sum_in_float32
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.ternary.inference import TernaryInference
 
@@ -22,7 +23,8 @@ def load_export(folder: Path, source: Path, dtype: torch.dtype, device: str) -> 
     compressed-tensors, asked for float32, multiplies codes and scales in float32, which is not the
     weight that readers of the export dtype compute with. Every weight must have the hash that
     ``normtweak.json`` records, which verification compares with what stock readers find. The
-    linears of a bitnet export become `TernaryInference` modules, which compute in float32.
+    linears of a bitnet export become `TernaryInference` modules. In the export dtype all of it
+    computes what readers compute.
 
     Args:
         folder: The export.
@@ -49,6 +51,7 @@ def load_export(folder: Path, source: Path, dtype: torch.dtype, device: str) -> 
             _check_hash(folder, manifest, f"{name}.{suffix}", stored)
         layer = TernaryInference(weights.linear(name), weights.scheme.rms_norm_eps)
         model.set_submodule(name, layer.to(device).eval())
+    sum_in_float32(model)
     return model
 
 

@@ -29,7 +29,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from normtweak_core.export.layer_probe import KEPT_OUTPUTS
+from normtweak_core.export.layer_probe import KEPT_OUTPUTS, LAYER_TOLERANCE
 
 FORMAT_VERSION = 1
 PACKAGES = ("torch", "transformers", "safetensors", "compressed-tensors")
@@ -41,9 +41,6 @@ LOGIT_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 # logits reach about 0.3. Measured on random models of 2 to 12 blocks, which amplify more than
 # trained ones: float32 0, on this very machine; float16 up to 0.04, bfloat16 up to 0.05.
 TERNARY_LOGIT_TOLERANCE = {"float32": 5e-2, "float16": 1e-1, "bfloat16": 1.5e-1}
-# Largest |difference| of one linear's output, as a fraction of its largest magnitude. Measured on
-# random linears 64 to 1024 wide: float32 0, float16 up to 1.6e-3, bfloat16 up to 1.4e-2.
-LAYER_TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def tensor_sha256(tensor: Tensor) -> str:

@@ -6,7 +6,6 @@ file computes with, in the float type of the file; what is done with them may be
 """
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from normtweak_core.export.packing import unpack_rows
 from normtweak_core.export.stored import read_tensor
 from normtweak_core.model.architecture import first_line, quantization_method, read_config
 from normtweak_core.model.checkpoint import stored_tensors
+from normtweak_core.model.half import sum_in_float32
 from normtweak_core.model.loading import load_causal_lm, no_progress_bar
+from normtweak_core.scratch import scratch_folder
 
 GPTQ_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -43,9 +44,10 @@ def load_quantized(path: Path, dtype: torch.dtype, device: str) -> PreTrainedMod
             model = _from_gptq(path, dtype)
         elif method == "compressed-tensors":
             dense = CompressedTensorsConfig(dequantize=True)
-            model = _by_transformers(path, quantization_config=dense, dtype="auto").to(dtype)
+            model = _in(_by_transformers(path, quantization_config=dense, dtype="auto"), dtype)
         else:
             model = _by_transformers(path, dtype=dtype)
+    sum_in_float32(model)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -59,6 +61,18 @@ def _by_transformers(folder: Path, **arguments: Any) -> PreTrainedModel:
         raise InputError(
             f"transformers must be able to open {folder}; it is not: {first_line(error)}"
         ) from error
+
+
+def _in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a model in another float type, as if it had been loaded in it.
+
+    Loading leaves the frequencies of rotary embeddings and their like in float32.
+    """
+    if dtype is torch.float32:
+        return model.to(dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _from_gptq(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -80,11 +94,11 @@ def _from_gptq(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             dense[f"{linear}.weight"] = dequantize_gptq(parts, quantization, linear)
         elif last not in GPTQ_PARTS or f"{linear}.qweight" not in stored:
             dense[name] = read_tensor(stored[name], name)
-    with tempfile.TemporaryDirectory(prefix="normtweak-gptq-") as temporary:
-        (Path(temporary) / "config.json").write_text(json.dumps(config))
-        save_file(dense, Path(temporary) / "model.safetensors", metadata={"format": "pt"})
+    with scratch_folder("gptq") as temporary:
+        (temporary / "config.json").write_text(json.dumps(config))
+        save_file(dense, temporary / "model.safetensors", metadata={"format": "pt"})
         # What old quantizers left in their files: biases of zeros, for one.
-        return load_causal_lm(Path(temporary), dtype, "cpu", allow_unused=True)
+        return load_causal_lm(temporary, dtype, "cpu", allow_unused=True)
 
 
 def dequantize_gptq(parts: dict[str, Tensor], quantization: dict[str, Any], linear: str) -> Tensor:

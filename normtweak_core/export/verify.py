@@ -2,26 +2,31 @@
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError, VerificationError
 from normtweak_core.export.checks import GPTQ_READER, GPTQ_READER_DONE
 from normtweak_core.export.folder import MANIFEST
-from normtweak_core.export.payload import file_hashes, hash_lines
+from normtweak_core.export.payload import file_hashes, hash_lines, payload_bytes
+from normtweak_core.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
 READER = Path(__file__).with_name("reader.py")
 SHOWN = 3  # problems named in the error, and one at least of each check
-TIMEOUT = 1800.0  # seconds
+# Seconds the reader may take: a start, a slow disk, and float16 on an old processor (the probe has
+# some 400 tokens).
+SECONDS_TO_START = 1800
+BYTES_PER_SECOND = 10_000_000
+WEIGHTS_PER_SECOND = 500_000
+LONGER = "Give it longer with export.verify_timeout in a recipe, or normtweak verify --timeout"
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,14 @@ class VerificationReport:
 
 
 def verify_export(
-    folder: Path, python: str | Path = sys.executable, timeout: float = TIMEOUT
+    folder: Path, python: str | Path = sys.executable, timeout: float | None = None
 ) -> VerificationReport:
     """Open ``folder`` in a fresh process that imports nothing of ours and compare everything.
 
     Args:
         folder: The export folder; nothing else is needed.
         python: Interpreter whose packages read the format; for gptq that of the reader environment.
-        timeout: Seconds until the reader is ended.
+        timeout: Seconds until the reader is ended; None: as `seconds_allowed`.
 
     Raises:
         InputError: The folder is not an export, or the interpreter does not exist.
@@ -67,7 +72,8 @@ def verify_export(
             "For gptq run `make reader-gptq`."
         )
     start = time.monotonic()
-    report = _run_reader(folder, python, timeout)
+    allowed = seconds_allowed(folder, manifest) if timeout is None else timeout
+    report = _run_reader(folder, python, allowed)
     if report["ours"]:
         raise VerificationError(
             f"the reader must import nothing of ours; it imported {report['ours'][0]}. Give an "
@@ -75,7 +81,7 @@ def verify_export(
         )
     problems = report["problems"]
     if problems:
-        raise VerificationError(_mismatch(folder, problems))
+        raise VerificationError(_mismatch(folder, manifest, report))
     payload = _payload(folder, manifest)
     return VerificationReport(
         format=manifest["export"]["format"],
@@ -92,6 +98,13 @@ def verify_export(
         reader_versions=report["versions"],
         seconds=time.monotonic() - start,
     )
+
+
+def seconds_allowed(folder: Path, manifest: dict) -> float:
+    """Return how long the reader of an export may take, from the size of the export."""
+    weights = sum(math.prod(entry["shape"]) for entry in manifest["tensors"].values())
+    size = payload_bytes(folder)
+    return SECONDS_TO_START + size / BYTES_PER_SECOND + weights / WEIGHTS_PER_SECOND
 
 
 def reader_python(folder: Path, root: Path) -> Path:
@@ -159,8 +172,8 @@ def _payload(folder: Path, manifest: dict) -> str:
 
 def _run_reader(folder: Path, python: str | Path, timeout: float) -> dict:
     """Return what the reader wrote."""
-    with tempfile.TemporaryDirectory(prefix="normtweak-verify-") as scratch:
-        result = Path(scratch) / "report.json"
+    with scratch_folder("verify") as scratch:
+        result = scratch / "report.json"
         # -I: no user site, no PYTHON* variables, and neither folder of ours on the path.
         command = [python, "-I", READER, folder.resolve(), result, str(os.getpid())]
         try:
@@ -176,8 +189,8 @@ def _run_reader(folder: Path, python: str | Path, timeout: float) -> dict:
             )
         except subprocess.TimeoutExpired as error:
             raise VerificationError(
-                f"the reader must finish within {timeout:.0f} s; it did not. Raise the limit or "
-                "look at what else the machine is doing."
+                f"the reader must finish within {timeout:g} s; it did not. {LONGER}, or look at "
+                "what else the machine is doing."
             ) from error
         if done.returncode or not result.is_file():
             lines = done.stderr.strip().splitlines() or ["it wrote nothing"]
@@ -188,8 +201,9 @@ def _run_reader(folder: Path, python: str | Path, timeout: float) -> dict:
         return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _mismatch(folder: Path, problems: Sequence[dict]) -> str:
-    """Return a sentence that names the checks that failed and the first problems."""
+def _mismatch(folder: Path, manifest: dict, report: dict) -> str:
+    """Return a sentence that names the checks that failed, the first problems, and what to do."""
+    problems = report["problems"]
     failed = Counter(problem["what"] for problem in problems)
     checks = ", ".join(f"{what} ({count})" for what, count in failed.items())
     # One of each check first: many of one kind would hide the others.
@@ -200,8 +214,28 @@ def _mismatch(folder: Path, problems: Sequence[dict]) -> str:
     more = f"; and {rest} more" if rest > 0 else ""
     return (
         f"an independent reader finds something else in {folder}: checks that fail: {checks}: "
-        f"{shown}{more}. Export again."
+        f"{shown}{more}. {_advice(failed, manifest, report)}"
     )
+
+
+def _advice(failed: Counter, manifest: dict, report: dict) -> str:
+    """Return what can help: another export only where this one was altered."""
+    if failed["file"]:
+        return "Files were altered since they were written: export again."
+    if failed["tokenizer"]:
+        return "The tokenizer is not the one the model was calibrated with: restore it."
+    written = manifest.get("versions", {})
+    names = sorted(report["versions"].keys() & written.keys())
+    here, there = (
+        ", ".join(f"{name} {versions[name]}" for name in names)
+        for versions in (report["versions"], written)
+    )
+    if here == there:
+        return (
+            "The files are as they were written, and so are the versions: another export would "
+            "give the same. This is a fault of normtweak or of the reader: report it."
+        )
+    return f"The files are as they were written, by {there}; the reader has {here}: use those."
 
 
 def _describe(problem: dict) -> str:

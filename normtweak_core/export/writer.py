@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from jaxtyping import Int64
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from normtweak_core.export.payload import (
     payload_bytes,
     relative_name,
 )
-from normtweak_core.export.probe import reference_logits
+from normtweak_core.export.probe import probe_rows, reference_logits
 from normtweak_core.export.scheme import Scheme, TernaryScheme
 from normtweak_core.export.shards import METADATA, ShardWriter
 from normtweak_core.export.tokenizer_probe import tokenizer_probe
@@ -68,6 +69,7 @@ def write_export(
     config: ExportConfig,
     *,
     dtype: torch.dtype | None = None,
+    windows: Int64[Tensor, "windows tokens"] | None = None,
     details: Mapping[str, object] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
@@ -82,13 +84,14 @@ def write_export(
         replaced: Float tensors that take the source's place, by full parameter name.
         config: Format and float type.
         dtype: The float type that the scales were rounded to; None resolves it from the source.
+        windows: Calibration windows, the first few of which become part of the probe.
         details: Further entries of normtweak.json: recipe, lineage, block report.
         max_shard_bytes: Largest weight file, and what is in memory at a time.
         progress: Called with tensors done and tensors in all.
 
     Raises:
-        InputError: ``out`` is in the way, a tensor of the source is missing, or one does not fit
-            the float type.
+        InputError: ``out`` is in the way, or a tensor of the source is missing.
+        FloatTypeError: The float type does not hold the model, as readers compute.
         NonFiniteError: A tensor is NaN or infinite.
         ValueError: Layers or replaced tensors do not belong to this model, or do not share one
             scheme, or carry scales that the float type does not hold.
@@ -102,7 +105,8 @@ def write_export(
         )
     dtype = dtype or resolve_export_dtype(config, source)
     contents = Contents(source, layers, replaced, form, dtype, Scheme.of)
-    return _write(out, source, contents, details or {}, max_shard_bytes, progress)
+    rows = probe_rows(source, windows)
+    return _write(out, source, contents, rows, details or {}, max_shard_bytes, progress)
 
 
 def write_ternary_export(
@@ -114,6 +118,7 @@ def write_ternary_export(
     *,
     rms_norm_eps: float,
     dtype: torch.dtype | None = None,
+    windows: Int64[Tensor, "windows tokens"] | None = None,
     details: Mapping[str, object] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
@@ -131,14 +136,15 @@ def write_ternary_export(
             GGUF file beside it where llama.cpp can hold the model; gguf insists on that.
         rms_norm_eps: Of the RMSNorm before every linear.
         dtype: The float type that the scales were rounded to; None resolves it from the source.
+        windows: Calibration windows, the first few of which become part of the probe.
         details: Further entries of normtweak.json: recipe, lineage, training report.
         max_shard_bytes: Largest weight file, and what is in memory at a time.
         progress: Called with tensors done and tensors in all.
 
     Raises:
         InputError: The format is another, ``out`` is in the way, rows do not fill whole bytes, a
-            tensor of the source is missing, one does not fit the float type, or GGUF was asked for
-            and cannot hold the model.
+            tensor of the source is missing, or GGUF was asked for and cannot hold the model.
+        FloatTypeError: The float type does not hold the model, as readers compute.
         NonFiniteError: A tensor is NaN or infinite.
         ValueError: Layers or replaced tensors do not belong to this model, only some layers have a
             gain, or a scale is not a number of the float type.
@@ -149,13 +155,15 @@ def write_ternary_export(
     scheme_of = partial(TernaryScheme.of, rms_norm_eps=rms_norm_eps)
     contents = Contents(source, layers, replaced, BITNET, dtype, scheme_of)
     required = config.format == "gguf"
-    return _write(out, source, contents, details or {}, max_shard_bytes, progress, required)
+    rows = probe_rows(source, windows)
+    return _write(out, source, contents, rows, details or {}, max_shard_bytes, progress, required)
 
 
 def _write(
     out: Path,
     source: Path,
     contents: Contents,
+    rows: Int64[Tensor, "rows seq"],
     details: Mapping[str, object],
     max_shard_bytes: int,
     progress: Callable[[int, int], None] | None,
@@ -179,7 +187,7 @@ def _write(
         write_json(folder / "config.json", _model_config(source, dtype, described))
         _copy_texts(source, folder)
         weights = ExportedWeights(folder, form, scheme, dtype)
-        _write_probe(folder, source, weights, dtype)
+        _write_probe(folder, source, weights, dtype, rows)
         files = file_hashes(folder)
         record = ExportRecord(
             folder=out,
@@ -197,9 +205,15 @@ def _write(
     return record
 
 
-def _write_probe(folder: Path, source: Path, weights: ExportedWeights, dtype: torch.dtype) -> None:
+def _write_probe(
+    folder: Path,
+    source: Path,
+    weights: ExportedWeights,
+    dtype: torch.dtype,
+    rows: Int64[Tensor, "rows seq"],
+) -> None:
     """Write what a faithful reader must reproduce."""
-    tensors = reference_logits(weights, source, dtype).tensors()
+    tensors = reference_logits(weights, source, dtype_name(dtype), rows).tensors()
     if weights.ternary:
         tensors |= layer_probe(weights, dtype)
     path = folder / PROBE_FILE

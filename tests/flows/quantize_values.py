@@ -9,6 +9,7 @@ from flows.report import Reports
 from normtweak_core.evaluate.channel_drift import ChannelDrift
 from normtweak_core.quantize.report import BlockReport, LayerReport
 from normtweak_core.tweak.report import FinalTuneReport, TweakReport
+from tasks.results import FloatType
 
 METRICS = {
     "perplexity/float": 4.46,
@@ -111,5 +112,6 @@ def reports(folder: Path, blocks=None, final_tune=True, metrics=None, **recipe) 
         metrics=metrics or METRICS,
         origin={"source_model": "reference:llama", "export_sha256": "e" * 64},
         export=folder,
+        float_type=FloatType(dtype="bfloat16", refused={"float16": "logits reach 7e4"}),
         float_bytes=1_054_976,
     )

@@ -16,6 +16,7 @@ from flows.ternary_report import TernaryReports
 from normtweak_core.finetune.source import ExportSource
 from normtweak_core.polynomial.config import EXAMPLES, cells_of
 from tasks.finetune_blocks import TrainedBlockResult
+from tasks.results import FloatType
 from tests.flows.quantize_values import METRICS, QUALITY
 
 STEPS = 12
@@ -43,6 +44,7 @@ def ternary_reports(folder: Path, **recipe) -> TernaryReports:
         metrics=METRICS,
         origin={"source_model": "reference:llama", "export_sha256": "e" * 64},
         export=folder,
+        float_type=FloatType(dtype="float16"),
         float_bytes=1_054_976,
     )
 
@@ -76,6 +78,7 @@ def finetune_reports(folder: Path, block_steps: int = 4) -> FinetuneReports:
         metrics=METRICS,
         origin={"source_model": "reference:llama", "export_sha256": "e" * 64},
         export=folder,
+        float_type=FloatType(dtype="float16"),
         float_bytes=1_054_976,
         source=ExportSource(
             folder=folder, format="compressed-tensors", dtype="float16", bits=2, group_size=32,

@@ -67,7 +67,7 @@ def stage_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
     job = dataclasses.replace(open_job(recipe.model, recipe.seed), device=device)
     keys = {"calibrate": calibration_key(job, recipe.calibration)}
     calibration = made(CalibrationResult, keys["calibrate"])
-    keys["float type"] = float_type_key(job, recipe.export)
+    keys["float type"] = float_type_key(job, recipe.export, calibration, recipe.quantization)
     dtype = "float16" if recipe.export.dtype == "auto" else recipe.export.dtype
     settings = ChainSettings(recipe.quantization, recipe.norm_tweak, dtype)
     blocks: list = []
@@ -80,7 +80,7 @@ def stage_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
         key = final_tune_key(job, calibration, blocks, settings, recipe.final_tune)
         keys["final tune"] = key
         tuned = made(FinalTuneResult, key)
-    keys["export"] = export_key(job, blocks, tuned, settings, recipe.export)
+    keys["export"] = export_key(job, calibration, blocks, tuned, settings, recipe.export)
     export = made(ExportResult, keys["export"])
     write_manifest(state_root() / export.folder, recipe.export.format)
     keys["verify"] = verify_key(job, export)

@@ -65,7 +65,7 @@ def test_an_export_that_reads_otherwise_than_quantized_is_not_registered(
     pack_rows = compressed_tensors.pack_rows
     monkeypatch.setattr(compressed_tensors, "pack_rows", with_one_wrong_code)
     values |= {"name": "tiny-mismatch", "norm_tweak": {"enabled": False}}
-    message = r"an independent reader finds something else in .*: expected .*, found .*Export again"
+    message = r"an independent reader finds something else in .*: expected .*, found .*report it"
     happened = failing_run(engine, values, VerificationError, message)
     assert {"export", "verify"} <= happened
     assert happened.isdisjoint({"evaluate", "register"})

@@ -257,12 +257,13 @@ def test_a_plan_finds_what_is_finished(project, finished, engine):
         stages = finetune_stages(recipe, ready.export, open_job(ready.float_model, recipe.seed))
         return {stage.name: (stage.cached, stage.parts) for stage in stages}
 
-    everything = {"data": (1, 1), "blocks": (2, 2), "training": (10, 10), "export": (1, 1)}
+    everything = {"data": (1, 1), "float type": (1, 1), "blocks": (2, 2)}
+    everything |= {"training": (10, 10), "export": (1, 1)}
     last = {"verify": (1, 1), "evaluate": (3, 3), "register": (0, 1)}
     assert planned() == everything | last
     longer = {"training": (0, 10), "export": (0, 1), "verify": (0, 1), "evaluate": (2, 3)}
     assert planned(steps=13) == everything | last | longer
-    other = {"data": (0, 1), "blocks": (0, 2)}
+    other = {"data": (0, 1), "float type": (0, 1), "blocks": (0, 2)}
     text = SETTINGS["data"] | {"samples": 24}
     assert planned(data=text) == everything | last | longer | other
 

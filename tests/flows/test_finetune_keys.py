@@ -47,6 +47,7 @@ NO_BYTE = {
     "registry.alias": "nightly",
     "finetune.save_every": 7,
     "finetune.gradient_checkpointing": True,
+    "export.verify_timeout": 9,
 }
 NO_STAGE = {*NO_BYTE, "quantization", *GATE}
 # The export and its float model count by their content; the float type must be the export's.
@@ -61,6 +62,7 @@ def keys_of(values: dict, project) -> dict[str, str]:
     from tasks.finetune_blocks import TrainedBlockResult, trained_block_key
     from tasks.finetune_source import StartingPoint
     from tasks.finetuning import finetune_export_key, finetune_origin
+    from tasks.float_type import start_float_type_key
     from tasks.job import open_job
     from tasks.results import CalibrationResult, ExportResult
     from tasks.subjects import float_subject
@@ -77,13 +79,14 @@ def keys_of(values: dict, project) -> dict[str, str]:
     config = recipe.finetune
     keys = {"data": calibration_key(job, config.data)}
     data = made(CalibrationResult, keys["data"])
+    keys["float type"] = start_float_type_key(job, recipe.export, data, start)
     keys["block 0"] = trained_block_key(job, data, start, config, 0, None)
     block = made(TrainedBlockResult, keys["block 0"])
     keys["block 1"] = trained_block_key(job, data, start, config, 1, block)
     blocks = [block, made(TrainedBlockResult, keys["block 1"])]
     keys["train"] = segment_key(finetune_origin(job, data, start, blocks, config), config.steps)
     trained = made(SegmentResult, keys["train"])
-    keys["export"] = finetune_export_key(job, start, trained, recipe.export)
+    keys["export"] = finetune_export_key(job, data, start, trained, recipe.export, "float16")
     measured = recipe.evaluation.perplexity
     text = text_of(measured, job.source, calibration_length(job, config.data), job.context)
     keys["evaluate float"] = float_evaluation_key(job, text)

@@ -51,7 +51,7 @@ GENERATED = {"calibration.languages": ["latin"]}
 # Read only with a symmetric grid of 2 bits.
 SYMMETRIC = {"quantization.levels": "ternary"}
 # What decides the registry or how a run ends; tests of the registry and of problems see to them.
-NO_STAGE = {"name", "registry.alias", "on_problem", *GATE}
+NO_STAGE = {"name", "registry.alias", "export.verify_timeout", "on_problem", *GATE}
 ELSEWHERE = {"model.revision", "model.device", "ternary", "finetune"}
 
 

@@ -50,7 +50,11 @@ BESIDE = {
     ),
 }  # fmt: skip
 # They change no byte of the result; 8 is all that bitnet holds.
-NO_BYTE = {"ternary.save_every": 3, "ternary.gradient_checkpointing": True}
+NO_BYTE = {
+    "ternary.save_every": 3,
+    "ternary.gradient_checkpointing": True,
+    "export.verify_timeout": 9,
+}
 NO_STAGE = {"name", "registry.alias", "ternary.activation_bits", *NO_BYTE, *GATE}
 ELSEWHERE = {"model.revision", "model.device", "export.format"}
 
@@ -58,6 +62,7 @@ ELSEWHERE = {"model.revision", "model.device", "export.format"}
 def keys_of(values: dict) -> dict[str, str]:
     from tasks.calibrate import calibration_key, calibration_length
     from tasks.evaluating import float_evaluation_key, text_of
+    from tasks.float_type import ternary_float_type_key
     from tasks.job import open_job
     from tasks.results import CalibrationResult
     from tasks.subjects import float_subject
@@ -72,11 +77,13 @@ def keys_of(values: dict) -> dict[str, str]:
     keys = {"data": calibration_key(job, config.data)}
     data = made(CalibrationResult, keys["data"])
     keys["surgery"] = surgery_key(job, data, config)
-    origin = training_origin(job, data, made(SurgeryResult, keys["surgery"]), config)
+    surgery = made(SurgeryResult, keys["surgery"])
+    keys["float type"] = ternary_float_type_key(job, recipe.export, data, surgery, config)
+    origin = training_origin(job, data, surgery, config)
     keys["train"] = segment_key(origin, config.steps)
     trained = made(SegmentResult, keys["train"])
     dtype = "float16" if recipe.export.dtype == "auto" else recipe.export.dtype
-    keys["export"] = ternary_export_key(job, trained, recipe.export, dtype)
+    keys["export"] = ternary_export_key(job, data, trained, recipe.export, dtype)
     measured = recipe.evaluation.perplexity
     text = text_of(measured, job.source, calibration_length(job, config.data), job.context)
     keys["evaluate float"] = float_evaluation_key(job, text)

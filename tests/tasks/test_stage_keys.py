@@ -45,7 +45,7 @@ def test_every_cached_stage_is_looked_at():
     names |= {"evaluate_task_stage"}
     names |= {"float_stage", "cell_stage"}
     names |= {"surgery_stage", "train_stage", "ternary_export_stage"}
-    names |= {"training_text_stage"}
+    names |= {"training_text_stage", "ternary_float_type_stage", "start_float_type_stage"}
     names |= {"finetune_block_stage", "finetune_stage", "finetune_export_stage"}
     assert {stage.function for stage in declared_stages()} == names
 
@@ -160,7 +160,7 @@ def test_the_code_that_opens_a_measured_model_counts(kind, monkeypatch, engine_e
 
 
 GENERATION = {"eos_token_id": 3}
-EVERYTHING_BUT_WEIGHTS = set(STAGES) - {"float type"}
+EVERYTHING = set(STAGES)
 EXPORTED = {"export", "verify", "evaluate"}
 
 
@@ -168,12 +168,12 @@ EXPORTED = {"export", "verify", "evaluate"}
     ("name", "content", "source", "expected"),
     [
         ("generation_config.json", GENERATION, "text", EXPORTED),
-        ("generation_config.json", GENERATION, "generated", EVERYTHING_BUT_WEIGHTS - {
+        ("generation_config.json", GENERATION, "generated", EVERYTHING - {
             "evaluate float",
         }),
-        ("qwen.tiktoken", {}, "text", EVERYTHING_BUT_WEIGHTS),
-        ("tokenizer.json", {"version": "1.1"}, "text", EVERYTHING_BUT_WEIGHTS),
-        ("config.json", {"transformers_version": "4.40.0"}, "text", EVERYTHING_BUT_WEIGHTS),
+        ("qwen.tiktoken", {}, "text", EVERYTHING),
+        ("tokenizer.json", {"version": "1.1"}, "text", EVERYTHING),
+        ("config.json", {"transformers_version": "4.40.0"}, "text", EVERYTHING),
         ("config.json", {"_name_or_path": "elsewhere"}, "text", set()),
         ("README.md", {}, "text", set()),
     ],
@@ -210,7 +210,7 @@ def test_the_same_bytes_in_another_kind_of_file_are_another_text(project):
         )
         for kind in ("txt", "jsonl")
     }
-    assert differing(found["txt"], found["jsonl"]) == set(STAGES) - {"float type"}
+    assert differing(found["txt"], found["jsonl"]) == set(STAGES)
 
 
 def test_a_tilde_reads_and_counts_as_the_folder_it_stands_for(project, monkeypatch):

@@ -1,44 +1,53 @@
-"""The export dtype and scales rounded to it."""
+"""The float type of an export is one in which a stock reader's arithmetic holds the model."""
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from normtweak_core.errors import InputError, NonFiniteError
+from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.float_type import export_dtype, resolve_export_dtype
+from normtweak_core.export.float_type import (
+    choose_export_dtype,
+    resolve_export_dtype,
+)
+from normtweak_core.export.probe import probe_rows
+from tests.core.model.families import save, tokens
 
 
 @pytest.mark.parametrize(
-    ("asked", "largest", "expected"),
+    ("asked", "value", "expected"),
     [
-        ("auto", 65504.0, torch.float16),
-        ("auto", 65505.0, torch.bfloat16),
+        ("auto", -6e4, torch.float16),
+        ("auto", -7e4, torch.bfloat16),
         ("float16", 1.0, torch.float16),
         ("bfloat16", 1.0, torch.bfloat16),
         ("float32", 1e30, torch.float32),
     ],
 )
-def test_auto_takes_float16_wherever_the_values_fit(asked, largest, expected):
-    assert export_dtype(ExportConfig(dtype=asked), largest) == expected
-
-
-def test_float16_is_refused_where_the_values_do_not_fit():
-    with pytest.raises(InputError, match="float16 holds values up to 65504; the model has 70000"):
-        export_dtype(ExportConfig(dtype="float16"), 70000.0)
-
-
-def test_gptq_is_refused_where_float16_does_not_do():
-    with pytest.raises(InputError, match=r"gptq needs export.dtype float16.*bfloat16"):
-        export_dtype(ExportConfig(format="gptq"), 70000.0)
+def test_weights_alone_suggest_float16_wherever_they_fit(tmp_path, asked, value, expected):
+    save_file({"a": torch.ones(3), "b": torch.tensor([0.5, value])}, tmp_path / "model.safetensors")
+    assert resolve_export_dtype(ExportConfig(dtype=asked), tmp_path) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(-6e4, torch.float16), (-7e4, torch.bfloat16), (7e4, torch.bfloat16)]
+    ("form", "advice"),
+    [
+        ("auto", "set it to bfloat16 or float32, which hold it"),
+        (
+            "gptq",
+            "gptq is read in float16 alone: set export.format to auto, with bfloat16 or float",
+        ),
+    ],
 )
-def test_the_source_decides_through_its_largest_magnitude(tmp_path, value, expected):
-    save_file({"a": torch.ones(3), "b": torch.tensor([0.5, value])}, tmp_path / "model.safetensors")
-    assert resolve_export_dtype(ExportConfig(), tmp_path) == expected
+def test_weights_beyond_float16_are_named_with_what_holds_them(tmp_path, form, advice):
+    save_file({"a": torch.tensor([70000.0])}, tmp_path / "model.safetensors")
+    told = (
+        "export.dtype must hold the model as its readers compute it; float16 does not: a reaches "
+        f"70000, beyond 65504: {advice}"
+    )
+    with pytest.raises(InputError, match=told):
+        resolve_export_dtype(ExportConfig(dtype="float16", format=form), tmp_path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -46,3 +55,88 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path, value):
     save_file({"a": torch.tensor([1.0, value])}, tmp_path / "model.safetensors")
     with pytest.raises(NonFiniteError, match="weights must be finite; a is not"):
         resolve_export_dtype(ExportConfig(), tmp_path)
+
+
+def edited(folder, edit):
+    """Return the folder after `edit` has changed its tensors in place."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+def begin(name, size):
+    """Give token 1, which begins a document, one huge number in the residual stream."""
+
+    def edit(tensors):
+        tensors[name][1, 5] = size
+
+    return edit
+
+
+def wide_product(tensors):
+    """Let gate and up of a block multiply to a number beyond float16."""
+    for part in ("gate_proj", "up_proj"):
+        tensors[f"model.layers.1.mlp.{part}.weight"][7] = 40.0
+    tensors["model.layers.1.mlp.down_proj.weight"][:, 7] *= 1e-6
+
+
+def large_queries(tensors):
+    """Leave the scores of attention what they are, between huge queries and tiny keys."""
+    tensors["model.layers.1.self_attn.q_proj.weight"] *= 2e4
+    tensors["model.layers.1.self_attn.k_proj.weight"] /= 2e4
+
+
+def tiny_weights(tensors):
+    """Leave the MLPs what they are, with weights below what float16 can tell from zero."""
+    for layer in range(3):
+        prefix = f"model.layers.{layer}"
+        tensors[f"{prefix}.post_attention_layernorm.weight"] *= 300
+        tensors[f"{prefix}.mlp.gate_proj.weight"] /= 300
+        tensors[f"{prefix}.mlp.up_proj.weight"] *= 1e-7 / 2
+        tensors[f"{prefix}.mlp.down_proj.weight"] *= 6e4
+
+
+def loud_logits(tensors):
+    tensors["model.norm.weight"] *= 3e4
+
+
+CASES = {
+    "tied embedding": ("llama", begin("model.embed_tokens.weight", 6e4)),
+    "norms of one plus weight": ("gemma", begin("model.embed_tokens.weight", 6e4)),
+    "product inside an MLP": ("mistral", wide_product),
+    "attention": ("llama", large_queries),
+    "numbers too small": ("mistral", tiny_weights),
+    "logits": ("llama", loud_logits),
+    "gpt_neox": ("gpt_neox", begin("gpt_neox.embed_in.weight", 6e4)),
+    "opt": ("opt", begin("model.decoder.embed_tokens.weight", 6e4)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_auto_leaves_float16_where_its_arithmetic_does_not_hold(tmp_path, case):
+    family, edit = CASES[case]
+    folder = edited(save(family, tmp_path), edit)
+    choice = choose_export_dtype(ExportConfig(), folder, probe_rows(folder, tokens()))
+    assert list(choice.refused) == ["float16"]
+    assert choice.refused["float16"].endswith(" 65504") == (case != "numbers too small")
+    assert choice.dtype == torch.bfloat16
+    asked, rows = ExportConfig(dtype="float16"), probe_rows(folder, tokens())
+    if "too near" in choice.refused["float16"]:  # who asks for it takes it as far as it goes
+        assert choose_export_dtype(asked, folder, rows).dtype == torch.float16
+        return
+    with pytest.raises(FloatTypeError) as refused:
+        choose_export_dtype(asked, folder, rows)
+    assert refused.value.holds == ["bfloat16", "float32"]
+
+
+def test_calibration_windows_are_tried_with_what_begins_a_document_and_without(tmp_path):
+    folder = save("llama", tmp_path)
+    windows = tokens(batch=6, length=12)
+    rows = probe_rows(folder, windows)
+    assert rows.shape == (6, 12)  # ids all over the vocabulary, a bare window, four that begin
+    assert torch.equal(rows[1], windows[0])
+    assert rows[2:, 0].tolist() == [1] * 4
+    assert torch.equal(rows[2:, 1:], windows[:4, :-1])
+    assert torch.equal(probe_rows(folder, rows[2:])[2:], rows[2:])  # not twice

@@ -43,9 +43,12 @@ def exported(source, tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", ["compressed-tensors", "gptq"])
-def test_a_quantized_folder_computes_what_our_own_way_of_loading_gives(source, exported, form):
-    found = load_quantized(exported / form, torch.float32, "cpu")
-    expected = load_export(exported / form, source, torch.float32, "cpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_quantized_folder_computes_what_our_own_way_of_loading_gives(
+    source, exported, form, dtype
+):
+    found = load_quantized(exported / form, dtype, "cpu")
+    expected = load_export(exported / form, source, dtype, "cpu")
     assert torch.equal(logits(found), logits(expected))
 
 

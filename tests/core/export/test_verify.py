@@ -1,8 +1,11 @@
 """Verification as users run it: a fresh process, its errors, and its end when ours is killed."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -13,8 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from normtweak_core.errors import InputError, VerificationError
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.verify import reader_python, verify_export
+from normtweak_core.export.verify import (
+    read_manifest,
+    reader_python,
+    seconds_allowed,
+    verify_export,
+)
 from normtweak_core.export.writer import write_export
+from normtweak_core.scratch import scratch_folder, sweep
 from tests.tiny_exports import quantize_all, save_tiny_model, tiny_config
 
 UP = "gpt_neox.layers.1.mlp.dense_h_to_4h"
@@ -99,8 +108,41 @@ def test_a_reader_that_fails_is_an_error_with_its_last_line(tmp_path, neox):
 
 
 def test_a_reader_that_takes_too_long_is_ended(neox):
-    with pytest.raises(VerificationError, match="must finish within 0 s"):
+    message = (
+        r"must finish within 0\.2 s; it did not\. Give it longer with export\.verify_timeout in a "
+        "recipe, or normtweak verify --timeout"
+    )
+    with pytest.raises(VerificationError, match=message):
         verify_export(neox, timeout=0.2)
+
+
+def test_a_reader_may_take_longer_where_there_is_more_to_read(neox):
+    manifest = read_manifest(neox)
+    small = seconds_allowed(neox, manifest)
+    assert 1800 < small < 1801  # some kilobytes
+    manifest["tensors"]["x"] = {"shape": [70_000, 100_000]}  # seven billion weights
+    assert seconds_allowed(neox, manifest) - small == 14_000
+
+
+def test_another_export_is_advised_only_where_this_one_was_altered(tmp_path, neox):
+    folder = copy(neox, tmp_path / "out")
+    path = folder / "normtweak.json"
+    manifest = json.loads(path.read_text())
+    name = next(iter(manifest["tensors"]))
+    manifest["tensors"][name]["sha256"] = "0" * 64  # as if the reader found something else
+    path.write_text(json.dumps(manifest))
+    same = r"so are the versions: another export would give the same\. .* report it\.$"
+    with pytest.raises(VerificationError, match=same):
+        verify_export(folder)
+    manifest["versions"]["transformers"] = "4.0.0"
+    path.write_text(json.dumps(manifest))
+    other = r"as they were written, by torch .*, transformers 4\.0\.0; the reader has torch .*: use"
+    with pytest.raises(VerificationError, match=other):
+        verify_export(folder)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    altered = r"Files were altered since they were written: export again\.$"
+    with pytest.raises(VerificationError, match=altered):
+        verify_export(folder)
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path):
@@ -133,21 +175,30 @@ def test_a_missing_interpreter_is_refused_with_what_to_do(tmp_path, neox):
         verify_export(neox, python=tmp_path / "python")
 
 
-def test_the_reader_dies_with_the_process_that_started_it(neox):
+def test_the_reader_dies_with_the_process_that_started_it_and_its_folder_is_swept(
+    neox, tmp_path, monkeypatch
+):
     code = f"""
         from pathlib import Path
         from normtweak_core.export.verify import verify_export
         verify_export(Path({str(neox)!r}))
     """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    variables = os.environ | {"TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=variables)
     try:
         child = wait_for(lambda: psutil.Process(parent.pid).children())[0]
         # Well past its start, and seconds from its end: transformers comes after torch.
         wait_for(lambda: any("libtorch" in part.path for part in child.memory_maps()))
+        assert sweep() == []  # its folder is in use
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=2)
+    (left,) = tmp_path.glob("normtweak-scratch-verify-*")
+    with scratch_folder("verify") as folder:  # what the next verification does
+        assert list(tmp_path.iterdir()) == [folder] != [left]
+    assert list(tmp_path.iterdir()) == []
 
 
 def wait_for(condition, seconds=30):

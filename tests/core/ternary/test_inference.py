@@ -10,22 +10,23 @@ from normtweak_core.ternary.weight import TernaryLinear, ternary_linear
 EPS = 1e-5
 
 
-def layer_of(generator, gain, bias, rows=24, columns=52):
-    return ternary_linear(
+def layer_of(generator, gain, bias, dtype=torch.float32, size=1.0):
+    rows, columns = 24, 52
+    drawn = (
         torch.randn(rows, columns, generator=generator),
-        torch.randn(columns, generator=generator).exp() if gain else None,
+        torch.randn(columns, generator=generator).exp() * size if gain else None,
         torch.randn(rows, generator=generator) if bias else None,
-        torch.float32,
     )
+    return ternary_linear(*(None if one is None else one.to(dtype) for one in drawn), dtype)
 
 
-def stock(layer):
+def stock(layer, dtype=torch.float32):
     rows, columns = layer.codes.shape
     module = BitLinear(
         columns,
         rows,
         layer.bias is not None,
-        dtype=torch.float32,
+        dtype=dtype,
         use_rms_norm=layer.gain is not None,
         rms_norm_eps=EPS,
     )
@@ -35,7 +36,7 @@ def stock(layer):
         module.rms_norm.weight.data.copy_(layer.gain)
     if layer.bias is not None:
         module.bias.copy_(layer.bias)
-    return module
+    return module.to(dtype)
 
 
 @pytest.mark.parametrize("gain", [True, False])
@@ -59,10 +60,17 @@ def test_the_scale_divides_and_the_bias_does_not_shrink():
     assert TernaryInference(layer, EPS)(x).tolist() == [[191 / 4 + 0.5, -64 / 4 - 1.0]]
 
 
-def test_half_precision_goes_in_and_comes_out(seeded):
-    layer = layer_of(seeded(), True, True)
-    x = torch.randn(3, 52, generator=seeded(1)).half()
-    module = TernaryInference(layer, EPS)
-    y = module(x)
-    assert y.dtype == torch.float16
-    assert torch.equal(y, module(x.float()).half())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+def test_half_precision_is_computed_as_the_stock_linear_does(seeded, dtype, size):
+    layer = layer_of(seeded(), True, True, dtype, size)
+    x = torch.randn(3, 52, generator=seeded(1)).to(dtype)
+    x[1] = 0.0
+    ours = TernaryInference(layer, EPS)(x)
+    with torch.compiler.set_stance("force_eager"), torch.inference_mode():
+        theirs = stock(layer, dtype)(x)
+    assert ours.dtype == dtype
+    assert torch.equal(ours, theirs)
+    # Both scales together leave the range of float16: all that is left is the bias.
+    lost = dtype is torch.float16 and size < 1
+    assert torch.equal(ours[0], layer.bias.to(dtype)) == lost

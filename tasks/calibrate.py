@@ -112,6 +112,7 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
     Raises:
         InputError: The text is missing, too short or degenerate.
     """
+    from normtweak_core.calibration.first_token import vocabulary_size
     from normtweak_core.calibration.likelihood import window_nll
     from normtweak_core.calibration.quality import quality_report
     from normtweak_core.calibration.sets import build_calibration_set
@@ -136,6 +137,7 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
     for reason in quality.reasons:
         log.warning("calibration set: %s", reason)
     frame = calibration_frame(windows, tokenizer, nll.tolist())
+    size = vocabulary_size(tokenizer)
     return CalibrationResult(
         windows=publish(
             "calibration", key, lambda path: save_calibration_set(path, windows), "safetensors"
@@ -143,11 +145,11 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
         table=publish(
             "calibration",
             key,
-            lambda path: write_calibration_table(path, frame, len(tokenizer)),
+            lambda path: write_calibration_table(path, frame, size),
             "parquet",
         ),
         quality=publish_json("calibration", key, quality.model_dump(mode="json")),
-        vocab_size=len(tokenizer),
+        vocab_size=size,
         verdict=quality.verdict,
         reasons=quality.reasons,
         seconds=time.monotonic() - began,

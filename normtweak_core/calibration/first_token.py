@@ -52,10 +52,26 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 def ordinary_token_ids(
     tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None
 ) -> Int64[Tensor, " ordinary"]:
-    """Return the ids that stand for text and that the model, where its size is given, knows."""
-    size = len(tokenizer) if vocab_size is None else min(len(tokenizer), vocab_size)
-    special = special_token_ids(tokenizer)
-    return torch.tensor([i for i in range(size) if i not in special], dtype=torch.int64)
+    """Return the ids that stand for text and that the model, where its size is given, knows.
+
+    Raises:
+        InputError: There is none.
+    """
+    # A vocabulary may have gaps, and then more ids than tokens.
+    ids = set(tokenizer.get_vocab().values()) - special_token_ids(tokenizer)
+    known = sorted(i for i in ids if vocab_size is None or i < vocab_size)
+    if not known:
+        rows = "" if vocab_size is None else f" and the model a row for, of its {vocab_size}"
+        raise InputError(
+            f"a tokenizer must have tokens that stand for text{rows}; it has none. Give the "
+            "tokenizer of this model."
+        )
+    return torch.tensor(known, dtype=torch.int64)
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number above every id of the tokenizer; more than its tokens where ids lack."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def document_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -76,27 +92,27 @@ def start_distribution(
     """Return the model's probabilities of ordinary tokens at the start of a document.
 
     The context is what the tokenizer puts before a document; else the token that begins one, else
-    the one that ends one. Where the tokenizer has none of these, all tokens are equally likely.
+    the one that ends one. Where the tokenizer has none of these that the model knows, all tokens
+    are equally likely. There is a probability for every logit, whatever the tokenizer's size.
     Special tokens have probability zero: a model can be sure that one ended document ends twice.
 
     Raises:
         NonFiniteError: The model's logits are NaN.
     """
-    context = (
-        document_prefix(tokenizer)
-        or [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None][:1]
-    )
-    if not context:
-        return torch.full((len(tokenizer),), 1 / len(tokenizer), dtype=torch.float64)
-    ids = torch.tensor([context], device=model.device)
+    rows = model.get_input_embeddings().weight.shape[0]
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    context = document_prefix(tokenizer) or [i for i in marks if i is not None and i < rows][:1]
+    ordinary = ordinary_token_ids(tokenizer, rows)
+    ids = torch.tensor([context or ordinary[:1].tolist()], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, -1].double().cpu()
     if logits.isnan().any():
         raise NonFiniteError(
             "the float model must give finite logits; they are NaN after the first token: check "
             "its weights and model.dtype"
         )
-    ordinary = ordinary_token_ids(tokenizer, len(logits))
-    return torch.zeros_like(logits).index_copy(0, ordinary, logits[ordinary].softmax(-1))
+    ordinary = ordinary[ordinary < len(logits)]
+    likely = logits[ordinary] if context else torch.zeros(len(ordinary), dtype=logits.dtype)
+    return torch.zeros_like(logits).index_copy(0, ordinary, likely.softmax(-1))
 
 
 def find_first_tokens(

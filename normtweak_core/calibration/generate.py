@@ -14,6 +14,7 @@ transformers' defaults, pinned here). We differ in three points:
   windows are generated beside it.
 """
 
+import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -31,7 +32,8 @@ from normtweak_core.calibration.first_token import (
     ordinary_token_ids,
     start_distribution,
 )
-from normtweak_core.errors import NonFiniteError
+from normtweak_core.calibration.known_ids import require_known_ids
+from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.randomness import generator
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ GREEDY_TOKENS = (2, 3, 4)  # LLM-QAT repeats its vocabulary once for each
 MIN_DOCUMENT = 32  # shorter ones would fill a window with first tokens rather than with prose
 CACHE_BYTES = 2**30  # keys, values and logits of one batch
 MAX_BATCH = 128
+MEMORIES = ("past_key_values", "cache_params", "state")  # of attention, Mamba, RWKV
 
 Progress = Callable[[int, int], None]
 
@@ -72,7 +75,7 @@ def generation_batch_size(config: PretrainedConfig, length: int) -> int:
         length: Tokens per window.
     """
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None) or 1  # a model may have no attention
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     cache = text.num_hidden_layers * 2 * kv_heads * head_dim * length
@@ -108,6 +111,8 @@ def generate_windows(
         NonFiniteError: The model's logits are NaN.
     """
     assert not model.training, "dropout would draw from the global generator"
+    prefix = torch.tensor(document_prefix(tokenizer), dtype=torch.int64)
+    require_known_ids(prefix, model, tokenizer, "the beginning of a document")
     probabilities = start_distribution(model, tokenizer)
     first_tokens = find_first_tokens(tokenizer, probabilities, languages)
     rules = _rules(model, tokenizer, first_tokens, len(probabilities))
@@ -181,7 +186,7 @@ def _write_batch(
     greedy = greedy.to(device)
     ids = torch.empty(batch, length, dtype=torch.int64, device=device)
     age = torch.zeros(batch, dtype=torch.int64, device=device)  # position inside the document
-    documents, cache, logits = batch, None, None
+    documents, cache, logits, memory = batch, None, None, _memory_of(model)
     for position in range(length):
         draws = uniforms[:, position]
         written = rules.first[
@@ -201,9 +206,27 @@ def _write_batch(
         age += 1
         report(batch * (position + 1))
         if position + 1 < length:
-            out = model(input_ids=written[:, None], past_key_values=cache, use_cache=True)
-            cache, logits = out.past_key_values, out.logits[:, -1].float()
+            out = model(input_ids=written[:, None], use_cache=True, **{memory: cache})
+            cache, logits = out[memory], out.logits[:, -1].float()
     return ids, documents
+
+
+def _memory_of(model: PreTrainedModel) -> str:
+    """Return what a model calls that which it keeps of the tokens before.
+
+    Raises:
+        InputError: It keeps nothing.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    for name in MEMORIES:
+        if name in accepted:
+            return name
+    raise InputError(
+        f"text must be written by a model that keeps what it has read; {type(model).__name__} "
+        "does not",
+        key="calibration.source",
+        remedy="choose text or dataset",
+    )
 
 
 def _next_token(

@@ -28,7 +28,7 @@ from flows.quantize import (
 )
 from flows.report import recipe_sha256
 from flows.run_name import run_name
-from flows.running import Run, calibration_set
+from flows.running import Run, calibration_set, rehearse
 from tasks.calibrate import calibration_length
 from tasks.environment import state_root
 from tasks.job import open_job
@@ -50,6 +50,7 @@ def ablate(recipe: AblationRecipe) -> dict[str, Any]:
     for warning in ablation_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(began, job=open_job(recipe.model, recipe.seed))
+    rehearse(run)
     planned = planned_cells(recipe, _training_text(run, recipe))
     distinct: dict[str, PlannedCell] = {}
     for cell in planned:

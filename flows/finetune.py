@@ -16,7 +16,7 @@ from flows.finetune_report import FinetuneReports, publish_finetune_reports, sho
 from flows.float_types import EXACT, until_it_holds
 from flows.operated import operated
 from flows.run_name import run_name
-from flows.running import Run, calibration_sample, outcome, read_json, register, verify
+from flows.running import Run, calibration_sample, outcome, read_json, register, rehearse, verify
 from flows.training import Shown, train, training_data, training_facts
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.finetune.source import GRID
@@ -69,6 +69,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         log.warning("%s", warning)
     run = Run(began, job=open_job(ready.float_model, recipe.seed))
     start = StartingPoint(ready.export, export_in_root(ready.export))
+    rehearse(run)
     items = score_float_model(run, recipe.evaluation)
     made = make_finetuned(run, recipe, start)
     data, blocks, segments, export = made.data, made.blocks, made.segments, made.export

@@ -68,6 +68,7 @@ def quantize_stages(recipe: Recipe, job: "Job") -> list[Stage]:
     if chosen:
         (blocks, baseline, tuned), export = until_it_holds(recipe.export, chosen, find)
     stages = [
+        _dry_run(job),
         Stage("calibrate", bool(calibration)),
         Stage("float type", bool(chosen)),
         Stage("blocks", len(blocks), count),
@@ -105,6 +106,7 @@ def ternary_stages(recipe: TernaryRecipe, job: "Job") -> list[Stage]:
     if trained and chosen:
         export = until_it_holds(recipe.export, chosen, find)[1]
     return [
+        _dry_run(job, streams=False),
         Stage("data", bool(data)),
         Stage("surgery", bool(surgery)),
         Stage("float type", bool(chosen)),
@@ -157,6 +159,7 @@ def finetune_stages(recipe: FinetuneRecipe, source: "ExportSource", job: "Job") 
     if trained and chosen:
         export = until_it_holds(recipe.export, chosen, find, EXACT)[1]
     return [
+        _dry_run(job),
         Stage("data", bool(data)),
         Stage("float type", bool(chosen)),
         *([Stage("blocks", len(blocks), count)] if count else []),
@@ -173,6 +176,14 @@ def _start_under_the_root(source: "ExportSource") -> "StartingPoint | None":
     copied = imported_folder(root, source.payload_sha256)
     is_there = source.folder.is_relative_to(root) or copied.is_dir()
     return StartingPoint(source, export_in_root(source)) if is_there else None
+
+
+def _dry_run(job: "Job", streams: bool = True) -> Stage:
+    """Return the stage that every flow begins with."""
+    from tasks.caching import cached_result
+    from tasks.dry_run import dry_run_key
+
+    return Stage("dry run", bool(cached_result(dry_run_key(job, streams))))
 
 
 def _training(origin: str | None, steps: int) -> tuple[Stage, Any]:

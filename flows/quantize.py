@@ -22,6 +22,7 @@ from flows.running import (
     outcome,
     read_json,
     register,
+    rehearse,
     verify,
 )
 from normtweak_core.errors import ProblemError
@@ -93,6 +94,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
     for warning in preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(began, job=open_job(recipe.model, recipe.seed))
+    rehearse(run)
     items = score_float_model(run, recipe.evaluation)
     made = make_quantized(run, recipe)
     calibration, export = made.calibration, made.export

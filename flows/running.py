@@ -24,6 +24,7 @@ from tasks.artifacts import ArtifactRef
 from tasks.caching import cached_result
 from tasks.calibrate import calibrate, calibration_key, data_identity
 from tasks.cancelling import raise_if_cancelled
+from tasks.dry_run import dry_run_key, dry_run_stage
 from tasks.environment import state_root
 from tasks.exporting import verify_key, verify_stage
 from tasks.job import Job
@@ -85,6 +86,19 @@ class Run(Stages):
             "calibration_sha256": calibration.windows.sha256,
             "calibration_data": "" if self.data is None else self.data.identity,
         }
+
+
+def rehearse(run: Run, streams: bool = True) -> None:
+    """Take a few tokens through all that the run does to the model, before anything costs time.
+
+    Args:
+        run: The run.
+        streams: Whether the model is taken block by block.
+    """
+    key = dry_run_key(run.job, streams)
+    done = run.stage("dry run", key, dry_run_stage, job=run.job, streams=streams)
+    for name in done.uncalled:
+        log.warning("%s is read without being called, if at all, and stays in float", name)
 
 
 def calibration_set(run: Run, config: CalibrationConfig, name: str) -> CalibrationResult:

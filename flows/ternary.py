@@ -13,7 +13,7 @@ from flows.evaluation_report import write_evaluation
 from flows.float_types import until_it_holds
 from flows.operated import operated
 from flows.run_name import run_name
-from flows.running import Run, calibration_sample, outcome, read_json, register, verify
+from flows.running import Run, calibration_sample, outcome, read_json, register, rehearse, verify
 from flows.ternary_preflight import ternary_preflight
 from flows.ternary_recipe import TernaryRecipe
 from flows.ternary_report import TernaryReports, publish_ternary_reports, step_metrics
@@ -55,6 +55,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     for warning in ternary_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     run = Run(began, job=open_job(recipe.model, recipe.seed))
+    rehearse(run, streams=False)
     items = score_float_model(run, recipe.evaluation)
     made = make_ternary(run, recipe)
     data, surgery, segments, export = made.data, made.surgery, made.segments, made.export

@@ -12,6 +12,7 @@ model at all.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -35,6 +36,21 @@ SPREAD_TOKENS = 16  # of a probe without calibration windows
 ROW_TOKENS = 64
 PROBE_WINDOWS = 4
 KEPT_LOGITS = 2**18  # in all: the columns of a large vocabulary are thinned out
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """Parameters of a model by name, read one by one: `ExportedWeights`, or those of the float."""
+
+    ternary: bool  # whether linears are modules that round what they read
+
+    def __contains__(self, name: str) -> bool:
+        """Say whether ``read`` returns this parameter."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """Return a parameter."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ class ExportTrial:
         """Return what the export does in a float type, computed once."""
         if name not in self._traces:
             peaks = Peaks()
-            model, blocks = _streaming_model(self._weights, self._source, DTYPES[name])
+            model, blocks = streaming_model(self._weights, self._source, DTYPES[name])
             for index, block in enumerate(blocks):
                 peaks.watch(block, f"activations of block {index}")
             for linear in model.modules():
@@ -167,8 +183,8 @@ def spread_tokens(vocab_size: int, length: int) -> Int64[Tensor, " seq"]:
     return (torch.arange(length) * 7919 + 13) % vocab_size
 
 
-def _streaming_model(
-    weights: ExportedWeights, source: Path, dtype: torch.dtype
+def streaming_model(
+    weights: Weights, source: Path, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, list[nn.Module]]:
     """Return the model and its blocks, which read their parameters when they run."""
     model = build_skeleton(source, dtype)
@@ -197,7 +213,7 @@ def _streaming_model(
     return model, blocks.modules
 
 
-def _stored_name(name: str, model: PreTrainedModel, weights: ExportedWeights) -> str:
+def _stored_name(name: str, model: PreTrainedModel, weights: Weights) -> str:
     """Return the name under which a parameter is stored: its own, or one that it is tied to."""
     ties = model.all_tied_weights_keys
     origin = ties.get(name, name)

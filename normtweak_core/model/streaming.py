@@ -80,6 +80,11 @@ class StreamedModel:
         return self._device
 
     @property
+    def model(self) -> nn.Module:
+        """The model; its blocks stand in for those on disk."""
+        return self._model
+
+    @property
     def config(self) -> PreTrainedConfig:
         """The transformers config, with the attention implementation that was chosen."""
         return self._model.config

@@ -55,6 +55,7 @@ def stage_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
     from tasks.blocks import block_key
     from tasks.calibrate import calibration_key, calibration_length
     from tasks.chain import ChainSettings
+    from tasks.dry_run import dry_run_key
     from tasks.evaluating import evaluation_key, float_evaluation_key, text_of
     from tasks.exporting import export_key, verify_key
     from tasks.float_type import float_type_key
@@ -65,7 +66,8 @@ def stage_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
     from tasks.tune import final_tune_key
 
     job = dataclasses.replace(open_job(recipe.model, recipe.seed), device=device)
-    keys = {"calibrate": calibration_key(job, recipe.calibration)}
+    keys = {"dry run": dry_run_key(job)}
+    keys["calibrate"] = calibration_key(job, recipe.calibration)
     calibration = made(CalibrationResult, keys["calibrate"])
     keys["float type"] = float_type_key(job, recipe.export, calibration, recipe.quantization)
     dtype = "float16" if recipe.export.dtype == "auto" else recipe.export.dtype

@@ -257,7 +257,7 @@ def test_a_plan_finds_what_is_finished(project, finished, engine):
         stages = finetune_stages(recipe, ready.export, open_job(ready.float_model, recipe.seed))
         return {stage.name: (stage.cached, stage.parts) for stage in stages}
 
-    everything = {"data": (1, 1), "float type": (1, 1), "blocks": (2, 2)}
+    everything = {"dry run": (1, 1), "data": (1, 1), "float type": (1, 1), "blocks": (2, 2)}
     everything |= {"training": (10, 10), "export": (1, 1)}
     last = {"verify": (1, 1), "evaluate": (3, 3), "register": (0, 1)}
     assert planned() == everything | last

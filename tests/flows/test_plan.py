@@ -71,6 +71,7 @@ def test_a_ternary_training_is_planned_as_well(project, tmp_path):
     )
     assert lines[1] == "text    8 windows of 16 tokens, source text"
     assert lines[lines.index("stages") + 1 : -1] == [
+        "  dry run: will run",
         "  data: will run",
         "  surgery: will run",
         "  float type: will run",
@@ -95,6 +96,7 @@ def test_a_plan_tells_disk_memory_time_and_stages(shown, project):
     assert any("counted multiply-adds at 35 % of" in line for line in lines)
     stages = lines[lines.index("stages") + 1 : -1]
     assert stages == [
+        "  dry run: will run",
         "  calibrate: will run",
         "  float type: will run",
         "  blocks: 0 of 2 cached",

@@ -216,7 +216,7 @@ def test_a_changed_norm_tweak_keeps_calibration_and_a_changed_evaluation_keeps_t
 ):
     tweaked = stage_keys(parse_recipe(changed(recipe_values(project), "norm_tweak.lr", 0.5)))
     assert {name for name in base if tweaked[name] == base[name]} == {
-        "calibrate", "float type", "evaluate float",
+        "dry run", "calibrate", "float type", "evaluate float",
     }  # fmt: skip
     values = changed(recipe_values(project), "evaluation.perplexity.max_tokens", 64)
     evaluated = stage_keys(parse_recipe(values))

@@ -128,7 +128,7 @@ def test_a_plan_finds_every_stage_finished(undisturbed):
     lines = output.decode().splitlines()
     assert plan.returncode == 0, lines
     assert lines[lines.index("stages") + 1 : -1] == [
-        "  data: cached", "  surgery: cached", "  float type: cached",
+        "  dry run: cached", "  data: cached", "  surgery: cached", "  float type: cached",
         "  training: 10 of 10 cached", "  export: cached", "  verify: cached",
         "  evaluate: 2 of 2 cached", "  register: will run",
     ]  # fmt: skip

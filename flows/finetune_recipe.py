@@ -5,13 +5,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from flows.params import RegistryConfig
+from flows.params import QuantizedExport, RegistryConfig
 from flows.recipe_file import read_with_overrides
 from flows.training_recipe import parse_training_recipe
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig, require_measured
-from normtweak_core.export.config import ExportConfig
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.finetune.source import GRID, ExportSource
 from normtweak_core.model.config import ModelConfig
@@ -21,21 +20,28 @@ from tasks.registry_names import NAME_PATTERN
 NOT_READ = ("calibration", "norm_tweak", "final_tune", "on_problem", "ternary")
 
 
+class StartModel(ModelConfig, frozen=True, extra="forbid"):
+    """The export to start from, and the arithmetic of its float model."""
+
+    source: str = Field(
+        min_length=1,
+        description="Folder of an export, or models:/NAME@ALIAS or models:/NAME/VERSION.",
+    )
+
+
 class FinetuneRecipe(BaseModel, frozen=True, extra="forbid"):
     """One run of the finetune flow."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Name of the registered model.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
-    model: ModelConfig = Field(
-        description="Its source is the folder of an export, or models:/NAME@ALIAS."
-    )
+    model: StartModel
     quantization: dict[str, Any] | None = Field(
         None, description="Width and grid come from the export: what is said here must agree."
     )
     finetune: FinetuneConfig = FinetuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
-    export: ExportConfig = ExportConfig()
+    export: QuantizedExport = QuantizedExport()
     registry: RegistryConfig = RegistryConfig()
 
     @model_validator(mode="after")

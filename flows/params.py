@@ -12,6 +12,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from flows.recipe_errors import sentences
 from flows.recipe_file import read_with_overrides
@@ -19,7 +20,7 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig, require_measured
-from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.config import ExportConfig, Format
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantize.config import QuantizationConfig
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
@@ -48,6 +49,17 @@ class RegistryConfig(BaseModel, frozen=True, extra="forbid"):
         return alias
 
 
+class QuantizedExport(ExportConfig, frozen=True, extra="forbid"):
+    """On-disk format and float type of what is not quantized."""
+
+    # A form offers what the flow accepts; what else a recipe says is refused in a sentence.
+    format: Format = Field(
+        "auto",
+        description="auto: compressed-tensors.",
+        json_schema_extra={"enum": ["auto", "compressed-tensors", "gptq"]},
+    )
+
+
 class Recipe(BaseModel, frozen=True, extra="forbid"):
     """One run of the quantization flow."""
 
@@ -63,11 +75,12 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     quantization: QuantizationConfig = QuantizationConfig()
     norm_tweak: NormTweakConfig = NormTweakConfig()
     final_tune: FinalTuneConfig = FinalTuneConfig()
-    ternary: None = Field(None, description="Belongs to `normtweak ternary`: must stay null.")
-    finetune: None = Field(None, description="Belongs to `normtweak finetune`: must stay null.")
+    # May be written as null; no form shows them and no dump holds them.
+    ternary: SkipJsonSchema[None] = Field(None, exclude=True)
+    finetune: SkipJsonSchema[None] = Field(None, exclude=True)
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
-    export: ExportConfig = ExportConfig()
+    export: QuantizedExport = QuantizedExport()
     registry: RegistryConfig = RegistryConfig()
 
     @model_validator(mode="after")

@@ -12,13 +12,24 @@ from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig, require_measured
 from normtweak_core.export.checks import check_ternary_format
-from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.config import ExportConfig, Format
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.ternary.config import TernaryConfig
 from tasks.registry_names import NAME_PATTERN
 
 # Sections of the quantization recipe that a ternary training does not read.
 NOT_READ = ("calibration", "quantization", "norm_tweak", "final_tune", "on_problem")
+
+
+class TernaryExport(ExportConfig, frozen=True, extra="forbid"):
+    """On-disk format and float type of what is not ternary."""
+
+    format: Format = Field(
+        "auto",
+        description="auto: bitnet, with a GGUF file beside it where it can; gguf is bitnet that "
+        "must.",
+        json_schema_extra={"enum": ["auto", "bitnet", "gguf"]},
+    )
 
 
 class TernaryRecipe(BaseModel, frozen=True, extra="forbid"):
@@ -30,7 +41,7 @@ class TernaryRecipe(BaseModel, frozen=True, extra="forbid"):
     ternary: TernaryConfig = TernaryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
-    export: ExportConfig = ExportConfig()
+    export: TernaryExport = TernaryExport()
     registry: RegistryConfig = RegistryConfig()
 
     @model_validator(mode="after")

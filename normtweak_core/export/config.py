@@ -4,11 +4,13 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+Format = Literal["auto", "compressed-tensors", "gptq", "bitnet", "gguf"]
+
 
 class ExportConfig(BaseModel, frozen=True, extra="forbid"):
     """On-disk format and float type of what is not quantized, and how long its proof may take."""
 
-    format: Literal["auto", "compressed-tensors", "gptq", "bitnet", "gguf"] = Field(
+    format: Format = Field(
         "auto",
         description="auto: compressed-tensors, and bitnet for ternary models. bitnet writes a GGUF "
         "file beside it where it can; gguf is bitnet that must.",

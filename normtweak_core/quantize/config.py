@@ -3,6 +3,7 @@
 from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 
 class PropagationConfig(BaseModel, frozen=True, extra="forbid"):
@@ -34,7 +35,7 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
         0.01, ge=0, lt=1, description="Damping of the Hessian, a fraction of its mean diagonal."
     )
     propagation: PropagationConfig = PropagationConfig()
-    activation_bits: None = Field(None, description="Not built yet: must stay null.")
+    activation_bits: SkipJsonSchema[None] = Field(None, exclude=True)  # no other value yet
 
     @model_validator(mode="after")
     def _levels_fit_the_grid(self) -> "QuantizationConfig":

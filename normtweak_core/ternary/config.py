@@ -3,6 +3,7 @@
 from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from normtweak_core.calibration.config import CalibrationConfig
 
@@ -56,8 +57,8 @@ class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
     )
     temperature: float = Field(1.0, gt=0, description="Of both logits in the divergence.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    activation_bits: Literal[8] | None = Field(
-        8, description="Width of what a linear reads; null: float, which bitnet cannot store."
+    activation_bits: Literal[8] | SkipJsonSchema[None] = Field(
+        8, description="Width of what a linear reads. None, in the library alone: float."
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",

@@ -30,7 +30,7 @@ class NormTweakConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class FinalTuneConfig(BaseModel, frozen=True, extra="forbid"):
-    """End-to-end norm tuning of the finished quantized model (method.md 1.8)."""
+    """End-to-end norm tuning of the finished quantized model."""
 
     enabled: bool = Field(True, description="Tune all norms against the float model's logits.")
     steps: int = Field(200, ge=1, description="Optimizer steps.")

@@ -131,7 +131,7 @@ COMMANDS = {
     ),
     "a float type to evaluate in that there is not": (
         "evaluate reference:llama --dtype int8",
-        "--dtype must be float32, bfloat16 or float16; found 'int8'.",
+        "--dtype must be auto, float32, bfloat16 or float16; found 'int8'.",
     ),
     "a text to compare on in the home of nobody": (
         "compare reference:llama reference:neox --text ~nosuchuser/t.txt",

@@ -1,11 +1,16 @@
 import asyncio
+import importlib
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import validate
 
 from flows.deploy import find_deployment_file, read_deployments, served_deployment
 from flows.params import load_recipe
+from flows.recipe_kinds import KINDS
 from normtweak_core.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -54,6 +59,35 @@ def test_the_form_of_the_page_knows_ranges_choices_and_descriptions():
     samples = definitions["CalibrationConfig"]["properties"]["samples"]
     assert (samples["minimum"], samples["description"]) == (8, "Number of windows.")
     assert schema.required == ["recipe"]
+
+
+FORMATS = {
+    "quantize": ["auto", "compressed-tensors", "gptq"],
+    "ternary": ["auto", "bitnet", "gguf"],
+    "finetune": ["auto", "compressed-tensors", "gptq"],
+}
+LEAST = {"quantize": {}, "ternary": {"ternary": {}}, "finetune": {"model": {"source": "export"}}}
+UNSEEN = ("must stay null", "not built", "Not built", ".md", "flows/", "conf/")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_form_offers_what_its_flow_accepts_and_nothing_else(kind):
+    flow = getattr(importlib.import_module(f"flows.{kind.name}"), kind.name)
+    schema = parameter_schema(flow).model_dump()
+    sections = schema["definitions"]
+    (export,) = (one for name, one in sections.items() if name.endswith("Export"))
+    assert export["properties"]["format"]["enum"] == FORMATS[kind.name]
+    for form in FORMATS[kind.name]:
+        values = {"name": "a", **LEAST[kind.name], "export": {"format": form}}
+        recipe = kind.parse(values)
+        # What the page and the run record keep is what Prefect itself takes again.
+        kept = {"recipe": recipe.model_dump(mode="json")}
+        assert validate(kept, schema, raise_on_error=False) == []
+        assert flow.validate_parameters(kept)["recipe"] == recipe
+    shown = {name for one in sections.values() for name in one.get("properties", {})}
+    assert shown.isdisjoint({"ternary", "finetune"} - {kind.name})
+    assert "activation_bits" not in shown or kind.name == "ternary"
+    assert not [words for words in UNSEEN if words in json.dumps(schema)]
 
 
 def test_the_file_of_the_working_folder_comes_first(tmp_path, monkeypatch):

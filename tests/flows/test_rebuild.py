@@ -257,7 +257,7 @@ def test_a_model_that_is_gone_or_another_one(made, capsys):
     assert refused(made, capsys, uri) == (
         f"{uri} {told}, then at {absent}; it is not to be had: model.source must be a folder, a "
         "hub id such as owner/name, or reference:llama | reference:neox; no folder is called "
-        f"'{absent}'. check the path. {give}"
+        f"'{absent}': check the path. {give}"
     )
     other = save_tiny_model(made.folder / "other", tiny_config("llama"), seed=6)
     uri = made.altered("tiny-model-changed", {"place.model.source": str(other)})

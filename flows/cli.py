@@ -3,6 +3,7 @@
 # Nothing heavy is imported here: bad input is answered before torch, Prefect or MLflow load.
 
 import argparse
+import atexit
 import difflib
 import gc
 import importlib.metadata
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 failed, 2 bad input, 130 and 143 ended."""
     arguments = sys.argv[1:] if arguments is None else arguments
     gc.set_threshold(*COLLECTED_AFTER)
+    # At exit Python looks through all of them once more, for a second and a half.
+    atexit.register(gc.freeze)
     command = arguments[0] if arguments and not arguments[0].startswith("-") else "normtweak"
     try:
         with sigterm_raises():

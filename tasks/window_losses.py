@@ -2,13 +2,13 @@
 
 import json
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normtweak_core.evaluate.bounds import least_windows, mean_bound
 from normtweak_core.evaluate.scores import Estimate
+from normtweak_core.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,8 +85,8 @@ def stored_losses(
     listed = client.list_artifacts(version.run_id, "reports")
     if f"reports/{FACTS}" not in {file.path for file in listed}:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(client.download_artifacts(version.run_id, f"reports/{FACTS}", folder))
+    with scratch_folder("losses") as folder:
+        path = Path(client.download_artifacts(version.run_id, f"reports/{FACTS}", str(folder)))
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if facts.get(MEASURED) != measured_on or WINDOWS not in facts:
         return None

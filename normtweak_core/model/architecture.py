@@ -5,7 +5,6 @@ import contextlib
 import importlib.util
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from normtweak_core.errors import InputError
 from normtweak_core.given_files import read_json_object
 from normtweak_core.model.checkpoint import check_floats, stored_names
 from normtweak_core.paths import shown
+from normtweak_core.scratch import scratch_folder
 
 EXPERT_KEYS = (
     "num_experts",
@@ -77,12 +77,12 @@ def readable_by_transformers(folder: Path) -> Iterator[Path]:
     if not (path.is_file() and path.read_bytes().startswith(codecs.BOM_UTF8)):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="normtweak-config-") as name:
+    with scratch_folder("config") as linked:
         for path in folder.iterdir():
             if path.name != "config.json":
-                (Path(name) / path.name).symlink_to(path.resolve())
-        (Path(name) / "config.json").write_text(json.dumps(read_config(folder)), encoding="utf-8")
-        yield Path(name)
+                (linked / path.name).symlink_to(path.resolve())
+        (linked / "config.json").write_text(json.dumps(read_config(folder)), encoding="utf-8")
+        yield linked
 
 
 def check_model_folder(folder: Path) -> None:

@@ -40,6 +40,29 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
         began,
         job=PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, device),
     )
+    study, training_seconds = train_study(run, recipe)
+    folder = publish_study(study)
+    return {
+        "results_dir": str(folder),
+        "float_loss": study.float_report["test_loss"],
+        "cells": study.rows(),
+        "reading": study.readings(),
+        "cached": run.cached,
+        "training_seconds": training_seconds,
+        "seconds": time.monotonic() - began,
+        "cpu_seconds": time.process_time(),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "flow_run_id": str(flow_run.id),
+    }
+
+
+def train_study(run: Run, recipe: PolynomialRecipe) -> tuple[Study, float]:
+    """Return a study with its float network and all its cells, and the seconds they took.
+
+    Args:
+        run: Its job holds samples and network.
+        recipe: The study.
+    """
     pretrained = _stage(
         run,
         "float training",
@@ -60,19 +83,7 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
         )
         if not run.cached[name]:
             show_cells(study)
-    folder = publish_study(study)
-    return {
-        "results_dir": str(folder),
-        "float_loss": study.float_report["test_loss"],
-        "cells": study.rows(),
-        "reading": study.readings(),
-        "cached": run.cached,
-        "training_seconds": pretrained.seconds + sum(cell.seconds for cell in cells),
-        "seconds": time.monotonic() - began,
-        "cpu_seconds": time.process_time(),
-        "peak_rss_bytes": peak_rss_bytes(),
-        "flow_run_id": str(flow_run.id),
-    }
+    return study, pretrained.seconds + sum(cell.seconds for cell in cells)
 
 
 def _stage(run: Run, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:

@@ -20,10 +20,11 @@ from normtweak_core.errors import NonFiniteError
 from normtweak_core.polynomial.data import Samples, grid
 from normtweak_core.polynomial.network import PolynomialNetwork
 from normtweak_core.randomness import generator
-from normtweak_core.training.checkpoint import MOMENTS, TrainingState, newest_state
+from normtweak_core.training.checkpoint import TrainingState, newest_state
 
 log = logging.getLogger(__name__)
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam keeps of each parameter
 SAVE_SECONDS = 20.0  # the most that a kill loses; a checkpoint of the full network is 11 MB
 TEST_BATCH = 4096  # samples a forward pass of the test takes
 

@@ -8,7 +8,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.running import Run
+from flows.running import Run, Stages
 from tasks.artifacts import ArtifactRef
 from tasks.progress import Progress
 from tasks.results import Result
@@ -21,23 +21,24 @@ class DiffersError(Exception):
     """A stage has another result than in the run that it is compared with."""
 
 
-def effect(result: Result) -> dict[str, Any]:
-    """Return what a stage has made: hashes of files, and numbers."""
+def effect(result: Result, told: set[str]) -> dict[str, Any]:
+    """Return what a stage has made: hashes of files, and numbers, but for the fields told."""
     values = {name: getattr(result, name) for name in type(result).model_fields}
     return {
         name: value.sha256 if isinstance(value, ArtifactRef) else value
         for name, value in values.items()
-        if name not in TOLD
+        if name not in told
     }
 
 
 @dataclass
-class Bodies(Run):
-    """A run whose stages are functions; it ends at the first that differs from those it knows."""
+class StageBodies(Stages):
+    """Stages that are functions; they end at the first that differs from those that are known."""
 
     stored: dict[str, Result] = field(default_factory=dict)  # by key; shared among runs
     known: dict[str, dict[str, Any]] | None = None  # effects by name of the stage
     effects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    told: set[str] = field(default_factory=lambda: TOLD)
     progress: Progress = field(default_factory=lambda: Progress(terminal=False))
 
     def stage(self, name: str, key: str, task: Any, **arguments: Any) -> Any:
@@ -45,10 +46,15 @@ class Bodies(Run):
             self.stored[key] = task.fn(key=key, **arguments)
         result = self.stored[key]
         self.cached[name] = False
-        self.effects[name] = effect(result)
+        self.effects[name] = effect(result, self.told)
         if self.known is not None and self.known.get(name) != self.effects[name]:
             raise DiffersError(name)
         return result
+
+
+@dataclass
+class Bodies(StageBodies, Run):
+    """A run whose stages are functions."""
 
 
 def first_difference(run: Bodies, carry_out: Any) -> str | None:

@@ -14,6 +14,7 @@ from flows.comparison_page import comparison_page
 from flows.evaluate import common_text, opened, with_sizes
 from flows.evaluate_request import EvaluationRequest, check_request
 from flows.evaluating import Measured, measure_alone, measure_pair
+from flows.measured_models import MeasuredModel
 from flows.operated import operated
 from flows.page_link import PAGE, publish_page
 from flows.run_name import run_name
@@ -43,31 +44,7 @@ def compare(request: EvaluationRequest) -> dict[str, Any]:
     check_request(request, state_root(), None)
     run = Stages(began)
     with opened(request.models, request) as models:
-        text = common_text(models, request)
-        items = items_of(request.evaluation)
-        subjects = [model.subject for model in models]
-        alone = [
-            with_sizes(measure_alone(run, text, items, model.subject), model) for model in models
-        ]
-        beside_first = {
-            number: measure_pair(
-                run,
-                text,
-                [],
-                subjects[number],
-                subjects[0],
-                (
-                    f"{subjects[number].name} beside {subjects[0].name}",
-                    f"evaluate {subjects[0].name}",
-                ),
-            )
-            for number in range(1, len(models))
-        }
-    pairs = [
-        _pair(request.models, alone, first, second, beside_first.get(second) if not first else None)
-        for first, second in itertools.combinations(range(len(models)), 2)
-    ]
-    result = _result(request, alone, pairs)
+        result = compare_models(run, request, models)
     files = _write(result)
     return result | {
         "files": files,
@@ -76,6 +53,35 @@ def compare(request: EvaluationRequest) -> dict[str, Any]:
         "peak_rss_bytes": peak_rss_bytes(),
         "flow_run_id": str(flow_run.id),
     }
+
+
+def compare_models(
+    run: Stages, request: EvaluationRequest, models: list[MeasuredModel]
+) -> dict[str, Any]:
+    """Return the numbers of several models and of every pair of them, and what they are of."""
+    text = common_text(models, request)
+    items = items_of(request.evaluation)
+    subjects = [model.subject for model in models]
+    alone = [with_sizes(measure_alone(run, text, items, model.subject), model) for model in models]
+    beside_first = {
+        number: measure_pair(
+            run,
+            text,
+            [],
+            subjects[number],
+            subjects[0],
+            (
+                f"{subjects[number].name} beside {subjects[0].name}",
+                f"evaluate {subjects[0].name}",
+            ),
+        )
+        for number in range(1, len(models))
+    }
+    pairs = [
+        _pair(request.models, alone, first, second, beside_first.get(second) if not first else None)
+        for first, second in itertools.combinations(range(len(models)), 2)
+    ]
+    return _result(request, alone, pairs)
 
 
 def _result(

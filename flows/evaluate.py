@@ -42,17 +42,9 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     began = time.monotonic()
     check_request(request, state_root(), None)
     run = Stages(began)
-    addresses = [request.models[0], *([request.against] if request.against else [])]
-    with opened(addresses, request) as models:
-        text = common_text(models, request)
-        items = items_of(request.evaluation)
+    with opened(addresses_of(request), request) as models:
         subjects = [model.subject for model in models]
-        if request.against:
-            names = (f"evaluate {subjects[0].name}", f"evaluate {subjects[1].name}")
-            measured = measure_pair(run, text, items, *subjects, names)
-        else:
-            measured = measure_alone(run, text, items, subjects[0])
-        measured = with_sizes(measured, models[0])
+        measured = measure_model(run, request, models)
     names = [subject.sha256[:12] for subject in subjects]  # the model, and what it is beside
     folder = state_root() / EVALUATIONS / "-beside-".join(names) / measured.measured_on[:12]
     result = {
@@ -73,6 +65,22 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
         "peak_rss_bytes": peak_rss_bytes(),
         "flow_run_id": str(flow_run.id),
     }
+
+
+def addresses_of(request: EvaluationRequest) -> list[str]:
+    """Return the model to measure and the one beside it, if any."""
+    return [request.models[0], *([request.against] if request.against else [])]
+
+
+def measure_model(run: Stages, request: EvaluationRequest, models: list[MeasuredModel]) -> Measured:
+    """Return how the first of one or two models does, beside the second where there is one."""
+    text = common_text(models, request)
+    items = items_of(request.evaluation)
+    subjects = [model.subject for model in models]
+    if len(models) == 1:
+        return with_sizes(measure_alone(run, text, items, subjects[0]), models[0])
+    names = (f"evaluate {subjects[0].name}", f"evaluate {subjects[1].name}")
+    return with_sizes(measure_pair(run, text, items, *subjects, names), models[0])
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.stored import largest_absolute, read_tensor
 from normtweak_core.export.trace import HEADROOM, Peaks, Trace, why_not
-from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.half import sum_in_float32
+from normtweak_core.model.skeleton import used_tensors
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
 from normtweak_core.quantize.config import QuantizationConfig
@@ -205,13 +205,15 @@ def resolve_export_dtype(config: ExportConfig, source: Path) -> torch.dtype:
 
 
 def largest_weight(source: Path) -> tuple[float, str]:
-    """Return the largest magnitude among the weights of a folder, and the tensor that holds it.
+    """Return the largest magnitude among the weights of a model, and the tensor that holds it.
+
+    What old checkpoints hold beside them, such as the -1e9 of a mask, no export takes over.
 
     Raises:
         NonFiniteError: A tensor holds NaN or infinity.
     """
     largest, where = 0.0, "no weight"
-    for name, stored in stored_tensors(source).items():
+    for name, stored in used_tensors(source).items():
         tensor = read_tensor(stored, name)
         if tensor.is_floating_point():
             value = largest_absolute(tensor)

@@ -220,6 +220,17 @@ def check_weights(model: PreTrainedModel, folder: Path) -> None:
         )
 
 
+def used_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return the stored tensors that the model of a folder reads, by their names in the files.
+
+    Raises:
+        InputError: The folder holds no float decoder that transformers knows.
+    """
+    model = build_skeleton(folder, torch.float32)
+    held = model.state_dict().keys()
+    return {stored: place for stored, place, name, _ in _renamed(model, folder) if name in held}
+
+
 def _ignored(model: PreTrainedModel, unused: dict[str, StoredTensor]) -> set[str]:
     """Return which of the tensors that a model has no place for it need not have one for."""
     told = SimpleNamespace(missing_keys=set(), unexpected_keys=set(unused))

@@ -15,48 +15,6 @@ from normtweak_core.export.probe import probe_rows
 from tests.core.model.families import save, tokens
 
 
-@pytest.mark.parametrize(
-    ("asked", "value", "expected"),
-    [
-        ("auto", -6e4, torch.float16),
-        ("auto", -7e4, torch.bfloat16),
-        ("float16", 1.0, torch.float16),
-        ("bfloat16", 1.0, torch.bfloat16),
-        ("float32", 1e30, torch.float32),
-    ],
-)
-def test_weights_alone_suggest_float16_wherever_they_fit(tmp_path, asked, value, expected):
-    save_file({"a": torch.ones(3), "b": torch.tensor([0.5, value])}, tmp_path / "model.safetensors")
-    assert resolve_export_dtype(ExportConfig(dtype=asked), tmp_path) == expected
-
-
-@pytest.mark.parametrize(
-    ("form", "advice"),
-    [
-        ("auto", "set it to bfloat16 or float32, which hold it"),
-        (
-            "gptq",
-            "gptq is read in float16 alone: set export.format to auto, with bfloat16 or float",
-        ),
-    ],
-)
-def test_weights_beyond_float16_are_named_with_what_holds_them(tmp_path, form, advice):
-    save_file({"a": torch.tensor([70000.0])}, tmp_path / "model.safetensors")
-    told = (
-        "export.dtype must hold the model as its readers compute it; float16 does not: a reaches "
-        f"70000, beyond 65504: {advice}"
-    )
-    with pytest.raises(InputError, match=told):
-        resolve_export_dtype(ExportConfig(dtype="float16", format=form), tmp_path)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_named(tmp_path, value):
-    save_file({"a": torch.tensor([1.0, value])}, tmp_path / "model.safetensors")
-    with pytest.raises(NonFiniteError, match="weights must be finite; a is not"):
-        resolve_export_dtype(ExportConfig(), tmp_path)
-
-
 def edited(folder, edit):
     """Return the folder after `edit` has changed its tensors in place."""
     path = folder / "model.safetensors"
@@ -73,6 +31,60 @@ def begin(name, size):
         tensors[name][1, 5] = size
 
     return edit
+
+
+@pytest.mark.parametrize(
+    ("asked", "value", "expected"),
+    [
+        ("auto", -6e4, torch.float16),
+        ("auto", -7e4, torch.bfloat16),
+        ("float16", 1.0, torch.float16),
+        ("bfloat16", 1.0, torch.bfloat16),
+        ("float32", 1e30, torch.float32),
+    ],
+)
+def test_weights_alone_suggest_float16_wherever_they_fit(tmp_path, asked, value, expected):
+    folder = edited(save("llama", tmp_path), begin("model.embed_tokens.weight", value))
+    assert resolve_export_dtype(ExportConfig(dtype=asked), folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "advice"),
+    [
+        ("auto", "set it to bfloat16 or float32, which hold it"),
+        (
+            "gptq",
+            "gptq is read in float16 alone: set export.format to auto, with bfloat16 or float",
+        ),
+    ],
+)
+def test_weights_beyond_float16_are_named_with_what_holds_them(tmp_path, form, advice):
+    folder = edited(save("llama", tmp_path), begin("model.embed_tokens.weight", 7e4))
+    told = (
+        "export.dtype must hold the model as its readers compute it; float16 does not: "
+        f"model.embed_tokens.weight reaches 70000, beyond 65504: {advice}"
+    )
+    with pytest.raises(InputError, match=told):
+        resolve_export_dtype(ExportConfig(dtype="float16", format=form), folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(tmp_path, value):
+    folder = edited(save("llama", tmp_path), begin("model.embed_tokens.weight", value))
+    with pytest.raises(NonFiniteError, match=r"finite; model\.embed_tokens\.weight is not"):
+        resolve_export_dtype(ExportConfig(), folder)
+
+
+@pytest.mark.parametrize("value", [-1e9, float("-inf")])
+@pytest.mark.parametrize("name", ["masked_bias", "rotary_emb.inv_freq"])
+def test_what_a_checkpoint_holds_beside_the_weights_decides_nothing(tmp_path, name, value):
+    def keep(tensors):
+        tensors[f"gpt_neox.layers.1.attention.{name}"] = torch.tensor(value)
+
+    folder = edited(save("gpt_neox", tmp_path), keep)
+    choice = choose_export_dtype(ExportConfig(), folder, probe_rows(folder, tokens()))
+    assert (choice.dtype, choice.refused) == (torch.float16, {})
+    assert resolve_export_dtype(ExportConfig(), folder) == torch.float16
 
 
 def wide_product(tensors):

@@ -36,6 +36,7 @@ LESS_MEMORY = {
     "evaluate": "--length",
     "compare": "--length",
 }
+CANCELLED = "CancelledRun"  # Prefect's, by name: it may not be imported
 RESUME = "finished stages are kept, and the same command goes on from there."
 
 
@@ -107,21 +108,22 @@ def exit_code(error: BaseException, command: str, log: Path | None = None) -> in
         command: Its name, for the log file.
         log: The log it has written so far, if any; the traceback is added there.
     """
-    if isinstance(error, InputError):
-        say(error.sentence)
-        return EXIT_BAD_INPUT
-    if isinstance(error, KeyboardInterrupt):
+    end = _ending(error)
+    if isinstance(end, KeyboardInterrupt):
         # One that passed through exec() of a text, which is how dataclasses are made, leaves
         # CPython set to end by the signal instead of the code; the next exec() clears that.
         exec("")
         say(f"interrupted; {RESUME}")
         return EXIT_INTERRUPTED
-    if isinstance(error, Terminated) or type(error).__name__ == "TerminationSignal":
-        say(f"ended by SIGTERM; {RESUME}")
-        return EXIT_TERMINATED
-    if type(error).__name__ == "CancelledRun":
+    if type(end).__name__ == CANCELLED:
         say(f"cancelled on Prefect's page or with its command; {RESUME}")
         return EXIT_INTERRUPTED
+    if end is not None:
+        say(f"ended by SIGTERM; {RESUME}")
+        return EXIT_TERMINATED
+    if isinstance(error, InputError):
+        say(error.sentence)
+        return EXIT_BAD_INPUT
     message = failure(error, command)
     log = _with_traceback(log or log_file(command), error)
     if message is None:
@@ -133,6 +135,22 @@ def exit_code(error: BaseException, command: str, log: Path | None = None) -> in
         where = "No log could be written" if log is None else f"The log is {log}"
         say(f"{message.rstrip('.')}. {where}.")
     return EXIT_FAILED
+
+
+def _ending(error: BaseException) -> BaseException | None:
+    """Return what has ended the command from outside, if that is behind an error.
+
+    What is raised while it passes comes of it: Python 3.11 makes a RuntimeError of whatever arrives
+    while a class gets its attributes, and a connection that was in use fails to say good-bye.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, KeyboardInterrupt | Terminated) or type(found).__name__ in (
+            CANCELLED, "TerminationSignal",
+        ):  # fmt: skip
+            return found
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def _with_traceback(log: Path, error: BaseException) -> Path | None:

@@ -43,15 +43,15 @@ _CHILD_VARIABLES = {
 
 
 class ServerError(RuntimeError):
-    """A server did not come up, or ended.
+    """A server did not come up, ended, or does not answer.
 
     Attributes:
-        summary: What happened and where the log is, without the last lines of it.
+        summary: What happened and where the log is, if there is one, without its last lines.
     """
 
-    def __init__(self, problem: str, log: Path):
-        self.summary = f"{problem} See {log}"
-        super().__init__(f"{problem} Last lines of {log}:\n{last_lines(log)}")
+    def __init__(self, problem: str, log: Path | None = None):
+        self.summary = f"{problem} See {log}" if log else problem
+        super().__init__(f"{problem} Last lines of {log}:\n{last_lines(log)}" if log else problem)
 
 
 @contextlib.contextmanager

@@ -168,7 +168,8 @@ def test_the_table_of_cells_holds_what_is_measured_on_the_exports(first, home, v
     model = Path(values["model"]["source"])
     text = read_documents(Path(values["evaluation"]["perplexity"]["path"]))
     windows = cut_windows(text, AutoTokenizer.from_pretrained(model), 16)[: 64 // 16]
-    quantized = load_export(export, model, torch.float32, "cpu")
+    delivered = getattr(torch, manifest["export"]["dtype"])
+    quantized = load_export(export, model, delivered, "cpu")
     found = compare(quantized, load_causal_lm(model, torch.float32, "cpu"), windows).metrics()
     for column, metric in {
         "perplexity_float": "perplexity/float",

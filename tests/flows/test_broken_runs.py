@@ -97,7 +97,7 @@ def stopped(home, run, form="compressed-tensors", error=VerificationError) -> tu
 NOTICED = {
     "one flipped nibble": ("weight (1), file (1)", f"weight of {UP}.weight: expected "),
     "shuffled scales": ("scales (1), weight (1), file (1)", f"scales of {DOWN}: expected "),
-    "another tokenizer": ("file (1), tokenizer (3)", "tokenizer of ids: expected "),
+    "another tokenizer": ("file (1), tokenizer (6)", "tokenizer of ids: expected "),
 }
 
 

@@ -12,6 +12,7 @@ from flows.cli import main
 from flows.finetune_recipe import FinetuneRecipe, parse_finetune_recipe
 from flows.params import parse_recipe
 from normtweak_core.errors import InputError
+from normtweak_core.training.trainer import Trainer
 from tasks import events
 from tasks.events import read_events
 from tasks.training import segment_ends
@@ -285,7 +286,7 @@ def test_a_registered_version_is_made_again_from_its_export(project, finished, e
     code, result = rebuild_result(engine, uri, tmp_path / "r.json")
     assert (code, result["equal"], result["differences"]) == (0, True, [])
     trained = {f"train {end}" for end in segment_ends(SETTINGS["steps"])}
-    assert set(result["cached"]) == {"data", "block 0", "block 1", "export"} | trained
+    assert set(result["cached"]) == {"data", "float type", "block 0", "block 1", "export"} | trained
     assert not any(result["cached"].values())
     # The registry has the export that was trained on, should its folder be gone.
     _, start = project
@@ -324,29 +325,35 @@ class Cut(BaseException):
     """What ends a run in the middle; no `Exception`, as a Ctrl-C is none."""
 
 
+def cut() -> None:
+    raise Cut
+
+
 def test_a_run_that_is_cut_off_goes_on_and_changes_no_byte(project, engine, monkeypatch):
     from flows.finetune import finetune
 
     recipe = parse_finetune_recipe(values(project, lr=3e-2) | {"seed": 1})
     record, begun = events.record, len(read_events(engine))
 
-    def cut_at(event: str, **facts) -> None:
-        def until(name: str, **told) -> None:
-            record(name, **told)
-            if name == event and facts.items() <= told.items():
-                raise Cut
+    def until_block_1(name: str, **told) -> None:
+        record(name, **told)
+        if name == "finetune-block" and told["block"] == 1:
+            cut()
 
-        monkeypatch.setattr(events, "record", until)
-        with pytest.raises(Cut):
-            finetune(recipe)
-        monkeypatch.setattr(events, "record", record)
-
-    cut_at("finetune-block", block=1)
-    cut_at("step", step=5)
+    monkeypatch.setattr(events, "record", until_block_1)
+    with pytest.raises(Cut):
+        finetune(recipe)
+    monkeypatch.setattr(events, "record", record)
+    one = Trainer._one_step
+    monkeypatch.setattr(Trainer, "_one_step", lambda own: cut() if own.step == 5 else one(own))
+    with pytest.raises(Cut):
+        finetune(recipe)
+    monkeypatch.setattr(Trainer, "_one_step", one)
     result = finetune(recipe)
     seen = read_events(engine)[begun:]
     assert [e["block"] for e in seen if e["event"] == "finetune-block"] == [0, 1, 1]
-    steps = [e["step"] for e in seen if e["event"] == "step"]
+    spans = [(e["first"], e["last"]) for e in seen if e["event"] == "steps"]
+    steps = [step for first, last in spans for step in range(first, last + 1)]
     assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12]  # on from the checkpoint of step 4
 
     for kind in ("finetune-block", "train", "export"):

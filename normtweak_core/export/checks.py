@@ -1,7 +1,8 @@
 """Refuses, before any work, what the chosen format cannot hold or its reader cannot open; no torch.
 
 What readers can open was found by running them: compressed-tensors 0.20 opens every width and group
-size; gptqmodel 7.7 through transformers 5.23 and optimum 2.3 on a CPU has the limits below.
+size, but for `_check_zero_points`; gptqmodel 7.7 through transformers 5.23 and optimum 2.3 on a CPU
+has the limits below.
 """
 
 import re
@@ -80,7 +81,6 @@ def check_exportable(
             could read it.
 
     """
-    gptq = export.format == "gptq"
     for name, shape in linears.items():
         if shape.transposed:
             raise conv1d_error(name)
@@ -90,8 +90,10 @@ def check_exportable(
                 f"quantization.group_size must divide every input width; {group_size} does not "
                 f"divide {shape.in_features} of {name}. Choose a divisor, or null for whole rows."
             )
-    if gptq:
+    if export.format == "gptq":
         _check_gptq(export, quantization, linears, reader_available)
+    else:
+        _check_zero_points(quantization, linears)
 
 
 def check_ternary_exportable(export: ExportConfig, linears: Mapping[str, LinearShape]) -> None:
@@ -143,6 +145,28 @@ def conv1d_error(name: str) -> InputError:
         "of every format leave out or fail on. Choose another model, such as a GPT-NeoX of the "
         "same size."
     )
+
+
+def _check_zero_points(
+    quantization: QuantizationConfig, linears: Mapping[str, LinearShape]
+) -> None:
+    """Refuse zero points of which each group has one word only, at 4 bits.
+
+    compressed-tensors turns them around and looks at the bytes of the last dimension, which is no
+    longer contiguous then ("self.stride(-1) must be 1 to view Int as Byte").
+    """
+    if quantization.bits != 4 or quantization.symmetric or quantization.group_size is None:
+        return
+    rows = WORD // quantization.bits
+    for name, shape in linears.items():
+        if shape.out_features <= rows and shape.in_features > quantization.group_size:
+            raise InputError(
+                "export.format: compressed-tensors cannot be opened where a linear has several "
+                f"groups and at most {rows} outputs, at 4 bits with zero points; {name} has "
+                f"{shape.out_features} outputs (and {shape.in_features} inputs). Set "
+                "quantization.symmetric to true, quantization.group_size to null, or "
+                "quantization.bits to 3 or 8."
+            )
 
 
 def _check_gptq(

@@ -2,9 +2,14 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import (
+    pack_to_int32,
+    unpack_from_int32,
+)
 from safetensors.torch import save_file
 
 from normtweak_core.errors import InputError
@@ -54,6 +59,33 @@ def test_conv1d_is_refused_for_both_formats():
     for form in ("auto", "gptq"):
         with pytest.raises(InputError, match=r"c_attn is a Conv1D .* Choose another model"):
             check(form, linears)
+
+
+def opens(bits, outputs, groups):
+    """Say whether the library unpacks zero points as a file holds them."""
+    zeros = torch.arange(outputs * groups, dtype=torch.int8).reshape(outputs, groups) % 2
+    packed = pack_to_int32(zeros, bits, packed_dim=0)
+    stored = torch.tensor(packed.flatten().tolist(), dtype=torch.int32).reshape(packed.shape)
+    try:
+        found = unpack_from_int32(stored, bits, zeros.shape, packed_dim=0)
+    except RuntimeError:  # "self.stride(-1) must be 1 to view Int as Byte"
+        return False
+    return torch.equal(found, zeros)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("outputs", [1, 8, 9, 16])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_zero_points_are_refused_just_where_their_reader_fails_on_them(bits, outputs, groups):
+    linears = {"model.layers.0.gate": LinearShape(outputs, 32 * groups)}
+    told = rf"gate has {outputs} outputs \(and 64 inputs\)\. Set quantization\.symmetric to true"
+    fails = not opens(bits, outputs, groups)
+    with pytest.raises(InputError, match=told) if fails else nullcontext():
+        check("auto", linears, bits=bits, group_size=32)
+    assert fails == (bits == 4 and outputs <= 8 and groups == 2)
+    for other in ({"symmetric": True}, {"group_size": None}):
+        grid = QuantizationConfig(**{"bits": bits, "group_size": 32} | other)
+        check_exportable(ExportConfig(), grid, linears, reader_available=False)
 
 
 def test_gptq_without_groups_at_4_bits_is_refused():

@@ -2,7 +2,7 @@
 
 Source: Norm Tweaking (arXiv 2309.02784): "we restrict the first random token to be selected only
 from the language categories in the list of top languages that have the highest proportion". The
-paper does not say how tokens map to languages or how proportions are found (method.md 1.5). Here:
+paper does not say how tokens map to languages or how proportions are found. Here:
 
 * the language of a token is the Unicode script of its letters;
 * the proportion of a script is the probability that the model itself, at the start of a document,

@@ -1,7 +1,7 @@
 """Calibration windows written by the float model itself.
 
-Source: LLM-QAT (generate_data.py), as Norm Tweaking (arXiv 2309.02784) takes it over; method.md
-1.5. A document is: the tokenizer's own prefix, a random first token, a few greedy tokens, then
+Source: LLM-QAT (generate_data.py), as Norm Tweaking (arXiv 2309.02784) takes it over.
+A document is: the tokenizer's own prefix, a random first token, a few greedy tokens, then
 seeded sampling with temperature 1 and top-k 50 (what the published code inherits from
 transformers' defaults, pinned here). We differ in three points:
 

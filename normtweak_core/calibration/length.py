@@ -2,7 +2,7 @@
 
 from normtweak_core.errors import InputError
 
-DEFAULT_LENGTH = 2048  # what the norm-tweaking paper calibrates with (method.md 1.1)
+DEFAULT_LENGTH = 2048  # what the norm-tweaking paper calibrates with (arXiv 2309.02784)
 
 
 def effective_length(config_length: int | None, context: int | None) -> int:

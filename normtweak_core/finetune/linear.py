@@ -56,7 +56,7 @@ class GridLinear(nn.Module):
 class LoraGridLinear(GridLinear):
     """Rounds ``W + B A``, and learns A, B and the scales; W stays as it is.
 
-    Source: EfficientDM's QALoRA (arXiv 2310.03270) as described in method.md 3.7: A
+    Source: EfficientDM's QALoRA (arXiv 2310.03270): A
     Kaiming-uniform, B zero, merged before rounding, so that codes and scales are all that is left
     at inference. Where we differ: W is the latent start of `GridLinear`, not the middle of its
     level, so that the update need not cross half a level before anything changes.

@@ -60,7 +60,7 @@ def peak_rates(module: nn.Module, config: FinetuneConfig) -> dict[str, float]:
     """Return the peak learning rate of every trained parameter.
 
     That of a low-rank update is ``lr_ratio`` times the mean scale of its layer, so that a step is
-    the same share of a level in every layer (EfficientDM, method.md 3.7).
+    the same share of a level in every layer (EfficientDM, arXiv 2310.03270).
     """
     rates = {n: config.scale_lr for n, p in module.named_parameters() if p.requires_grad}
     for name, layer in grid_linears(module).items():

@@ -107,7 +107,7 @@ class QuantizedLinear(FloatLinear):
 class LoraLinear(QuantizedLinear):
     """A linear layer that multiplies with ``Q(W + B A)`` and learns A and B; W and bias are frozen.
 
-    Source: EfficientDM (arXiv 2310.03270) as described in method.md 3.7: A Kaiming-uniform, B
+    Source: EfficientDM (arXiv 2310.03270): A Kaiming-uniform, B
     zero, merged before quantization, so that nothing but the rounded weight is left at inference.
     Its base weight is the dequantized one; here it is the float one, which loses nothing.
     """

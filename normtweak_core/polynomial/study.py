@@ -128,7 +128,7 @@ def lora_rates(
 ) -> dict[str, float]:
     """Return the learning rate of every LoRA: so many mean level distances of its base weight.
 
-    Source: EfficientDM's released code (method.md 3.7), where the factor is 1/2500.
+    Source: EfficientDM's released code (arXiv 2310.03270), where the factor is 1/2500.
     """
     return {
         f"layers.{index}.{name}": lr_scale * mean_level_distance(layer.weight, bits)

@@ -108,7 +108,7 @@ def straight_through(latent: Tensor, rounded: Tensor, lam: float = 1.0) -> Tenso
         rounded: Its quantized values.
         lam: Share of the quantization, from 0 (float) to 1.
 
-    Source: method.md 2.3.
+    Source: the Hugging Face blog on 1.58-bit fine-tuning, whose lambda this is.
     """
     return latent if lam == 0 else _StraightThrough.apply(latent, rounded, lam)
 
@@ -157,7 +157,7 @@ def seq(
     The gradient of a weight outside the clip is zero; that of the scale is damped by
     ``1 / sqrt(numel)``.
 
-    Source: ParetoQ (arXiv 2502.02631), its released code, as transcribed in method.md 3.5.
+    Source: ParetoQ (arXiv 2502.02631), its released code.
 
     Raises:
         ValueError: ``bits`` is neither 1.58 nor 2.

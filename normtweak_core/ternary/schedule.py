@@ -2,7 +2,7 @@
 
 With lambda 0 a linear computes with its float weight and input, with lambda 1 with the quantized
 ones. Source: arXiv 2505.08823 asks for a "gradual, layer-wise" schedule and does not say which;
-these are the readings of method.md 2.4 and the curves of the Hugging Face blog (method.md 3.3).
+these are readings of it, with the curves of the Hugging Face blog on 1.58-bit fine-tuning.
 """
 
 import math

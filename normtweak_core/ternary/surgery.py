@@ -6,8 +6,8 @@ second norm then finds a root mean square of one and changes nothing. Where no n
 output projections of attention and MLP), the extra norm's gain starts at the root mean square seen
 on calibration text, and the norm itself can be blended in.
 
-Source: arXiv 2505.08823 inserts the norms; how to keep the function is ours (formats.md 4,
-method.md 2.3), as the paper's artefacts do not say.
+Source: arXiv 2505.08823 inserts the norms; how to keep the function is ours, as
+the paper's artefacts do not say.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-BETAS = (0.9, 0.95)  # of AdamW; BitNet b1.58's (method.md 3.2)
+BETAS = (0.9, 0.95)  # of AdamW; BitNet b1.58's, from its training tips
 WARMUP_SHARE = 0.02  # of all steps: a float checkpoint needs only a short one for Adam's moments
 
 
@@ -11,8 +11,8 @@ WARMUP_SHARE = 0.02  # of all steps: a float checkpoint needs only a short one f
 class Rates:
     """One cosine; or, after BitNet's training tips, a constant rate and a lower, falling one.
 
-    Source: two stages with the decay only in the first, BitNet b1.58 2B4T as reported in
-    method.md 3.2. The shape inside the stages is not published: ours.
+    Source: two stages with the decay only in the first, BitNet b1.58 2B4T (arXiv
+    2504.12285). The shape inside the stages is not published: ours.
     """
 
     steps: int

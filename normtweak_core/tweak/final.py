@@ -1,6 +1,6 @@
 """Final tune: train all norms of the finished quantized model against the float model's logits.
 
-Source: the "post" stage of SandwichQuant as described in method.md 1.8: AdamW without weight
+Source: the "post" stage of SandwichQuant: AdamW without weight
 decay, batch 1, gradient clipping at 1.0, everything but the norms frozen. Where we differ: only
 the divergence from the float logits is minimized (no cross-entropy term: the text may be
 generated), the learning rate falls to zero, and held-out windows decide whether it is kept.

@@ -16,7 +16,7 @@ from normtweak_core.ternary.quantizers import (
     straight_through,
 )
 
-# The worked example of the Hugging Face blog on 1.58-bit fine-tuning (method.md 3.1).
+# The worked example of the Hugging Face blog on 1.58-bit fine-tuning.
 BLOG = torch.tensor([[0.8, -0.5, 1.2], [-1.5, 0.4, -0.9], [1.3, -0.7, 0.2]])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from flows.params import Recipe
 from tasks.environment import state_root
 
-# Where aliases go: tests of the gate and of promotion see to them.
+# Where aliases go: `test_leaf_effects`.
 GATE = {
     "gate.max_perplexity_ratio",
     "gate.max_kl",

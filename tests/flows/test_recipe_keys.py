@@ -50,7 +50,7 @@ OTHER = {
 GENERATED = {"calibration.languages": ["latin"]}
 # Read only with a symmetric grid of 2 bits.
 SYMMETRIC = {"quantization.levels": "ternary"}
-# What decides the registry or how a run ends; tests of the registry and of problems see to them.
+# What decides the registry or how a run ends: `test_leaf_effects`.
 NO_STAGE = {"name", "registry.alias", "export.verify_timeout", "on_problem", *GATE}
 ELSEWHERE = {"model.revision", "model.device", "ternary", "finetune"}
 

@@ -1,5 +1,7 @@
 """No accepted value is without effect: every leaf of a recipe changes a result, not only a key."""
 
+import itertools
+import json
 import os
 import time
 
@@ -9,9 +11,10 @@ import pytest
 from flows.finetune_recipe import parse_finetune_recipe
 from flows.params import parse_recipe
 from flows.ternary_recipe import parse_ternary_recipe
+from normtweak_core.errors import VerificationError
 from tests.flows import test_finetune_keys, test_recipe_keys, test_ternary_keys
 from tests.flows.stage_bodies import Bodies, first_difference, nothing_shown
-from tests.flows.stage_keys import changed, write_other_items
+from tests.flows.stage_keys import TASK_KEYS, changed, write_other_items
 from tests.flows.tiny_model import (
     VOCABULARY,
     recipe_values,
@@ -30,6 +33,10 @@ def project(tmp_path_factory):
     write_project(folder)
     write_other_items(folder)
     write_model(folder / "other-model", seed=1)
+    write_two_scripts(write_model(folder / "two-scripts"))
+    # lm-eval begins a text with such a token.
+    settings = {"unk_token": "w0", "eos_token": "w1"}
+    (folder / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
     # Words of the model's own, so that no window is like another.
     for number, name in enumerate(("calibration", "evaluation")):
         words = numpy.random.default_rng(number).integers(1, VOCABULARY, 300)
@@ -41,6 +48,18 @@ def project(tmp_path_factory):
             (root / name).mkdir(parents=True, exist_ok=True)
         os.environ |= default_variables(root) | {"OMP_NUM_THREADS": "1"}
         yield folder
+
+
+def write_two_scripts(folder):
+    """Give a model words of letters, half of them Cyrillic."""
+    letters = [chr(ord("a") + number) for number in range(7)]
+    pairs = ["".join(pair) for pair in itertools.product(letters, letters)][: VOCABULARY // 2]
+    shift = ord("а") - ord("a")  # noqa: RUF001
+    words = pairs + ["".join(chr(ord(letter) + shift) for letter in pair) for pair in pairs]
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"] |= {"vocab": {word: i for i, word in enumerate(words)}, "unk_token": "aa"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"unk_token": "aa"}))
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +94,27 @@ def quantization(values: dict):
         measure_export(run, recipe.evaluation, items, length, made.export)
 
     return recipe, carry_out
+
+
+# A training scores tasks and makes its text by the same two functions, with sections of one type.
+GENERATED = {
+    "model.source": "{0}/two-scripts",
+    "calibration": {"source": "generated", "samples": 8, "length": 16},
+}
+
+
+def scored_alone(values: dict):
+    from flows.evaluating import score_float_model
+
+    recipe = parse_recipe(values)
+    return recipe, lambda run: score_float_model(run, recipe.evaluation)
+
+
+def calibrated_alone(values: dict):
+    from flows.running import calibration_set
+
+    recipe = parse_recipe(values)
+    return recipe, lambda run: calibration_set(run, recipe.calibration, "calibrate")
 
 
 def run_of(recipe, stored, known=None) -> Bodies:
@@ -133,6 +173,20 @@ def test_the_float_type_asked_for_is_that_of_the_export(project, stored):
     values = with_values(project, recipe_values(project), QUANTIZED)
     key = "export.dtype"
     assert seen(key, "bfloat16", {}, values, project, quantization, stored) == "float type"
+
+
+@pytest.mark.parametrize("key", TASK_KEYS)
+def test_a_leaf_of_named_tasks_changes_a_result(key, project, stored):
+    value, beside = TASK_KEYS[key]
+    values = with_values(project, recipe_values(project), QUANTIZED)
+    stage = seen(key, value, beside, values, project, scored_alone, stored)
+    assert stage == f"evaluate float: {'boolq' if key == 'evaluation.tasks' else 'piqa'}"
+
+
+def test_the_languages_of_a_generated_set_change_it(project, stored):
+    values = with_values(project, recipe_values(project), GENERATED)
+    key, value = next(iter(test_recipe_keys.GENERATED.items()))
+    assert seen(key, value, {}, values, project, calibrated_alone, stored) == "calibrate"
 
 
 # Training
@@ -237,6 +291,18 @@ FINETUNE_LEAVES = leaves_of(test_finetune_keys)
 def test_a_leaf_of_a_fine_tuning_changes_a_result(key, project, stored, start):
     value, beside = FINETUNE_LEAVES[key]
     assert seen(key, value, beside, finetune_values(project, start), project, tuned, stored)
+
+
+def test_a_verification_ends_when_the_recipe_says(project, stored):
+    from flows.quantize import make_quantized
+    from flows.running import verify
+
+    changes = QUANTIZED | {"quantization.bits": 2, "final_tune.enabled": False}
+    changes |= {"export.verify_timeout": 0.2}
+    recipe = parse_recipe(with_values(project, recipe_values(project), changes))
+    run = run_of(recipe, stored)
+    with pytest.raises(VerificationError, match=r"must finish within 0\.2 s; it did not"):
+        verify(run, recipe.export, make_quantized(run, recipe).export)
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(50.0, False), (1e-2, True)])

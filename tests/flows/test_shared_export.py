@@ -55,7 +55,8 @@ def test_recipes_of_one_export_keep_apart_what_is_theirs(engine, tmp_path):
         "evaluation": {"perplexity": {"path": str(tmp_path / "text.txt")}},
     }
     first = parse_recipe(values)
-    named = parse_recipe(values | {"name": "tiny-second"})
+    registry = {"alias": "nightly", "promote_to": "stable"}
+    named = parse_recipe(values | {"name": "tiny-second", "registry": registry})
     shorter = {"path": str(tmp_path / "text.txt"), "max_tokens": 64}
     evaluated = parse_recipe(values | {"evaluation": {"perplexity": shorter}})
 
@@ -69,6 +70,9 @@ def test_recipes_of_one_export_keep_apart_what_is_theirs(engine, tmp_path):
     assert len({result["reports_dir"] for result in results}) == 3
     assert [result["registered"]["version"] for result in results] == [1, 1, 1]
     assert results[1]["registered"]["name"] == "tiny-second"
+    assert [set(result["registered"]["aliases"]) for result in results[:2]] == [
+        {"candidate", "champion"}, {"nightly", "stable"},
+    ]  # fmt: skip
     check(named, results[1])  # the third run touched the first name alone
     assert results[2]["metrics"]["tokens"] < results[0]["metrics"]["tokens"]
 

@@ -1,0 +1,123 @@
+"""Leaves of recipes that change no byte of a result: each has an effect, and a test that shows it.
+
+A leaf that is in no table here and in none of `test_recipe_results` fails the first test.
+"""
+
+import importlib
+import inspect
+
+import pytest
+
+from flows.ablation_recipe import AblationRecipe
+from flows.finetune_recipe import FinetuneRecipe
+from flows.params import NOT_BUILT, Recipe, parse_recipe
+from flows.recipe_errors import known_keys
+from flows.ternary_recipe import TernaryRecipe
+from normtweak_core.errors import InputError
+from tests.flows import (
+    test_ablation_recipe,
+    test_finetune_keys,
+    test_recipe_keys,
+    test_ternary_keys,
+)
+from tests.flows.stage_keys import changed
+from tests.flows.tiny_model import recipe_values, variables_of, write_project
+
+CHANGES_A_RESULT = {
+    Recipe: {
+        *test_recipe_keys.OTHER,
+        *test_recipe_keys.GENERATED,
+        *test_recipe_keys.SYMMETRIC,
+        *test_recipe_keys.TASK_KEYS,
+    },
+    TernaryRecipe: {*test_ternary_keys.OTHER, *test_ternary_keys.BESIDE},
+    FinetuneRecipe: {*test_finetune_keys.OTHER, *test_finetune_keys.BESIDE},
+}
+# Tests elsewhere, whose text holds the last word of the key.
+NAMED = {
+    "name": "tests.flows.test_shared_export.test_recipes_of_one_export_keep_apart_what_is_theirs",
+    "registry.alias": (
+        "tests.flows.test_shared_export.test_recipes_of_one_export_keep_apart_what_is_theirs"
+    ),
+    "registry.promote_to": (
+        "tests.flows.test_shared_export.test_recipes_of_one_export_keep_apart_what_is_theirs"
+    ),
+    "on_problem": "tests.flows.test_failing_runs.test_a_problem_ends_a_run_that_allows_none",
+    "export.verify_timeout": (
+        "tests.flows.test_recipe_results.test_a_verification_ends_when_the_recipe_says"
+    ),
+    "ternary.save_every": (
+        "tests.core.training.test_trainer.test_only_the_newest_checkpoints_are_kept"
+    ),
+    "ternary.gradient_checkpointing": (
+        "tests.core.training.test_trainer.test_gradient_checkpointing_saves_memory"
+    ),
+    "finetune.float_model": (
+        "tests.flows.test_finetune.test_what_is_no_export_of_the_right_model_is_exit_code_2"
+    ),
+    "quantization": "tests.flows.test_finetune.test_what_contradicts_the_export_is_exit_code_2",
+}
+NAMED["finetune.save_every"] = NAMED["ternary.save_every"]
+NAMED["finetune.gradient_checkpointing"] = NAMED["ternary.gradient_checkpointing"]
+THRESHOLDS = "tests.core.evaluate.test_gate.test_each_missed_threshold_is_named_with_what_was_found"
+NAMED |= {f"gate.{name}": THRESHOLDS for name in ("max_perplexity_ratio", "max_kl")}
+NAMED["gate.min_top1_agreement"] = THRESHOLDS
+NAMED |= {
+    f"gate.{name}": (
+        "tests.core.evaluate.test_gate."
+        "test_a_drop_must_be_below_the_threshold_with_the_confidence_asked_for"
+    )
+    for name in ("max_accuracy_drop", "confidence")
+}
+HERE = {"model.device", "model.revision"}
+# One value alone is accepted: null, what is built, or what the export says.
+ONE_VALUE = {
+    Recipe: {"ternary", "finetune", *NOT_BUILT},
+    TernaryRecipe: {"ternary.activation_bits"},
+    FinetuneRecipe: {"export.dtype"},
+}
+# What other tests of whole trainings see: GGUF beside bitnet, and the export that is trained on.
+WHOLE_RUNS = {TernaryRecipe: {"export.format"}, FinetuneRecipe: {"model.source"}}
+
+
+@pytest.mark.parametrize("model", CHANGES_A_RESULT)
+def test_every_leaf_has_a_case(model):
+    told = CHANGES_A_RESULT[model] | ONE_VALUE[model] | WHOLE_RUNS.get(model, set())
+    assert set(known_keys(model)) - told <= {*NAMED, *HERE}
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_a_named_test_is_there_and_speaks_of_the_leaf(key):
+    module, _, name = NAMED[key].rpartition(".")
+    test = getattr(importlib.import_module(module), name)
+    assert key.rpartition(".")[2] in inspect.getsource(test)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("effects")
+    write_project(folder)
+    with variables_of(folder / "state"):
+        yield folder
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("model.device", "cuda:99", r"cuda:99, and torch sees \d+ CUDA devices"),
+        ("model.revision", "main", "is for hub ids"),
+    ],
+)
+def test_a_device_or_revision_that_is_not_there_is_refused(key, value, found, project):
+    from tasks.job import open_job
+
+    recipe = parse_recipe(changed(recipe_values(project), key, value))
+    with pytest.raises(InputError, match=found):
+        open_job(recipe.model, recipe.seed)
+
+
+def test_every_leaf_of_an_ablations_base_is_one_of_a_recipe_that_changes_a_result():
+    own = {*test_ablation_recipe.OTHER}
+    base = set(known_keys(AblationRecipe)) - own
+    told = CHANGES_A_RESULT[Recipe] | ONE_VALUE[Recipe]
+    assert base - told <= {*NAMED, *HERE}

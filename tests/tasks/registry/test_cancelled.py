@@ -36,15 +36,16 @@ def test_a_cancelled_run_makes_no_version(registry, state):
     assert registry.client.get_experiment_by_name("normtweak") is None
 
 
-def test_a_cancel_during_the_upload_leaves_no_version(registry, monkeypatch):
-    upload = registering.complete_logged_model
+def register_and_cancel_behind(step: str, registry, monkeypatch) -> None:
+    """Register in a run that is cancelled when a step of it is done."""
+    inner = getattr(registering, step)
 
-    def slow_upload(*arguments):
-        done = upload(*arguments)
+    def and_cancel(*arguments):
+        done = inner(*arguments)
         cancel(Cancelling())
         return done
 
-    monkeypatch.setattr(registering, "complete_logged_model", slow_upload)
+    monkeypatch.setattr(registering, step, and_cancel)
 
     @flow
     @operated
@@ -53,26 +54,15 @@ def test_a_cancel_during_the_upload_leaves_no_version(registry, monkeypatch):
 
     with pytest.raises(CancelledRun):
         cancelled_within()
+
+
+def test_a_cancel_during_the_upload_leaves_no_version(registry, monkeypatch):
+    register_and_cancel_behind("complete_logged_model", registry, monkeypatch)
     assert registry.versions() == []
 
 
 def test_a_cancel_behind_the_version_moves_no_alias(registry, monkeypatch):
-    create = registering._create_version
-
-    def create_and_cancel(*arguments):
-        version = create(*arguments)
-        cancel(Cancelling())
-        return version
-
-    monkeypatch.setattr(registering, "_create_version", create_and_cancel)
-
-    @flow
-    @operated
-    def cancelled_behind():
-        registry.register()
-
-    with pytest.raises(CancelledRun):
-        cancelled_behind()
+    register_and_cancel_behind("_create_version", registry, monkeypatch)
     assert len(registry.versions()) == 1
     assert registry.client.get_registered_model(registry.name).aliases == {}
 

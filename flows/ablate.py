@@ -14,26 +14,25 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.ablation_preflight import ablation_preflight
-from flows.ablation_recipe import AblationRecipe, PlannedCell, planned_cells
-from flows.ablation_report import Ablation, Cell, publish_ablation, show_cells
-from flows.budget import peak_rss_bytes
-from flows.evaluating import measure_export
-from flows.operated import operated
-from flows.params import Recipe
+from flows.checks.ablation import ablation_preflight
+from flows.pipeline.measuring import measure_export
+from flows.pipeline.operated import operated
+from flows.pipeline.run import Run, calibration_set, rehearse
+from flows.pipeline.run_name import run_name
 from flows.quantize import (
     block_report,
     final_report,
     quantize_model,
 )
-from flows.report import recipe_sha256
-from flows.run_name import run_name
-from flows.running import Run, calibration_set, rehearse
-from tasks.calibrate import calibration_length
-from tasks.environment import state_root
-from tasks.job import open_job
+from flows.recipes.ablation import AblationRecipe, PlannedCell, planned_cells
+from flows.recipes.quantize import Recipe
+from flows.reports.ablation import Ablation, Cell, publish_ablation, show_cells
+from flows.reports.quantize import recipe_sha256
+from tasks.engine.environment import peak_rss_bytes, state_root
+from tasks.models.job import open_job
 from tasks.results import BlockResult, FinalTuneResult
-from tasks.training_text import training_text_key, training_text_stage
+from tasks.stages.calibrate import calibration_length
+from tasks.stages.training.text import training_text_key, training_text_stage
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ import os
 import sys
 from typing import NoReturn
 
-from flows.cli_models import add_model_commands
-from flows.cli_options import STATE
-from flows.cli_recipes import add_recipe_commands
-from flows.cli_services import add_service_commands
-from flows.failures import exit_code, sigterm_raises
+from flows.commands.failures import exit_code, sigterm_raises
+from flows.commands.models import add_model_commands
+from flows.commands.options import STATE
+from flows.commands.recipes import add_recipe_commands
+from flows.commands.services import add_service_commands
 from normtweak_core.errors import InputError
 
 # Prefect, MLflow and torch make a million objects while they are imported, none of them garbage:

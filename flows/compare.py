@@ -9,22 +9,22 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.budget import peak_rss_bytes
-from flows.comparison_page import comparison_page
-from flows.evaluate import common_text, opened, with_sizes
-from flows.evaluate_request import EvaluationRequest, check_request
-from flows.evaluating import Measured, measure_alone, measure_pair
-from flows.measured_models import MeasuredModel
-from flows.operated import operated
-from flows.page_link import PAGE, publish_page
-from flows.run_name import run_name
-from flows.running import Stages
+from flows.checks.evaluation import check_request
+from flows.pipeline.measuring import common_text, measure_alone, measure_pair, opened, with_sizes
+from flows.pipeline.operated import operated
+from flows.pipeline.run import Stages
+from flows.pipeline.run_name import run_name
+from flows.recipes.evaluation import EvaluationRequest
+from flows.reports.comparison import comparison_page
+from flows.reports.publish import PAGE, publish_page
+from flows.reports.results import Measured
 from normtweak_core.evaluate.scores import Estimate, named
 from normtweak_core.evaluate.task_scores import TaskComparison
-from tasks.artifacts import write_atomically
-from tasks.environment import state_root
-from tasks.root_layout import EVALUATIONS
-from tasks.task_scoring import items_of
+from tasks.engine.artifacts import write_atomically
+from tasks.engine.environment import peak_rss_bytes, state_root
+from tasks.engine.root_layout import EVALUATIONS
+from tasks.models.addresses import MeasuredModel
+from tasks.stages.score import items_of
 
 # What a pair measurement adds to the two models' own numbers.
 BETWEEN = ("kl/", "kl_reverse/", "top1_agreement")

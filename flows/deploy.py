@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.recipe_file import parse_yaml
-from flows.recipe_kinds import KINDS, RecipeKind
+from flows.recipes.file import parse_yaml
+from flows.recipes.kinds import KINDS, RecipeKind
 from normtweak_core.errors import InputError
 from normtweak_core.given_files import read_utf8
-from tasks.environment import REPOSITORY
+from tasks.engine.environment import REPOSITORY
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
@@ -147,7 +147,7 @@ def prepare_run() -> None:
     """
     from prefect.context import refresh_global_settings_context
 
-    from tasks.environment import FOLDERS, set_variables, state_root
+    from tasks.engine.environment import FOLDERS, set_variables, state_root
 
     root = state_root()
     for folder in FOLDERS:

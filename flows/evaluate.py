@@ -1,32 +1,26 @@
 """The flow of `normtweak evaluate`: one model, by itself or beside its float model."""
 
-import contextlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.budget import peak_rss_bytes
-from flows.evaluate_request import OPTIONS, EvaluationRequest, check_request
-from flows.evaluating import Measured, measure_alone, measure_pair
-from flows.evaluation_page import evaluation_page
-from flows.evaluation_report import write_evaluation
-from flows.known_tokens import check_tokens
-from flows.measured_models import MeasuredModel, measured_model
-from flows.operated import operated
-from flows.page_link import PAGE, publish_page
-from flows.run_name import run_name
-from flows.running import Stages
-from normtweak_core.calibration.length import effective_length
-from normtweak_core.errors import keys_called
-from normtweak_core.model.source import resolve_device
-from tasks.artifacts import write_atomically
-from tasks.environment import state_root
-from tasks.evaluating import Text, text_of
-from tasks.root_layout import EVALUATIONS
-from tasks.task_scoring import items_of
+from flows.checks.evaluation import check_request
+from flows.pipeline.measuring import common_text, measure_alone, measure_pair, opened, with_sizes
+from flows.pipeline.operated import operated
+from flows.pipeline.run import Stages
+from flows.pipeline.run_name import run_name
+from flows.recipes.evaluation import EvaluationRequest
+from flows.reports.evaluation import evaluation_page
+from flows.reports.evaluation_report import write_evaluation
+from flows.reports.publish import PAGE, publish_page
+from flows.reports.results import Measured
+from tasks.engine.artifacts import write_atomically
+from tasks.engine.environment import peak_rss_bytes, state_root
+from tasks.engine.root_layout import EVALUATIONS
+from tasks.models.addresses import MeasuredModel
+from tasks.stages.score import items_of
 
 
 @flow(
@@ -81,45 +75,3 @@ def measure_model(run: Stages, request: EvaluationRequest, models: list[Measured
         return with_sizes(measure_alone(run, text, items, subjects[0]), models[0])
     names = (f"evaluate {subjects[0].name}", f"evaluate {subjects[1].name}")
     return with_sizes(measure_pair(run, text, items, *subjects, names), models[0])
-
-
-@contextlib.contextmanager
-def opened(addresses: list[str], request: EvaluationRequest) -> Iterator[list[MeasuredModel]]:
-    """Yield the models at some addresses.
-
-    Raises:
-        InputError: One of them is not there.
-    """
-    with keys_called(OPTIONS), contextlib.ExitStack() as stack:
-        device = resolve_device(request.device)
-        yield [
-            stack.enter_context(measured_model(address, request.dtype, device))
-            for address in addresses
-        ]
-
-
-def common_text(models: list[MeasuredModel], request: EvaluationRequest) -> Text:
-    """Return the text that all of some models are measured on.
-
-    Raises:
-        InputError: There is none, a window is longer than the context of one of the models, or the
-            text or an item has tokens that one of them has no embedding for.
-    """
-    contexts = [model.context for model in models if model.context is not None]
-    context = min(contexts) if contexts else None
-    config = request.evaluation.perplexity
-    with keys_called(OPTIONS):
-        text = text_of(config, models[-1].text_source, effective_length(None, context), context)
-    for model in models:
-        if model.subject.path.is_dir():  # of a GGUF file the first stage tells
-            place, tokenizer = model.subject.path, model.subject.tokenizer_path
-            check_tokens(place, None, request.evaluation, tokenizer, [text.path])
-    return text
-
-
-def with_sizes(measured: Measured, model: MeasuredModel) -> Measured:
-    """Return an evaluation with the size of its model."""
-    sizes = {"size_bytes": float(model.size_bytes)}
-    if model.bits_per_weight is not None:
-        sizes["bits_per_weight"] = model.bits_per_weight
-    return Measured(**{**vars(measured), "metrics": measured.metrics | sizes})

@@ -8,38 +8,46 @@ from typing import Any
 
 from prefect import flow
 
-from flows.evaluating import measure_export, score_float_model
-from flows.evaluation_report import write_evaluation
-from flows.finetune_preflight import finetune_preflight
-from flows.finetune_recipe import FinetuneRecipe
-from flows.finetune_report import FinetuneReports, publish_finetune_reports, show_trained_blocks
-from flows.float_types import EXACT, until_it_holds
-from flows.operated import operated
-from flows.run_name import run_name
-from flows.running import Run, calibration_sample, outcome, read_json, register, rehearse, verify
-from flows.training import Shown, train, training_data, training_facts
+from flows.checks.finetune import finetune_preflight
+from flows.pipeline.float_types import EXACT, until_it_holds
+from flows.pipeline.measuring import measure_export, score_float_model
+from flows.pipeline.operated import operated
+from flows.pipeline.run import (
+    Run,
+    calibration_sample,
+    outcome,
+    read_json,
+    register,
+    rehearse,
+    verify,
+)
+from flows.pipeline.run_name import run_name
+from flows.pipeline.training import Shown, train, training_data, training_facts
+from flows.recipes.finetune import FinetuneRecipe
+from flows.reports.evaluation_report import write_evaluation
+from flows.reports.finetune import FinetuneReports, publish_finetune_reports, show_trained_blocks
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.finetune.source import GRID
 from normtweak_core.training.rates import Rates
-from tasks.calibrate import calibration_length
-from tasks.environment import state_root
-from tasks.finetune_blocks import (
-    FinetuneChain,
-    TrainedBlockResult,
-    finetune_block_stage,
-    trained_block_key,
-)
-from tasks.finetune_source import StartingPoint, export_in_root
-from tasks.finetuning import (
+from tasks.engine.environment import state_root
+from tasks.models.job import open_job
+from tasks.models.starting_point import StartingPoint, export_in_root
+from tasks.results import CalibrationResult, ExportResult, FloatType, RefusedExport
+from tasks.stages.calibrate import calibration_length
+from tasks.stages.float_type import start_float_type_key, start_float_type_stage
+from tasks.stages.training.finetune import (
     FinetuneTraining,
     finetune_export_key,
     finetune_export_stage,
     finetune_stage,
 )
-from tasks.float_type import start_float_type_key, start_float_type_stage
-from tasks.job import open_job
-from tasks.results import CalibrationResult, ExportResult, FloatType, RefusedExport
-from tasks.training import SegmentResult
+from tasks.stages.training.finetune_blocks import (
+    FinetuneChain,
+    TrainedBlockResult,
+    finetune_block_stage,
+    trained_block_key,
+)
+from tasks.stages.training.segments import SegmentResult
 
 log = logging.getLogger(__name__)
 

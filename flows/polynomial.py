@@ -8,14 +8,14 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.budget import peak_rss_bytes
-from flows.operated import operated
-from flows.polynomial_recipe import PolynomialRecipe, study_device
-from flows.polynomial_report import Study, StudyCell, publish_study, show_cells
-from flows.run_name import run_name
-from flows.running import Run, read_json
+from flows.pipeline.operated import operated
+from flows.pipeline.run import Run, read_json
+from flows.pipeline.run_name import run_name
+from flows.recipes.polynomial import PolynomialRecipe, study_device
+from flows.reports.polynomial import Study, StudyCell, publish_study, show_cells
 from normtweak_core.polynomial.config import cells_of
-from tasks.polynomial import (
+from tasks.engine.environment import peak_rss_bytes
+from tasks.stages.polynomial import (
     PolynomialJob,
     cell_key,
     cell_name,

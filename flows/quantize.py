@@ -7,15 +7,11 @@ from typing import Any
 
 from prefect import flow
 
-from flows.evaluating import measure_export, score_float_model
-from flows.evaluation_report import write_evaluation
-from flows.float_types import until_it_holds
-from flows.operated import operated
-from flows.params import Recipe
-from flows.preflight import preflight
-from flows.report import Reports, publish_reports, rolled_back, show_blocks
-from flows.run_name import run_name
-from flows.running import (
+from flows.checks.inputs import preflight
+from flows.pipeline.float_types import until_it_holds
+from flows.pipeline.measuring import measure_export, score_float_model
+from flows.pipeline.operated import operated
+from flows.pipeline.run import (
     Run,
     calibration_sample,
     calibration_set,
@@ -25,20 +21,18 @@ from flows.running import (
     rehearse,
     verify,
 )
+from flows.pipeline.run_name import run_name
+from flows.recipes.quantize import Recipe
+from flows.reports.evaluation_report import write_evaluation
+from flows.reports.quantize import Reports, publish_reports, rolled_back, show_blocks
 from normtweak_core.errors import ProblemError
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
 from normtweak_core.quantize.report import BlockReport
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.report import FinalTuneReport
-from tasks.blocks import block_key, quantize_block_stage
-from tasks.calibrate import calibration_length
-from tasks.chain import BlockChain, ChainSettings
-from tasks.drift_table import measured_stages
-from tasks.environment import state_root
-from tasks.exporting import export_key, export_stage
-from tasks.float_type import float_type_key, float_type_stage
-from tasks.job import open_job
+from tasks.engine.environment import state_root
+from tasks.models.job import open_job
 from tasks.results import (
     BlockResult,
     CalibrationResult,
@@ -47,7 +41,12 @@ from tasks.results import (
     FloatType,
     RefusedExport,
 )
-from tasks.tune import final_tune_key, final_tune_stage
+from tasks.stages.blocks import block_key, measured_stages, quantize_block_stage
+from tasks.stages.calibrate import calibration_length
+from tasks.stages.chain import BlockChain, ChainSettings
+from tasks.stages.export import export_key, export_stage
+from tasks.stages.float_type import float_type_key, float_type_stage
+from tasks.stages.tune import final_tune_key, final_tune_stage
 
 log = logging.getLogger(__name__)
 

@@ -6,19 +6,19 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.checks.finetune import finetune_preflight
 from flows.finetune import make_finetuned
-from flows.finetune_preflight import finetune_preflight
-from flows.finetune_recipe import FinetuneRecipe
-from flows.operated import operated
-from flows.params import Recipe
+from flows.pipeline.operated import operated
+from flows.pipeline.run import Run
+from flows.pipeline.run_name import run_name
 from flows.quantize import make_quantized
-from flows.run_name import run_name
-from flows.running import Run
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.quantize import Recipe
+from flows.recipes.ternary import TernaryRecipe
 from flows.ternary import make_ternary
-from flows.ternary_recipe import TernaryRecipe
-from tasks.environment import state_root
-from tasks.finetune_source import StartingPoint, export_in_root
-from tasks.job import open_job
+from tasks.engine.environment import state_root
+from tasks.models.job import open_job
+from tasks.models.starting_point import StartingPoint, export_in_root
 
 
 @flow(

@@ -8,26 +8,34 @@ from typing import Any
 
 from prefect import flow
 
-from flows.evaluating import measure_export, score_float_model
-from flows.evaluation_report import write_evaluation
-from flows.float_types import until_it_holds
-from flows.operated import operated
-from flows.run_name import run_name
-from flows.running import Run, calibration_sample, outcome, read_json, register, rehearse, verify
-from flows.ternary_preflight import ternary_preflight
-from flows.ternary_recipe import TernaryRecipe
-from flows.ternary_report import TernaryReports, publish_ternary_reports, step_metrics
-from flows.training import Shown, train, training_data, training_facts
+from flows.checks.ternary import ternary_preflight
+from flows.pipeline.float_types import until_it_holds
+from flows.pipeline.measuring import measure_export, score_float_model
+from flows.pipeline.operated import operated
+from flows.pipeline.run import (
+    Run,
+    calibration_sample,
+    outcome,
+    read_json,
+    register,
+    rehearse,
+    verify,
+)
+from flows.pipeline.run_name import run_name
+from flows.pipeline.training import Shown, train, training_data, training_facts
+from flows.recipes.ternary import TernaryRecipe
+from flows.reports.evaluation_report import write_evaluation
+from flows.reports.ternary import TernaryReports, publish_ternary_reports, step_metrics
 from normtweak_core.export.payload import payload_bytes
-from tasks.calibrate import calibration_length
-from tasks.environment import state_root
-from tasks.float_type import ternary_float_type_key, ternary_float_type_stage
-from tasks.job import open_job
+from tasks.engine.environment import state_root
+from tasks.models.job import open_job
 from tasks.results import CalibrationResult, ExportResult, FloatType, RefusedExport
-from tasks.surgery import SurgeryResult, surgery_key, surgery_stage
-from tasks.ternary_export import ternary_export_key, ternary_export_stage
-from tasks.ternary_training import TernaryTraining, train_stage
-from tasks.training import SegmentResult
+from tasks.stages.calibrate import calibration_length
+from tasks.stages.float_type import ternary_float_type_key, ternary_float_type_stage
+from tasks.stages.training.segments import SegmentResult
+from tasks.stages.training.surgery import SurgeryResult, surgery_key, surgery_stage
+from tasks.stages.training.ternary import TernaryTraining, train_stage
+from tasks.stages.training.ternary_export import ternary_export_key, ternary_export_stage
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from tasks.artifacts import NOT_CONTENT, ArtifactRef, Result
-from tasks.environment import state_root
+from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result
+from tasks.engine.environment import state_root
 
 
 class CalibrationResult(Result, frozen=True):
@@ -29,14 +29,10 @@ class CalibrationResult(Result, frozen=True):
 
     @model_validator(mode="after")
     def _has_a_valid_table(self) -> Self:
-        from tasks.calibration_table import read_calibration_table
+        from tasks.tables.calibration import read_calibration_table
 
         read_calibration_table(state_root() / self.table.path, self.vocab_size)
         return self
-
-
-# The stages whose drift a block or the final tune measures, as its file names them.
-QUANTIZED, TWEAKED, TUNED = "quantized", "tweaked", "tuned"
 
 
 class BlockResult(Result, frozen=True):

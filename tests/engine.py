@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.environment import FOLDERS, OUR_LOGGERS, default_variables
-from tasks.locks import exclusive
-from tasks.server import EmbeddedServer, api_for_this_run, remember_migration
+from tasks.engine.environment import FOLDERS, OUR_LOGGERS, default_variables
+from tasks.engine.locks import exclusive
+from tasks.server.api import EmbeddedServer, api_for_this_run, remember_migration
 
 DATABASE = Path("prefect") / "prefect.db"
 

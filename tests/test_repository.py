@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.ablation_recipe import load_ablation_recipe
-from flows.finetune_recipe import load_finetune_recipe
-from flows.params import load_recipe
-from flows.polynomial_recipe import load_polynomial_recipe
-from flows.ternary_recipe import load_ternary_recipe
+from flows.recipes.ablation import load_ablation_recipe
+from flows.recipes.finetune import load_finetune_recipe
+from flows.recipes.polynomial import load_polynomial_recipe
+from flows.recipes.quantize import load_recipe
+from flows.recipes.ternary import load_ternary_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOOLS = Path(sys.executable).parent

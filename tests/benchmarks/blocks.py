@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.budget import peak_rss_bytes
+from tasks.engine.environment import peak_rss_bytes
 from tests.benchmarks.memory import fresh_process, last_line, reset_peak, rss_bytes
 from tests.benchmarks.results import DEFAULT_OUT, machine, write_results
 

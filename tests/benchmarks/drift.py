@@ -40,11 +40,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     options = parser.parse_args()
 
-    from tasks.environment import log_plain_lines, prepare_environment
+    from tasks.engine.environment import log_plain_lines, prepare_environment
 
     root = prepare_environment()
     log_plain_lines()
-    from tasks.server import api_for_this_run
+    from tasks.server.api import api_for_this_run
 
     facts = machine()
     with api_for_this_run(root):
@@ -63,7 +63,7 @@ def main() -> None:
 
 def measured(found: dict[str, Any]) -> dict[str, Any]:
     """Return a cell with the drift behind its blocks at its last stage."""
-    from tasks.drift_table import read_drift_table, stages_of
+    from tasks.tables.drift import read_drift_table, stages_of
 
     stages = stages_of(read_drift_table(Path(found["plot"]).with_name("drift.parquet")))
     return found | {"drift": stages[LAST.get(found["stage"], "quantized")]}

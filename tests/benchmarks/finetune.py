@@ -37,11 +37,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     options = parser.parse_args()
 
-    from tasks.environment import log_plain_lines, prepare_environment
+    from tasks.engine.environment import log_plain_lines, prepare_environment
 
     root = prepare_environment()
     log_plain_lines()
-    from tasks.server import api_for_this_run
+    from tasks.server.api import api_for_this_run
 
     with api_for_this_run(root):
         for model in options.models:
@@ -53,9 +53,9 @@ def main() -> None:
 def row(model: str, bits: int, way: str) -> dict[str, Any]:
     """Quantize and train on; return the numbers."""
     from flows.finetune import finetune
-    from flows.finetune_recipe import parse_finetune_recipe
-    from flows.params import parse_recipe
     from flows.quantize import quantize
+    from flows.recipes.finetune import parse_finetune_recipe
+    from flows.recipes.quantize import parse_recipe
 
     base = reference_recipe(model)
     base["quantization"] = {"bits": bits, "group_size": 64}

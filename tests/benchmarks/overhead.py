@@ -141,7 +141,7 @@ def bare_environment() -> dict[str, str]:
 
 def moments_of(home: Path) -> dict[str, float]:
     """Return when each phase of the newest run in this home began."""
-    from tasks.events import read_events
+    from tasks.engine.events import read_events
 
     done = [one for one in read_events(home) if one["event"] == "register"][-1]
     moments: dict[str, float] = {"end": done["time"]}
@@ -228,8 +228,8 @@ def quantize_all(
 
 def start_server() -> float:
     """Return the seconds until an embedded server answers."""
-    from tasks.environment import prepare_environment
-    from tasks.server import EmbeddedServer
+    from tasks.engine.environment import prepare_environment
+    from tasks.server.api import EmbeddedServer
 
     server = EmbeddedServer(prepare_environment())
     began = time.monotonic()

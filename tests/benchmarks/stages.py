@@ -48,11 +48,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     options = parser.parse_args()
 
-    from tasks.environment import log_plain_lines, prepare_environment
+    from tasks.engine.environment import log_plain_lines, prepare_environment
 
     root = prepare_environment()
     log_plain_lines()
-    from tasks.server import api_for_this_run
+    from tasks.server.api import api_for_this_run
 
     with api_for_this_run(root):
         for model in options.models:
@@ -104,8 +104,8 @@ def cell(
     changes: dict[str, Any],
 ) -> dict[str, Any]:
     """Run one cell and return its numbers."""
-    from flows.params import parse_recipe
     from flows.quantize import quantize
+    from flows.recipes.quantize import parse_recipe
 
     data = json.loads(json.dumps(base))
     data["quantization"] = {"bits": bits, "group_size": group_size}

@@ -54,11 +54,11 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="the best cells for an hour each")
     options = parser.parse_args()
 
-    from tasks.environment import log_plain_lines, prepare_environment
+    from tasks.engine.environment import log_plain_lines, prepare_environment
 
     root = prepare_environment()
     log_plain_lines()
-    from tasks.server import api_for_this_run
+    from tasks.server.api import api_for_this_run
 
     with api_for_this_run(root):
         for model in options.models:
@@ -96,8 +96,8 @@ def base_recipe(model: str, root: Path) -> dict[str, Any]:
 
 def rounded_cell(model: str, base: dict[str, Any], name: str) -> dict[str, Any]:
     """Quantize to a ternary grid, one scale a row, without training the weights."""
-    from flows.params import parse_recipe
     from flows.quantize import quantize
+    from flows.recipes.quantize import parse_recipe
 
     recipe = {key: base[key] for key in ("name", "model", "evaluation")}
     recipe |= {"calibration": base["data"] | {"samples": 64}, "quantization": dict(TERNARY_GRID)}
@@ -114,8 +114,8 @@ def trained_cell(
     model: str, base: dict[str, Any], norm: str, schedule: str, objective: str, steps: int = STEPS
 ) -> dict[str, Any]:
     """Train one combination."""
+    from flows.recipes.ternary import parse_ternary_recipe
     from flows.ternary import ternary
-    from flows.ternary_recipe import parse_ternary_recipe
 
     settings = NORMS[norm] | SCHEDULES[schedule] | OBJECTIVES[objective]
     data = base["data"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.cli import main
-from tasks.environment import OUR_LOGGERS
+from tasks.engine.environment import OUR_LOGGERS
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy
 
-from flows.params import parse_recipe
-from flows.report import Reports
+from flows.recipes.quantize import parse_recipe
+from flows.reports.quantize import Reports
 from normtweak_core.evaluate.channel_drift import ChannelDrift
 from normtweak_core.quantize.report import BlockReport, LayerReport
 from normtweak_core.tweak.report import FinalTuneReport, TweakReport

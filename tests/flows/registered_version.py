@@ -45,7 +45,7 @@ class Made:
             tags: Tags to change; None takes one away.
             files: New contents of reports, by name with `_` for `.` and `-`; None takes one away.
         """
-        from tasks.registry import register_export
+        from tasks.registry.versions import register_export
 
         version = self.client.get_model_version(NAME, "1")
         reports = self.folder / name

@@ -3,20 +3,20 @@
 import math
 from pathlib import Path
 
-from flows.ablation_recipe import parse_ablation_recipe, planned_cells
-from flows.ablation_report import Ablation
-from flows.ablation_report import Cell as AblationCell
-from flows.finetune_recipe import parse_finetune_recipe
-from flows.finetune_report import FinetuneReports
-from flows.polynomial_recipe import parse_polynomial_recipe
-from flows.polynomial_report import Study, StudyCell
-from flows.report import recipe_sha256
-from flows.ternary_recipe import parse_ternary_recipe
-from flows.ternary_report import TernaryReports
+from flows.recipes.ablation import parse_ablation_recipe, planned_cells
+from flows.recipes.finetune import parse_finetune_recipe
+from flows.recipes.polynomial import parse_polynomial_recipe
+from flows.recipes.ternary import parse_ternary_recipe
+from flows.reports.ablation import Ablation
+from flows.reports.ablation import Cell as AblationCell
+from flows.reports.finetune import FinetuneReports
+from flows.reports.polynomial import Study, StudyCell
+from flows.reports.quantize import recipe_sha256
+from flows.reports.ternary import TernaryReports
 from normtweak_core.finetune.source import ExportSource
 from normtweak_core.polynomial.config import EXAMPLES, cells_of
-from tasks.finetune_blocks import TrainedBlockResult
 from tasks.results import FloatType
+from tasks.stages.training.finetune_blocks import TrainedBlockResult
 from tests.flows.quantize_values import METRICS, QUALITY
 
 STEPS = 12

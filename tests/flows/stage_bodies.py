@@ -8,9 +8,9 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.running import Run, Stages
-from tasks.artifacts import ArtifactRef
-from tasks.progress import Progress
+from flows.pipeline.run import Run, Stages
+from tasks.engine.artifacts import ArtifactRef
+from tasks.engine.progress import Progress
 from tasks.results import Result
 
 # Fields that repeat what the recipe says, or tell of it: no result by themselves.

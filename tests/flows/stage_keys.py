@@ -5,8 +5,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from flows.params import Recipe
-from tasks.environment import state_root
+from flows.recipes.quantize import Recipe
+from tasks.engine.environment import state_root
 
 # Where aliases go: `test_leaf_effects`.
 GATE = {
@@ -52,18 +52,18 @@ def stage_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
 
     Writes the manifest of an export below the state root: the verification looks who reads it.
     """
-    from tasks.blocks import block_key
-    from tasks.calibrate import calibration_key, calibration_length
-    from tasks.chain import ChainSettings
-    from tasks.dry_run import dry_run_key
-    from tasks.evaluating import evaluation_key, float_evaluation_key, text_of
-    from tasks.exporting import export_key, verify_key
-    from tasks.float_type import float_type_key
-    from tasks.job import open_job
+    from tasks.models.job import open_job
+    from tasks.models.subjects import export_subject, float_subject
     from tasks.results import BlockResult, CalibrationResult, ExportResult, FinalTuneResult
-    from tasks.subjects import export_subject, float_subject
-    from tasks.task_scoring import items_of, task_key
-    from tasks.tune import final_tune_key
+    from tasks.stages.blocks import block_key
+    from tasks.stages.calibrate import calibration_key, calibration_length
+    from tasks.stages.chain import ChainSettings
+    from tasks.stages.dry_run import dry_run_key
+    from tasks.stages.evaluate import evaluation_key, float_evaluation_key, text_of
+    from tasks.stages.export import export_key, verify_key
+    from tasks.stages.float_type import float_type_key
+    from tasks.stages.score import items_of, task_key
+    from tasks.stages.tune import final_tune_key
 
     job = dataclasses.replace(open_job(recipe.model, recipe.seed), device=device)
     keys = {"dry run": dry_run_key(job)}
@@ -104,7 +104,7 @@ def write_manifest(folder: Path, form: str) -> None:
 
 def made(kind: type, key: str):
     """A result whose every field stands for the stage that made it."""
-    from tasks.artifacts import ArtifactRef
+    from tasks.engine.artifacts import ArtifactRef
 
     digest = hashlib.sha256(key.encode()).hexdigest()
     reference = ArtifactRef.model_construct(path="x", size=1, sha256=digest)

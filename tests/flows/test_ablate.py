@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from flows.ablation_recipe import (
+from flows.recipes.ablation import (
     AblationRecipe,
     parse_ablation_recipe,
 )
@@ -61,7 +61,7 @@ def recipe(values) -> AblationRecipe:
 @pytest.fixture(scope="module")
 def begin(home) -> int:
     """Events before the first of these runs: other tests may share the state root."""
-    from tasks.events import read_events
+    from tasks.engine.events import read_events
 
     return len(list(read_events(home)))
 
@@ -112,8 +112,8 @@ def test_a_stopped_ablation_goes_on_where_it_was(stopped, first):
 
 def test_a_second_run_computes_nothing_and_writes_the_same_bytes(recipe, first):
     from flows.ablate import ablate
-    from tasks.environment import state_root
-    from tasks.events import read_events
+    from tasks.engine.environment import state_root
+    from tasks.engine.events import read_events
 
     before, written = len(list(read_events(state_root()))), files(first)
     again = ablate(recipe)
@@ -126,7 +126,7 @@ def test_a_second_run_computes_nothing_and_writes_the_same_bytes(recipe, first):
 
 
 def test_cells_that_differ_in_the_final_tune_alone_share_their_blocks(first, begin, home):
-    from tasks.events import read_events
+    from tasks.engine.events import read_events
 
     begun = [e for e in list(read_events(home))[begin:] if e["event"] == "block"]
     done = [e["chain"] for e in begun if e["part"] == "done"]
@@ -150,7 +150,7 @@ def test_the_table_of_cells_holds_what_is_measured_on_the_exports(first, home, v
     from normtweak_core.export.loading import load_export
     from normtweak_core.model.loading import load_causal_lm
     from normtweak_core.quantize.report import BlockReport
-    from tasks.ablation_table import read_ablation_table
+    from tasks.tables.ablation import read_ablation_table
 
     table = read_ablation_table(Path(first["results_dir"]) / "cells.parquet")
     pd.testing.assert_frame_equal(table, pd.DataFrame(first["cells"]))
@@ -216,7 +216,7 @@ def test_means_and_spreads_are_those_of_the_cells(first):
 
 
 def test_an_ablation_leaves_tables_figures_numbers_and_its_recipe(first, recipe, home, capsys):
-    from flows.ablation_report import print_ablation
+    from flows.reports.ablation import print_ablation
 
     folder, written = Path(first["results_dir"]), files(first)
     assert folder.parent == home / "ablations" / "tiny-ablation"

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from flows.ablation_preflight import ablation_preflight
-from flows.ablation_recipe import (
+from flows.checks.ablation import ablation_preflight
+from flows.recipes.ablation import (
     AblationRecipe,
     load_ablation_recipe,
     parse_ablation_recipe,
     planned_cells,
 )
-from flows.params import Recipe
-from flows.recipe_errors import known_keys
+from flows.recipes.errors import known_keys
+from flows.recipes.quantize import Recipe
 from normtweak_core.ablation.config import STUDIES, StudiesConfig
 from tests.flows.tiny_model import ablation_values, write_project
 

@@ -9,10 +9,10 @@ import shutil
 import pytest
 from mlflow import MlflowClient
 
-from flows.params import parse_recipe
+from flows.recipes.quantize import parse_recipe
 from normtweak_core.errors import InputError, VerificationError
 from normtweak_core.export import writer
-from tasks.events import read_events
+from tasks.engine.events import read_events
 from tests.broken_exports import (
     BREAKS,
     DOWN,

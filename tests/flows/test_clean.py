@@ -8,18 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flows import cleaning
 from flows.cli import main
 from normtweak_core.errors import InputError
 from normtweak_core.quantize.block import Streams
 from normtweak_core.quantize.config import QuantizationConfig
 from normtweak_core.tweak.config import NormTweakConfig
-from tasks.artifacts import ArtifactRef
-from tasks.chain import BlockChain, ChainSettings, StreamError
-from tasks.environment import FOLDERS
-from tasks.locks import create_locked
+from tasks.engine import cleaning
+from tasks.engine.artifacts import ArtifactRef
+from tasks.engine.environment import FOLDERS
+from tasks.engine.locks import create_locked
+from tasks.engine.root_layout import EVENTS, KEPT, MADE_AGAIN
 from tasks.results import BlockResult
-from tasks.root_layout import EVENTS, KEPT, MADE_AGAIN
+from tasks.stages.chain import BlockChain, ChainSettings, StreamError
 from tests.flows.tiny_model import variables_of
 
 DIGEST = "0" * 64
@@ -119,7 +119,7 @@ def test_whoever_writes_below_the_root_names_a_place_of_the_list():
     """Or a clean would leave it behind."""
     place = re.compile(r'(?:\broot|state_root\(\)) / (?:f?"([^"/]+)|([A-Z_]+))')
     found = set()
-    for path in [*REPOSITORY.glob("flows/*.py"), *REPOSITORY.glob("tasks/**/*.py")]:
+    for path in [*REPOSITORY.glob("flows/**/*.py"), *REPOSITORY.glob("tasks/**/*.py")]:
         for literal, constant in place.findall(path.read_text()):
             module = importlib.import_module(
                 ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)

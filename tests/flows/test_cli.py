@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from flows import failures
 from flows.cli import build_parser, main
-from flows.summary import print_summary, summary_lines
+from flows.commands import failures
+from flows.reports.terminal import print_summary, summary_lines
 from normtweak_core import errors
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.writer import write_export
-from tasks.environment import FOLDERS
-from tasks.locks import LockTimeoutError
-from tasks.server import ServerError
+from tasks.engine.environment import FOLDERS
+from tasks.engine.locks import LockTimeoutError
+from tasks.server.api import ServerError
 from tests.flows.tiny_model import variables_of
 from tests.tiny_exports import quantize_all, save_tiny_model, tiny_config
 
@@ -255,13 +255,13 @@ def test_ctrl_c_inside_code_made_from_text_ends_by_the_code_too(tmp_path):
     """CPython would end the process by SIGINT itself, where its program is run by `-m`."""
     (tmp_path / "interrupted.py").write_text(
         "import sys\n"
-        "from flows.failures import exit_code\n"
+        "from flows.commands.failures import exit_code\n"
         "try:\n"
         "    exec('raise KeyboardInterrupt')\n"
         "except KeyboardInterrupt as error:\n"
         "    sys.exit(exit_code(error, 'quantize'))\n"
     )
-    path = os.pathsep.join([str(tmp_path), str(Path(failures.__file__).parents[1])])
+    path = os.pathsep.join([str(tmp_path), str(Path(failures.__file__).parents[2])])
     command = [sys.executable, "-m", "interrupted"]
     assert subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode == 130
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tasks.events import read_events
+from tasks.engine.events import read_events
 from tests.engine import with_database
 from tests.flows.tiny_model import write_project
 from tests.tiny_exports import save_tiny_model, tiny_config

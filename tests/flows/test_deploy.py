@@ -9,8 +9,8 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
 from flows.deploy import find_deployment_file, read_deployments, served_deployment
-from flows.params import load_recipe
-from flows.recipe_kinds import KINDS
+from flows.recipes.kinds import KINDS
+from flows.recipes.quantize import load_recipe
 from normtweak_core.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]

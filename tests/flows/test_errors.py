@@ -12,8 +12,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from flows.params import load_recipe
-from flows.preflight import preflight
+from flows.checks.inputs import preflight
+from flows.recipes.quantize import load_recipe
 from tests.flows import command_mistakes, input_mistakes, mistakes, service_mistakes
 from tests.flows.tiny_model import (
     ablation_values,

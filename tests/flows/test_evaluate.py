@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from flows.evaluate_request import parse_request
-from flows.page_link import page_address
-from flows.params import parse_recipe
+from flows.recipes.evaluation import parse_request
+from flows.recipes.quantize import parse_recipe
+from flows.reports.publish import page_address
 from normtweak_core.errors import InputError
 from tests.flows.page_reader import PageReader
 from tests.tiny_exports import save_tiny_model, tiny_config
@@ -66,7 +66,7 @@ def asked(project, *models, **more):
 
 def test_a_registered_version_is_measured_as_its_run_measured_it(engine, project, made):
     from flows.evaluate import evaluate
-    from tasks.evaluation_table import read_evaluation_table
+    from tasks.tables.evaluation import read_evaluation_table
 
     model = str(project / "model")
     request = asked(project, "models:/tiny-evaluated/1", against=model)
@@ -153,7 +153,7 @@ def test_what_both_models_write_stands_side_by_side_with_the_version(engine, mad
 
 def test_items_that_cannot_be_scored_stop_a_run_before_its_long_work(engine, project):
     from flows.quantize import quantize
-    from tasks.events import read_events
+    from tasks.engine.events import read_events
 
     too_long = {"goal": "fill a page", "sol1": 300 * "word ", "sol2": "draw on it", "label": 0}
     items = project / "too-long" / "piqa" / "items.jsonl"
@@ -271,7 +271,7 @@ def test_a_version_that_others_logged_with_mlflow_is_measured_like_its_folder(en
     ],
 )
 def test_a_model_that_is_not_there_is_refused(engine, project, made, address, message):
-    from flows.measured_models import measured_model
+    from tasks.models.addresses import measured_model
 
     with pytest.raises(InputError) as raised, measured_model(address, "float32", "cpu"):
         pass
@@ -281,7 +281,7 @@ def test_a_model_that_is_not_there_is_refused(engine, project, made, address, me
 def test_a_version_that_holds_no_language_model_is_refused(engine):
     import mlflow
 
-    from flows.measured_models import measured_model
+    from tasks.models.addresses import measured_model
 
     class Other(mlflow.pyfunc.PythonModel):
         def predict(self, model_input: list[str]) -> list[str]:

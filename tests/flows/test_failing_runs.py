@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from flows.params import parse_recipe
+from flows.recipes.quantize import parse_recipe
 from normtweak_core.errors import ProblemError, VerificationError
 from normtweak_core.export import compressed_tensors
-from tasks.events import read_events
+from tasks.engine.events import read_events
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 

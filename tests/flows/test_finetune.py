@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from flows.cli import main
-from flows.finetune_recipe import FinetuneRecipe, parse_finetune_recipe
-from flows.params import parse_recipe
+from flows.recipes.finetune import FinetuneRecipe, parse_finetune_recipe
+from flows.recipes.quantize import parse_recipe
 from normtweak_core.training.trainer import Trainer
-from tasks import events
-from tasks.events import read_events
-from tasks.training import segment_ends
+from tasks.engine import events
+from tasks.engine.events import read_events
+from tasks.stages.training.segments import segment_ends
 from tests.flows.in_process import rebuild_result, run_command
 from tests.tiny_exports import save_tiny_model, tiny_config
 
@@ -177,8 +177,8 @@ def test_a_second_run_computes_nothing_and_an_export_of_it_can_be_trained_on(
 
 
 def test_a_registered_version_is_trained_on_as_its_folder_is(project, finished, engine, tmp_path):
+    from flows.checks.finetune import finetune_preflight
     from flows.finetune import finetune
-    from flows.finetune_preflight import finetune_preflight
 
     recipe = values(project, lr=3e-2) | {"name": "tiny-tuned-on"}
     recipe["model"] = {"source": "models:/tiny-to-tune@candidate"}
@@ -206,9 +206,9 @@ def test_a_version_that_cannot_be_trained_on_is_refused(project, tmp_path, capsy
 
 
 def test_a_plan_finds_what_is_finished(project, finished, engine):
-    from flows.finetune_preflight import finetune_preflight
-    from flows.plan_stages import finetune_stages
-    from tasks.job import open_job
+    from flows.checks.finetune import finetune_preflight
+    from flows.pipeline.planned import finetune_stages
+    from tasks.models.job import open_job
 
     def planned(**changes) -> dict[str, tuple[int, int]]:
         recipe = parse_finetune_recipe(values(project, lr=3e-2, **changes))

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from flows.finetune_recipe import FinetuneRecipe, parse_finetune_recipe
-from flows.params import NOT_BUILT
-from flows.recipe_errors import known_keys
+from flows.recipes.errors import known_keys
+from flows.recipes.finetune import FinetuneRecipe, parse_finetune_recipe
+from flows.recipes.quantize import NOT_BUILT
 from normtweak_core.finetune.source import ExportSource
 from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, write_other_items
 from tests.flows.tiny_model import recipe_values, variables_of, write_project
@@ -57,17 +57,17 @@ ELSEWHERE = {
 
 
 def keys_of(values: dict, project) -> dict[str, str]:
-    from tasks.calibrate import calibration_key, calibration_length
-    from tasks.evaluating import float_evaluation_key, text_of
-    from tasks.finetune_blocks import TrainedBlockResult, trained_block_key
-    from tasks.finetune_source import StartingPoint
-    from tasks.finetuning import finetune_export_key, finetune_origin
-    from tasks.float_type import start_float_type_key
-    from tasks.job import open_job
+    from tasks.models.job import open_job
+    from tasks.models.starting_point import StartingPoint
+    from tasks.models.subjects import float_subject
     from tasks.results import CalibrationResult, ExportResult
-    from tasks.subjects import float_subject
-    from tasks.task_scoring import items_of, task_key
-    from tasks.training import SegmentResult, segment_key
+    from tasks.stages.calibrate import calibration_key, calibration_length
+    from tasks.stages.evaluate import float_evaluation_key, text_of
+    from tasks.stages.float_type import start_float_type_key
+    from tasks.stages.score import items_of, task_key
+    from tasks.stages.training.finetune import finetune_export_key, finetune_origin
+    from tasks.stages.training.finetune_blocks import TrainedBlockResult, trained_block_key
+    from tasks.stages.training.segments import SegmentResult, segment_key
 
     recipe = parse_finetune_recipe(values)
     source = ExportSource(
@@ -101,7 +101,7 @@ def project(tmp_path_factory):
     write_project(folder)
     write_other_items(folder)
     with variables_of(folder / "state") as root:
-        from tasks.environment import default_variables
+        from tasks.engine.environment import default_variables
 
         (root / "prefect").mkdir(parents=True)  # Prefect is imported below
         os.environ |= default_variables(root) | {"OMP_NUM_THREADS": "2"}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from flows.finetune_recipe import parse_finetune_recipe
+from flows.recipes.finetune import parse_finetune_recipe
 from normtweak_core.errors import InputError
 
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.float_types import EXACT, next_float_type, until_it_holds
-from flows.params import parse_recipe
-from flows.ternary_recipe import parse_ternary_recipe
+from flows.pipeline.float_types import EXACT, next_float_type, until_it_holds
+from flows.recipes.quantize import parse_recipe
+from flows.recipes.ternary import parse_ternary_recipe
 from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.config import ExportConfig
 from tasks.results import FloatType, RefusedExport

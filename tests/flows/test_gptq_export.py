@@ -1,6 +1,6 @@
 """A whole run with `export.format: gptq`, where `make reader-gptq` has made its reader."""
 
-from flows.params import parse_recipe
+from flows.recipes.quantize import parse_recipe
 from tests.gptq_reader import needs_gptq_reader
 from tests.tiny_exports import save_tiny_model, tiny_config
 

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from flows.comparison_page import comparison_page
-from flows.evaluation_page import evaluation_page
-from flows.html_page import (
+from flows.reports.comparison import comparison_page
+from flows.reports.evaluation import evaluation_page
+from flows.reports.html import (
     Cell,
     Code,
     Column,

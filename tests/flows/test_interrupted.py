@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from flows.failures import Terminated, exit_code
+from flows.commands.failures import Terminated, exit_code
 from normtweak_core.errors import InputError
 from tests.flows.tiny_model import variables_of
 

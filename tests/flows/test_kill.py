@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.environment import default_variables
-from tasks.events import FILE, read_events
-from tasks.server import EmbeddedServer
+from tasks.engine.environment import default_variables
+from tasks.engine.events import FILE, read_events
+from tasks.server.api import EmbeddedServer
 from tests.engine import with_database
 
 RECIPE = """

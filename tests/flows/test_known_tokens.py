@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from flows.ablation_preflight import ablation_preflight
-from flows.ablation_recipe import parse_ablation_recipe
-from flows.evaluate_request import parse_request
-from flows.params import parse_recipe
-from flows.preflight import preflight
-from flows.ternary_preflight import ternary_preflight
-from flows.ternary_recipe import parse_ternary_recipe
+from flows.checks.ablation import ablation_preflight
+from flows.checks.inputs import preflight
+from flows.checks.ternary import ternary_preflight
+from flows.recipes.ablation import parse_ablation_recipe
+from flows.recipes.evaluation import parse_request
+from flows.recipes.quantize import parse_recipe
+from flows.recipes.ternary import parse_ternary_recipe
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.sets import build_calibration_set
 from normtweak_core.errors import InputError
@@ -137,7 +137,7 @@ def test_a_beginning_beyond_the_embedding_is_refused_where_something_begins_with
 
 
 def test_a_model_to_evaluate_is_asked_before_it_is_opened(project, engine_environment):
-    from flows.evaluate import common_text, opened
+    from flows.pipeline.measuring import common_text, opened
 
     model, text = project / "model", project / "evaluation.txt"
     request = parse_request(

@@ -8,11 +8,11 @@ import inspect
 
 import pytest
 
-from flows.ablation_recipe import AblationRecipe
-from flows.finetune_recipe import FinetuneRecipe
-from flows.params import NOT_BUILT, Recipe, parse_recipe
-from flows.recipe_errors import known_keys
-from flows.ternary_recipe import TernaryRecipe
+from flows.recipes.ablation import AblationRecipe
+from flows.recipes.errors import known_keys
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.quantize import NOT_BUILT, Recipe, parse_recipe
+from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.errors import InputError
 from tests.flows import (
     test_ablation_recipe,
@@ -109,7 +109,7 @@ def project(tmp_path_factory):
     ],
 )
 def test_a_device_or_revision_that_is_not_there_is_refused(key, value, found, project):
-    from tasks.job import open_job
+    from tasks.models.job import open_job
 
     recipe = parse_recipe(changed(recipe_values(project), key, value))
     with pytest.raises(InputError, match=found):

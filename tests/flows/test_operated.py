@@ -14,13 +14,13 @@ from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Crashed
 
-from flows.operated import CANCELLED, operated
+from flows.pipeline.operated import CANCELLED, operated
 from normtweak_core.training.interrupt import deferred_interrupts
-from tasks import cancelling
-from tasks.cancelling import last_call, raise_if_cancelled
-from tasks.environment import OUR_LOGGERS
-from tasks.runs import mark_dead_runs
-from tasks.server import ServerError, _send_what_is_queued
+from tasks.engine.environment import OUR_LOGGERS
+from tasks.engine.runs import mark_dead_runs
+from tasks.server import cancelling
+from tasks.server.api import ServerError, _send_what_is_queued
+from tasks.server.cancelling import last_call, raise_if_cancelled
 
 SECONDS = 10  # the longest that a cancel may take
 

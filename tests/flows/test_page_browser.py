@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.ablation_report import write_ablation
-from flows.comparison_page import comparison_page
-from flows.evaluation_page import evaluation_page
-from flows.finetune_report import write_finetune_reports
-from flows.polynomial_report import write_study
-from flows.report import write_reports
-from flows.ternary_report import write_ternary_reports
+from flows.reports.ablation import write_ablation
+from flows.reports.comparison import comparison_page
+from flows.reports.evaluation import evaluation_page
+from flows.reports.finetune import write_finetune_reports
+from flows.reports.polynomial import write_study
+from flows.reports.quantize import write_reports
+from flows.reports.ternary import write_ternary_reports
 from tests.flows.pages import Browser, open_browser
 from tests.flows.quantize_values import block, reports
 from tests.flows.report_values import (

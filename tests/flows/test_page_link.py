@@ -6,7 +6,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.runtime import flow_run
 
-from flows.html_page import (
+from flows.reports.html import (
     Cell,
     Code,
     Column,
@@ -18,8 +18,8 @@ from flows.html_page import (
     Words,
     page_html,
 )
-from flows.page_link import page_address, publish_page
-from flows.page_text import page_text
+from flows.reports.page_text import page_text
+from flows.reports.publish import page_address, publish_page
 
 TABLE = Table((Column("block"), Column("tweak", numbers=False)), [(Cell("0", 0.0), "kept | <b>")])
 HTML = page_html(

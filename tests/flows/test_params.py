@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from flows.params import Recipe, load_recipe, parse_recipe
+from flows.recipes.quantize import Recipe, load_recipe, parse_recipe
 from normtweak_core.errors import InputError
 
 

@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import budget
-from flows.budget import readable_seconds
-from flows.finetune_recipe import parse_finetune_recipe
-from flows.params import parse_recipe
-from flows.plan import memory_line
-from flows.plan_stages import Stage
-from flows.ternary_recipe import parse_ternary_recipe
-from flows.training_budget import (
+from flows.checks import machine as budget
+from flows.checks.training import (
     finetune_memory,
     finetune_work,
     ternary_memory,
     ternary_work,
 )
+from flows.commands.plan import memory_line
+from flows.pipeline.planned import Stage
+from flows.recipes.finetune import parse_finetune_recipe
+from flows.recipes.quantize import parse_recipe
+from flows.recipes.ternary import parse_ternary_recipe
+from tasks.engine.progress import readable_seconds
 from tests.flows.tiny_model import recipe_values, ternary_values, write_project
 
 REPOSITORY = Path(__file__).parents[2]

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.polynomial_recipe import (
+from flows.recipes.errors import known_keys
+from flows.recipes.polynomial import (
     PolynomialRecipe,
     load_polynomial_recipe,
     parse_polynomial_recipe,
 )
-from flows.recipe_errors import known_keys
 from normtweak_core.errors import InputError
 from normtweak_core.polynomial.config import cells_of
 from tests.flows.page_reader import PageReader
@@ -142,8 +142,14 @@ def stage_keys(recipe: PolynomialRecipe) -> dict[str, str]:
     """Return the key of every stage; the float network's content is the key of its stage."""
     import hashlib
 
-    from tasks.artifacts import ArtifactRef
-    from tasks.polynomial import PolynomialJob, PolynomialResult, cell_key, cell_name, float_key
+    from tasks.engine.artifacts import ArtifactRef
+    from tasks.stages.polynomial import (
+        PolynomialJob,
+        PolynomialResult,
+        cell_key,
+        cell_name,
+        float_key,
+    )
 
     job = PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, "cpu")
     keys = {"float": float_key(job, recipe.float_training)}
@@ -281,7 +287,7 @@ def test_a_second_run_computes_nothing_and_writes_the_same_bytes(first, command)
 def test_a_run_that_is_killed_repeats_the_running_cell_alone_and_ends_in_the_same_bytes(
     first, command, tmp_path
 ):
-    from tasks.events import read_events
+    from tasks.engine.events import read_events
 
     other = Command(tmp_path, TINY, command.server)
     one = other.start()

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from flows.polynomial_recipe import PolynomialRecipe, parse_polynomial_recipe, study_device
-from flows.recipe_errors import known_keys
+from flows.recipes.errors import known_keys
+from flows.recipes.polynomial import PolynomialRecipe, parse_polynomial_recipe, study_device
 from normtweak_core.errors import InputError
 from tests.flows.stage_bodies import TOLD, Bodies, first_difference
 from tests.flows.test_polynomial import OTHER, TINY, changed
@@ -19,7 +19,7 @@ def stored():
 
 
 def run_of(recipe: PolynomialRecipe, stored: dict, known: dict | None = None) -> Bodies:
-    from tasks.polynomial import PolynomialJob
+    from tasks.stages.polynomial import PolynomialJob
 
     job = PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, "cpu")
     # A report holds losses here, and nothing that the recipe says.
@@ -56,7 +56,7 @@ def test_the_device_decides_where_a_study_computes():
 
 def test_the_name_is_that_of_the_page_and_of_the_folder(stored, engine_environment, monkeypatch):
     from flows.polynomial import train_study
-    from flows.polynomial_page import study_page
+    from flows.reports.polynomial_page import study_page
 
     monkeypatch.setattr("flows.polynomial.show_cells", lambda study: None)
     recipes = parse_polynomial_recipe(TINY), changed("name", "other-study")

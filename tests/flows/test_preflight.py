@@ -4,10 +4,10 @@ from collections import namedtuple
 
 import pytest
 
-from flows import budget
-from flows.params import parse_recipe
-from flows.preflight import only_local, preflight
-from flows.written_places import check_disk, check_state_root
+from flows.checks import machine as budget
+from flows.checks.inputs import only_local, preflight
+from flows.checks.written_places import check_disk, check_state_root
+from flows.recipes.quantize import parse_recipe
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.model.source import ModelFolder
@@ -122,7 +122,7 @@ def test_a_registry_that_does_not_answer_is_told_before_the_start(project, monke
 
 
 def test_a_reader_whose_making_was_interrupted_is_none(project, tmp_path, monkeypatch):
-    monkeypatch.setattr("flows.preflight.REPOSITORY", tmp_path)
+    monkeypatch.setattr("flows.checks.inputs.REPOSITORY", tmp_path)
     reader = tmp_path / ".venv-reader-gptq"
     (reader / "bin").mkdir(parents=True)
     (reader / "bin" / "python").touch()  # `python -m venv` makes it before anything is installed

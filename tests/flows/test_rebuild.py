@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.params import parse_recipe
-from flows.rebuild_inputs import find_inputs
-from flows.recorded import read_recorded
+from flows.rebuilding.inputs import find_inputs
+from flows.rebuilding.recorded import read_recorded
+from flows.recipes.quantize import parse_recipe
 from normtweak_core.model.fingerprint import fingerprint
-from tasks import events
-from tasks.events import read_events
-from tasks.locks import exclusive
+from tasks.engine import events
+from tasks.engine.events import read_events
+from tasks.engine.locks import exclusive
 from tests.flows.in_process import rebuild_result, run_command
 from tests.flows.registered_version import (
     NAME,

@@ -5,8 +5,8 @@ That every leaf changes a result is shown in `test_recipe_results`, by the value
 
 import pytest
 
-from flows.params import NOT_BUILT, Recipe, parse_recipe
-from flows.recipe_errors import known_keys
+from flows.recipes.errors import known_keys
+from flows.recipes.quantize import NOT_BUILT, Recipe, parse_recipe
 from normtweak_core.errors import InputError
 from tests.flows.stage_keys import GATE, TASK_KEYS, TASKED, changed, stage_keys, write_other_items
 from tests.flows.tiny_model import recipe_values, variables_of, write_model, write_project
@@ -64,7 +64,7 @@ def project(tmp_path_factory):
     with variables_of(folder / "state") as root:
         import os
 
-        from tasks.environment import default_variables
+        from tasks.engine.environment import default_variables
 
         (root / "prefect").mkdir(parents=True)  # Prefect is imported below
         os.environ |= default_variables(root) | {"OMP_NUM_THREADS": "2"}
@@ -165,7 +165,7 @@ def test_a_field_counts_where_the_method_reads_it(method, alpha, key, read, proj
 )
 def test_the_baseline_is_kept_when_only_its_recipes_gptq_changes(key, project):
     from flows.quantize import baseline_settings
-    from tasks.chain import ChainSettings
+    from tasks.stages.chain import ChainSettings
 
     def baseline_blocks(values: dict) -> dict[str, str]:
         recipe = parse_recipe(values)

@@ -8,9 +8,9 @@ import time
 import numpy
 import pytest
 
-from flows.finetune_recipe import parse_finetune_recipe
-from flows.params import parse_recipe
-from flows.ternary_recipe import parse_ternary_recipe
+from flows.recipes.finetune import parse_finetune_recipe
+from flows.recipes.quantize import parse_recipe
+from flows.recipes.ternary import parse_ternary_recipe
 from normtweak_core.errors import VerificationError
 from tests.flows import test_finetune_keys, test_recipe_keys, test_ternary_keys
 from tests.flows.stage_bodies import Bodies, first_difference, nothing_shown
@@ -42,7 +42,7 @@ def project(tmp_path_factory):
         words = numpy.random.default_rng(number).integers(1, VOCABULARY, 300)
         (folder / f"{name}.txt").write_text(" ".join(f"w{word}" for word in words))
     with variables_of(folder / "state") as root:
-        from tasks.environment import FOLDERS, default_variables
+        from tasks.engine.environment import FOLDERS, default_variables
 
         for name in FOLDERS:
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -81,9 +81,9 @@ QUANTIZED = {"final_tune.steps": 3, "norm_tweak.lr": 1e-2, "final_tune.lr": 1e-3
 
 
 def quantization(values: dict):
-    from flows.evaluating import measure_export, score_float_model
+    from flows.pipeline.measuring import measure_export, score_float_model
     from flows.quantize import make_quantized
-    from tasks.calibrate import calibration_length
+    from tasks.stages.calibrate import calibration_length
 
     recipe = parse_recipe(values)
 
@@ -104,21 +104,21 @@ GENERATED = {
 
 
 def scored_alone(values: dict):
-    from flows.evaluating import score_float_model
+    from flows.pipeline.measuring import score_float_model
 
     recipe = parse_recipe(values)
     return recipe, lambda run: score_float_model(run, recipe.evaluation)
 
 
 def calibrated_alone(values: dict):
-    from flows.running import calibration_set
+    from flows.pipeline.run import calibration_set
 
     recipe = parse_recipe(values)
     return recipe, lambda run: calibration_set(run, recipe.calibration, "calibrate")
 
 
 def run_of(recipe, stored, known=None) -> Bodies:
-    from tasks.job import open_job
+    from tasks.models.job import open_job
 
     return Bodies(
         time.monotonic(), job=open_job(recipe.model, recipe.seed), stored=stored, known=known
@@ -194,16 +194,16 @@ def test_the_languages_of_a_generated_set_change_it(project, stored):
 
 @pytest.fixture(autouse=True)
 def without_pages(monkeypatch):
-    monkeypatch.setattr("flows.training._shown", nothing_shown)
+    monkeypatch.setattr("flows.pipeline.training._shown", nothing_shown)
 
 
 TERNARY = {"ternary.steps": 4, "ternary.save_every": 10}
 
 
 def ternary_training(values: dict):
-    from flows.evaluating import measure_export
+    from flows.pipeline.measuring import measure_export
     from flows.ternary import make_ternary
-    from tasks.calibrate import calibration_length
+    from tasks.stages.calibrate import calibration_length
 
     recipe = parse_ternary_recipe(values)
 
@@ -251,12 +251,12 @@ def start(project, stored):
 
 
 def tuned(values: dict):
-    from flows.evaluating import measure_export
+    from flows.checks.finetune import finetune_preflight
     from flows.finetune import make_finetuned
-    from flows.finetune_preflight import finetune_preflight
-    from tasks.calibrate import calibration_length
-    from tasks.environment import state_root
-    from tasks.finetune_source import StartingPoint, export_in_root
+    from flows.pipeline.measuring import measure_export
+    from tasks.engine.environment import state_root
+    from tasks.models.starting_point import StartingPoint, export_in_root
+    from tasks.stages.calibrate import calibration_length
 
     recipe = parse_finetune_recipe(values)
     # Of what the export cannot contradict: the reader of gptq is not everywhere.
@@ -294,8 +294,8 @@ def test_a_leaf_of_a_fine_tuning_changes_a_result(key, project, stored, start):
 
 
 def test_a_verification_ends_when_the_recipe_says(project, stored):
+    from flows.pipeline.run import verify
     from flows.quantize import make_quantized
-    from flows.running import verify
 
     changes = QUANTIZED | {"quantization.bits": 2, "final_tune.enabled": False}
     changes |= {"export.verify_timeout": 0.2}

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.page_link import artifact_key
-from flows.report import (
+from flows.reports.publish import artifact_key
+from flows.reports.quantize import (
     block_rows,
     publish_reports,
     write_reports,
 )
-from flows.run_page import result_tiles
+from flows.reports.run import result_tiles
 from normtweak_core.evaluate.scores import Comparison, FloatResult
-from tasks.block_table import BlockTableError, read_block_table
-from tasks.drift_table import DriftTableError, read_drift_table
+from tasks.tables.blocks import BlockTableError, read_block_table
+from tasks.tables.drift import DriftTableError, read_drift_table
 from tests.flows.quantize_values import block, reports
 
 

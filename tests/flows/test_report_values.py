@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.finetune_report import write_finetune_reports
-from flows.report import write_reports
-from flows.ternary_report import write_ternary_reports
+from flows.reports.finetune import write_finetune_reports
+from flows.reports.quantize import write_reports
+from flows.reports.ternary import write_ternary_reports
 from tests.flows.page_reader import PageReader
 from tests.flows.quantize_values import METRICS, block, channel_drift, reports
 from tests.flows.report_values import LOSSES, finetune_reports, ternary_reports

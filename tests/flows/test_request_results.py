@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.evaluate_request import EvaluationRequest, parse_request
-from flows.recipe_errors import known_keys
+from flows.recipes.errors import known_keys
+from flows.recipes.evaluation import EvaluationRequest, parse_request
 from normtweak_core.errors import InputError
 from tests.flows.stage_bodies import StageBodies
 from tests.flows.stage_keys import TASK_ITEMS, changed, write_other_items
@@ -77,7 +77,8 @@ def request_of(project: Path, changes: dict) -> EvaluationRequest:
 
 def evaluated(request: EvaluationRequest, stored: dict) -> dict:
     """Return the numbers of an evaluation, and how many items each task has of them."""
-    from flows.evaluate import addresses_of, measure_model, opened
+    from flows.evaluate import addresses_of, measure_model
+    from flows.pipeline.measuring import opened
 
     with opened(addresses_of(request), request) as models:
         run = StageBodies(time.monotonic(), stored=stored)
@@ -89,7 +90,7 @@ def evaluated(request: EvaluationRequest, stored: dict) -> dict:
 def compared(request: EvaluationRequest, stored: dict) -> list:
     """Return the numbers of all models and pairs of a comparison, without their names."""
     from flows.compare import compare_models
-    from flows.evaluate import opened
+    from flows.pipeline.measuring import opened
 
     with opened(request.models, request) as models:
         result = compare_models(StageBodies(time.monotonic(), stored=stored), request, models)
@@ -117,7 +118,7 @@ def test_a_leaf_changes_what_compare_finds(key, project, stored, engine_environm
 
 
 def test_the_device_decides_where_a_model_is_measured(project):
-    from flows.evaluate import opened
+    from flows.pipeline.measuring import opened
 
     request = request_of(project, {})
     with opened(request.models, request) as (model,):

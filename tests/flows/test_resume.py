@@ -9,11 +9,11 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 
-from flows.params import parse_recipe
-from flows.preflight import preflight
+from flows.checks.inputs import preflight
+from flows.recipes.quantize import parse_recipe
 from normtweak_core.errors import InputError
-from tasks.drift_table import read_drift_table, stages_of
-from tasks.events import read_events
+from tasks.engine.events import read_events
+from tasks.tables.drift import read_drift_table, stages_of
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 BLOCKS = 4

@@ -8,7 +8,7 @@ from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
 from pydantic import BaseModel
 
-from flows.run_name import run_name
+from flows.pipeline.run_name import run_name
 
 
 class Named(BaseModel):
@@ -39,7 +39,7 @@ def started(body: Any, client: Any, **how: Any) -> str:
 
 def test_reruns_of_a_command_are_told_apart(named_flow, engine, monkeypatch):
     times = iter(["11-28 20:31:05", "11-29 07:00:00"])
-    monkeypatch.setattr("flows.run_name.time.strftime", lambda form: next(times))
+    monkeypatch.setattr("flows.pipeline.run_name.time.strftime", lambda form: next(times))
     assert [named_flow(Named()), named_flow(Named())] == [
         "tiny-w2 11-28 20:31:05",
         "tiny-w2 11-29 07:00:00",

@@ -9,9 +9,9 @@ import time
 import psutil
 import pytest
 
-from flows.serving import MLFLOW_PORT, MlflowPages, PageServer, listen, page_of
+from flows.commands.serving import MLFLOW_PORT, MlflowPages, PageServer, listen, page_of
 from normtweak_core.errors import InputError
-from tasks.server import running_server
+from tasks.server.api import running_server
 from tests.engine import with_database
 from tests.flows.pages import Command, ask, free_port
 
@@ -84,7 +84,7 @@ def test_ui_ends_with_a_sentence_when_one_of_its_servers_ends(command, tmp_path)
     ui = command("ui", "--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
     ui.until("Registered versions")
     below = psutil.Process(ui.process.pid).children()
-    (server,) = [process for process in below if "tasks.server_child" in process.cmdline()]
+    (server,) = [process for process in below if "tasks.server.api_child" in process.cmdline()]
     server.kill()
     assert ui.process.wait(60) == 1
     assert "normtweak: The Prefect server must run on, but it ended. See" in ui.text()
@@ -178,7 +178,7 @@ def test_the_page_lies_above_the_api(api):
 def test_serve_refuses_a_folder_without_deployments_before_it_starts_anything(
     tmp_path, monkeypatch
 ):
-    from flows.serving import run_serve
+    from flows.commands.serving import run_serve
 
     (tmp_path / "prefect.yaml").write_text("deployments: []\n")
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.events import read_events
+from tasks.engine.events import read_events
 from tests.flows.in_process import rebuild_result
 from tests.tiny_exports import save_tiny_model, tiny_config
 

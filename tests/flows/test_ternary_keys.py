@@ -2,8 +2,8 @@
 
 import pytest
 
-from flows.recipe_errors import known_keys
-from flows.ternary_recipe import TernaryRecipe, parse_ternary_recipe
+from flows.recipes.errors import known_keys
+from flows.recipes.ternary import TernaryRecipe, parse_ternary_recipe
 from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, write_other_items
 from tests.flows.tiny_model import ternary_values, variables_of, write_model, write_project
 
@@ -60,17 +60,17 @@ ELSEWHERE = {"model.revision", "model.device", "export.format"}
 
 
 def keys_of(values: dict) -> dict[str, str]:
-    from tasks.calibrate import calibration_key, calibration_length
-    from tasks.evaluating import float_evaluation_key, text_of
-    from tasks.float_type import ternary_float_type_key
-    from tasks.job import open_job
+    from tasks.models.job import open_job
+    from tasks.models.subjects import float_subject
     from tasks.results import CalibrationResult
-    from tasks.subjects import float_subject
-    from tasks.surgery import SurgeryResult, surgery_key
-    from tasks.task_scoring import items_of, task_key
-    from tasks.ternary_export import ternary_export_key
-    from tasks.ternary_training import training_origin
-    from tasks.training import SegmentResult, segment_key
+    from tasks.stages.calibrate import calibration_key, calibration_length
+    from tasks.stages.evaluate import float_evaluation_key, text_of
+    from tasks.stages.float_type import ternary_float_type_key
+    from tasks.stages.score import items_of, task_key
+    from tasks.stages.training.segments import SegmentResult, segment_key
+    from tasks.stages.training.surgery import SurgeryResult, surgery_key
+    from tasks.stages.training.ternary import training_origin
+    from tasks.stages.training.ternary_export import ternary_export_key
 
     recipe = parse_ternary_recipe(values)
     job, config = open_job(recipe.model, recipe.seed), recipe.ternary
@@ -101,7 +101,7 @@ def project(tmp_path_factory):
     with variables_of(folder / "state") as root:
         import os
 
-        from tasks.environment import default_variables
+        from tasks.engine.environment import default_variables
 
         (root / "prefect").mkdir(parents=True)  # Prefect is imported below
         os.environ |= default_variables(root) | {"OMP_NUM_THREADS": "2"}

@@ -5,8 +5,8 @@ import json
 import pytest
 from prefect.context import refresh_global_settings_context
 
-from flows.run_record import prefect_address, samples_lines, thinned, write_samples
-from tasks.server import is_embedded
+from flows.pipeline.run_record import prefect_address, samples_lines, thinned, write_samples
+from tasks.server.api import is_embedded
 
 RUN = "c2580cf1-b81d-46ee-85c7-341a333d0c73"
 

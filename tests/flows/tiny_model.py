@@ -10,7 +10,7 @@ import numpy
 import yaml
 from safetensors.numpy import save_file
 
-from tasks.environment import default_variables
+from tasks.engine.environment import default_variables
 
 HIDDEN, INNER, VOCABULARY, CONTEXT = 64, 128, 96, 256
 SHAPES = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.environment import FOLDERS
+from tasks.engine.environment import FOLDERS
 
 
 @pytest.fixture
@@ -84,4 +84,4 @@ def wait_until(condition: Callable[[], object], seconds: float = 15) -> None:
 @pytest.fixture(scope="module")
 def caching(engine_environment):
     """The module under test, imported after the environment of the session is set."""
-    return importlib.import_module("tasks.caching")
+    return importlib.import_module("tasks.engine.caching")

@@ -23,10 +23,10 @@ def define_flow() -> "Flow":
     from prefect.cache_policies import NO_CACHE
     from prefect.utilities.annotations import quote
 
-    from flows.operated import operated
-    from tasks import events
-    from tasks.artifacts import content_hash, publish
-    from tasks.caching import StageSerializer, stage_key, stage_policy
+    from flows.pipeline.operated import operated
+    from tasks.engine import events
+    from tasks.engine.artifacts import content_hash, publish
+    from tasks.engine.caching import StageSerializer, stage_key, stage_policy
     from tests.tasks.stage_results import StageResult
 
     @task(
@@ -77,9 +77,9 @@ def define_flow() -> "Flow":
 
 
 def main() -> None:
-    from tasks.environment import prepare_environment
-    from tasks.runs import mark_dead_runs, own_flow_runs
-    from tasks.server import api_for_this_run
+    from tasks.engine.environment import prepare_environment
+    from tasks.engine.runs import mark_dead_runs, own_flow_runs
+    from tasks.server.api import api_for_this_run
 
     parser = argparse.ArgumentParser()
     parser.add_argument("root", type=Path)

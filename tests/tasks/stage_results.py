@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict
 
-from tasks.artifacts import NOT_CONTENT, ArtifactRef, Result
+from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result
 
 
 class StageResult(Result):

@@ -15,13 +15,13 @@ import tasks
 FOLDER = Path(tasks.__file__).parent
 # Whose answers the key holds as values; and what only stores a result under its hash.
 NOT_FOLLOWED = {
-    ("tasks.job", "Job"),
-    ("tasks.calibrate", "calibration_length"),
-    ("tasks.subjects", "Subject"),  # counts the opener of each model itself
-    ("tasks.artifacts", "publish"),
-    ("tasks.artifacts", "publish_json"),
-    ("tasks.artifacts", "ArtifactRef"),
-    ("tasks.environment", "state_root"),  # where results lie, not what they are
+    ("tasks.models.job", "Job"),
+    ("tasks.stages.calibrate", "calibration_length"),
+    ("tasks.models.subjects", "Subject"),  # counts the opener of each model itself
+    ("tasks.engine.artifacts", "publish"),
+    ("tasks.engine.artifacts", "publish_json"),
+    ("tasks.engine.artifacts", "ArtifactRef"),
+    ("tasks.engine.environment", "state_root"),  # where results lie, not what they are
 }
 CORE = "normtweak_core."
 
@@ -47,8 +47,8 @@ CONSTANTS = {
 
 def declared_stages() -> list[DeclaredStage]:
     found = []
-    for path in sorted(FOLDER.glob("*.py")):
-        module = f"tasks.{path.stem}"
+    for path in sorted(FOLDER.rglob("*.py")):
+        module = ".".join(path.relative_to(FOLDER.parent).with_suffix("").parts)
         for name, node in _definitions(module).items():
             if any("**STAGE" in ast.unparse(one) for one in node.decorator_list):
                 found.append(DeclaredStage(module, name, CONSTANTS.get(name, "SOURCES")))

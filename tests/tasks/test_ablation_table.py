@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from tasks.ablation_table import (
+from tasks.tables.ablation import (
     AblationTable,
     AblationTableError,
     read_ablation_table,

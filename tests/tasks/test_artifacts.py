@@ -6,8 +6,8 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from tasks import artifacts
-from tasks.artifacts import (
+from tasks.engine import artifacts
+from tasks.engine.artifacts import (
     NOT_CONTENT,
     ArtifactRef,
     content_hash,
@@ -17,12 +17,12 @@ from tasks.artifacts import (
     temporary_beside,
     write_atomically,
 )
-from tasks.environment import state_root
-from tasks.events import read_events
+from tasks.engine.environment import state_root
+from tasks.engine.events import read_events
 
 PUBLISH = """
 import os, sys, time
-from tasks.artifacts import publish
+from tasks.engine.artifacts import publish
 def write(path):
     path.write_bytes(b"half")
     print("writing", flush=True)

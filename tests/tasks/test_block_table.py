@@ -5,7 +5,7 @@ import pytest
 
 from normtweak_core.quantize.report import BlockReport, LayerReport
 from normtweak_core.tweak.report import TweakReport
-from tasks.block_table import (
+from tasks.tables.blocks import (
     BITS,
     BlockTableError,
     block_frame,

@@ -8,7 +8,7 @@ import threading
 import pytest
 from pydantic import BaseModel
 
-from tasks.events import read_events
+from tasks.engine.events import read_events
 from tests.tasks.stage_results import StageResult
 
 # Whichever test comes first also pays for the tables of Prefect's database.
@@ -127,7 +127,7 @@ def test_no_flipped_byte_of_a_record_changes_the_result(flow, engine, caching):
 
 
 def test_only_results_of_modules_can_be_stored(caching):
-    from tasks.artifacts import Result
+    from tasks.engine.artifacts import Result
 
     class Local(BaseModel):
         a: int
@@ -158,7 +158,7 @@ def record_of(class_: str, data: dict) -> str:
     return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
-@pytest.mark.parametrize("class_", ["a_trap:Kind", "os:system", "tasks.artifacts:Result"])
+@pytest.mark.parametrize("class_", ["a_trap:Kind", "os:system", "tasks.engine.artifacts:Result"])
 def test_a_record_names_a_result_and_nothing_else(root, caching, trap, class_):
     stored = record_of(class_, {})
     with pytest.raises(ValueError, match=f"a stage record must hold a result; found {class_}"):
@@ -186,7 +186,7 @@ def test_a_record_of_another_serializer_is_made_again_and_never_read(engine, cac
     def once():
         return stage(key)
 
-    from tasks.artifacts import publish_json
+    from tasks.engine.artifacts import publish_json
 
     reference = publish_json("numbers", "k", {"a": 1})
     key = f"foreign-{kind.replace(' ', '-')}"
@@ -254,7 +254,7 @@ def test_other_parameters_neither_disturb_caching_nor_are_walked_through(engine,
         runs.append(context["lock"])
         return config
 
-    from tasks.artifacts import publish_json
+    from tasks.engine.artifacts import publish_json
 
     file = publish_json("numbers", "k", {"a": 1})
     result = StageResult(stage="stage", value=1, file=file, seconds=0)

@@ -4,7 +4,7 @@ import torch
 
 from normtweak_core.calibration.sets import CalibrationSet
 from normtweak_core.reference.architectures import train_tokenizer
-from tasks.calibration_table import (
+from tasks.tables.calibration import (
     CalibrationTableError,
     calibration_frame,
     read_calibration_table,

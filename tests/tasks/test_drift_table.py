@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from normtweak_core.evaluate.channel_drift import ChannelDrift
-from tasks.drift_table import (
+from tasks.tables.drift import (
     STAGES,
     DriftTableError,
     drift_frame,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.environment import (
+from tasks.engine.environment import (
     FOLDERS,
     OUR_LOGGERS,
     default_variables,
@@ -19,7 +19,7 @@ from tasks.environment import (
 PREPARE = """
 import json, os, sys
 from pathlib import Path
-from tasks.environment import prepare_environment
+from tasks.engine.environment import prepare_environment
 root = prepare_environment(Path(sys.argv[1]) if sys.argv[1:] else None)
 print(root)
 print(json.dumps(dict(os.environ)))
@@ -29,7 +29,7 @@ print(sorted({"torch", "prefect", "mlflow", "pydantic"} & set(sys.modules)))
 SETTINGS = """
 import sys
 from pathlib import Path
-from tasks.environment import prepare_environment
+from tasks.engine.environment import prepare_environment
 root = prepare_environment(Path(sys.argv[1]))
 from prefect.settings import get_current_settings
 settings = get_current_settings()

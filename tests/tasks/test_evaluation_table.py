@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tasks.evaluation_table import (
+from tasks.tables.evaluation import (
     EvaluationTableError,
     evaluation_frame,
     read_evaluation_table,

@@ -1,14 +1,14 @@
 import contextlib
 import os
 
-from tasks import events
-from tasks.events import read_events, record
-from tasks.root_layout import EVENTS, OLDER_EVENTS
-from tasks.training import _written_down
+from tasks.engine import events
+from tasks.engine.events import read_events, record
+from tasks.engine.root_layout import EVENTS, OLDER_EVENTS
+from tasks.stages.training.segments import _written_down
 
 WRITE = """
 import sys
-from tasks.events import record
+from tasks.engine.events import record
 for i in range(300):
     record("tick", number=i, text="x" * 200)
 """
@@ -73,10 +73,10 @@ def test_steps_are_written_by_the_span(root, monkeypatch):
 
 
 def test_an_interrupt_and_a_long_training_write_their_steps_down(root, monkeypatch):
-    monkeypatch.setattr("tasks.training.SECONDS_BETWEEN_EVENTS", 0.0)
+    monkeypatch.setattr("tasks.stages.training.segments.SECONDS_BETWEEN_EVENTS", 0.0)
     with contextlib.suppress(KeyboardInterrupt), _written_down() as note:
         note(7)
-        monkeypatch.setattr("tasks.training.SECONDS_BETWEEN_EVENTS", 60.0)
+        monkeypatch.setattr("tasks.stages.training.segments.SECONDS_BETWEEN_EVENTS", 60.0)
         note(8)
         note(9)
         raise KeyboardInterrupt

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from normtweak_core.export.scheme import TernaryScheme
 from normtweak_core.export.writer import ExportRecord
-from tasks.exporting import exported
 from tasks.results import ExportResult
+from tasks.stages.export import exported
 
 
 @pytest.fixture

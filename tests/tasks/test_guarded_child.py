@@ -8,12 +8,12 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals of a dying parent: Linux")
 
-# A parent that starts the guard as flows.serving does, and says who is who.
+# A parent that starts the guard as flows.commands.serving does, and says who is who.
 PARENT = """
 import os, subprocess, sys, time
 alive, ours = os.pipe()
 guard = subprocess.Popen(
-    [sys.executable, "-P", "-m", "tasks.guarded_child", f"--alive={alive}",
+    [sys.executable, "-P", "-m", "tasks.server.guarded_child", f"--alive={alive}",
      f"--parent={os.getpid()}", *sys.argv[2:]],
     pass_fds=(alive,), start_new_session=True)
 os.close(alive)
@@ -77,7 +77,13 @@ def test_the_exit_code_of_a_command_that_ends_is_passed_on(program):
 
 def test_a_guard_whose_parent_is_gone_already_starts_nothing(program):
     guard = program(
-        "-m", "tasks.guarded_child", "--alive=0", "--parent=1", sys.executable, "-c", "print('ran')"
+        "-m",
+        "tasks.server.guarded_child",
+        "--alive=0",
+        "--parent=1",
+        sys.executable,
+        "-c",
+        "print('ran')",
     )
     assert guard.process.wait(30) == 1
     assert "ran" not in guard.text()

@@ -95,7 +95,7 @@ def test_not_a_number_is_refused_as_part_of_a_key(caching):
 
 def test_keys_need_no_torch(program):
     code = (
-        "import sys; from tasks.caching import stage_key\n"
+        "import sys; from tasks.engine.caching import stage_key\n"
         f"stage_key('block', **{json.dumps(FACTS)})\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )

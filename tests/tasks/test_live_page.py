@@ -10,9 +10,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.runtime import flow_run
 
-from tasks import live_page
-from tasks.live_page import moving, show_bar, show_table
-from tasks.progress import Progress
+from tasks.engine import live_page
+from tasks.engine.live_page import moving, show_bar, show_table
+from tasks.engine.progress import Progress
 from tests.tasks.conftest import wait_until
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tasks.locks import (
+from tasks.engine.locks import (
     FlockLockManager,
     LockTimeoutError,
     create_locked,
@@ -22,7 +22,7 @@ from tests.tasks.conftest import wait_until
 HOLD = """
 import sys, time
 from pathlib import Path
-from tasks.locks import exclusive
+from tasks.engine.locks import exclusive
 with exclusive(Path(sys.argv[1])):
     time.sleep(120)
 """
@@ -30,7 +30,7 @@ with exclusive(Path(sys.argv[1])):
 ADD = """
 import sys
 from pathlib import Path
-from tasks.locks import exclusive
+from tasks.engine.locks import exclusive
 counter = Path(sys.argv[2])
 for _ in range(200):
     with exclusive(Path(sys.argv[1])):

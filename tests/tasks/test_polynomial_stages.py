@@ -10,7 +10,7 @@ from normtweak_core.polynomial.config import (
     NetworkConfig,
     SamplesConfig,
 )
-from tasks.progress import Progress
+from tasks.engine.progress import Progress
 
 FLOAT = FloatTrainingConfig(epochs=3, batch=16, lr=1e-2)
 GRID = GridConfig(epochs=1, batch=16)
@@ -18,14 +18,14 @@ GRID = GridConfig(epochs=1, batch=16)
 
 @pytest.fixture
 def job(root, engine_environment):
-    from tasks.polynomial import PolynomialJob
+    from tasks.stages.polynomial import PolynomialJob
 
     network = NetworkConfig(hidden_layers=1, hidden_width=8)
     return PolynomialJob(SamplesConfig(train=64, test=16), network, 0, 2, "cpu")
 
 
 def run_float(job):
-    from tasks.polynomial import float_key, float_stage
+    from tasks.stages.polynomial import float_key, float_stage
 
     key = float_key(job, FLOAT)
     return key, float_stage.fn(key, FLOAT, job, Progress(terminal=False))
@@ -44,7 +44,7 @@ def test_a_float_stage_publishes_network_and_report(job, root):
 
 
 def test_the_weights_of_a_cell_lie_on_its_levels(job, root):
-    from tasks.polynomial import cell_key, cell_stage
+    from tasks.stages.polynomial import cell_key, cell_stage
 
     _, pretrained = run_float(job)
     cell = Cell(bits=1.58, start="pretrained", lr=1e-3)
@@ -60,7 +60,7 @@ def test_the_weights_of_a_cell_lie_on_its_levels(job, root):
 
 def test_a_stopped_stage_goes_on_from_its_checkpoint_to_the_same_bytes(job, monkeypatch):
     from normtweak_core.polynomial import training
-    from tasks.polynomial import checkpoint_folder
+    from tasks.stages.polynomial import checkpoint_folder
 
     key, whole = run_float(job)
     assert not checkpoint_folder(key).exists()  # it took less than the seconds between two
@@ -101,7 +101,7 @@ def test_samples_are_made_once_and_only_when_needed(job, monkeypatch):
 
 
 def test_the_name_of_a_cell_tells_its_width_start_and_rate():
-    from tasks.polynomial import cell_name
+    from tasks.stages.polynomial import cell_name
 
     assert cell_name(Cell(bits=1.0, start="random", lr=1e-4)) == "1 bit, random, lr 0.0001"
     lora = Cell(bits=1.58, start="pretrained", lr=0.2, rank=32)

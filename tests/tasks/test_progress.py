@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from tasks import progress
-from tasks.progress import Progress
+from tasks.engine import progress
+from tasks.engine.progress import Progress
 
 BAR = """
 import logging, time
-from tasks.environment import log_plain_lines
-from tasks.progress import Progress
+from tasks.engine.environment import log_plain_lines
+from tasks.engine.progress import Progress
 log_plain_lines()
 log = logging.getLogger("tasks.test")
 with Progress().stage("calibration", "tokens") as advance:

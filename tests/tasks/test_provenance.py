@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks.caching import source_hashes
-from tasks.provenance import (
+from tasks.engine.caching import source_hashes
+from tasks.engine.provenance import (
     MadeWith,
     _commit,
     _processor,
@@ -99,7 +99,7 @@ def test_the_environment_is_a_requirements_file():
 def test_the_record_is_of_this_machine_and_of_the_modules_that_compute(monkeypatch):
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     monkeypatch.delenv("OMP_DYNAMIC", raising=False)
-    found = made_with(job(sources=(ROUNDING, "tasks.provenance")))
+    found = made_with(job(sources=(ROUNDING, "tasks.engine.provenance")))
     assert (found.device, found.threads) == ("cpu", 3)
     assert found.variables["MKL_CBWR"] == "COMPATIBLE"
     assert "OMP_DYNAMIC" not in found.variables
@@ -120,7 +120,9 @@ def test_a_module_that_is_not_here_any_more_is_told():
 
 
 def test_modules_of_the_core_only():
-    found = made_with_modules(job(), {"tasks.caching": "e" * 64, "normtweak_core.x": "f" * 64})
+    found = made_with_modules(
+        job(), {"tasks.engine.caching": "e" * 64, "normtweak_core.x": "f" * 64}
+    )
     assert found.sources == {"normtweak_core.x": "f" * 64}
 
 

@@ -7,8 +7,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from flows.page_link import page_address
-from tasks.report_pages import report_file, report_route
+from flows.reports.publish import page_address
+from tasks.server.report_pages import report_file, report_route
 
 PAGE = "exports/model-w4/reports/0123456789ab/report.html"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.events import read_events
+from tasks.engine.events import read_events
 from tests.tasks.conftest import Program, wait_until
 
 # Whichever test comes first also pays for the tables of Prefect's database.
@@ -57,7 +57,7 @@ def states(root: Path, flow_run: str) -> tuple[str, Counter]:
 
 
 def test_a_killed_run_takes_its_server_with_it_is_marked_and_resumed(start_flow, engine):
-    from tasks.runs import mark_dead_runs
+    from tasks.engine.runs import mark_dead_runs
 
     killed = start_flow("--start", 300, "--pause", "second", embedded=True)
     killed.until(lambda: executed_by(killed)["second"])
@@ -120,7 +120,7 @@ def test_ctrl_c_ends_the_run_with_its_own_server_still_there_to_hear_it(start_fl
 
 
 def test_sigterm_ends_the_run_in_a_final_state(start_flow, engine):
-    from tasks.runs import mark_dead_runs
+    from tasks.engine.runs import mark_dead_runs
 
     one = start_flow("--start", 600, "--pause", "first")
     one.until(lambda: executed_by(one)["first"])
@@ -137,8 +137,8 @@ def test_a_run_that_prefect_started_is_owned_from_inside(engine):
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling, Running
 
-    from tasks.locks import create_locked
-    from tasks.runs import mark_dead_runs, own_run
+    from tasks.engine.locks import create_locked
+    from tasks.engine.runs import mark_dead_runs, own_run
 
     @flow
     def scheduled():
@@ -162,8 +162,8 @@ def test_a_run_that_prefect_started_is_owned_from_inside(engine):
 
 def mark_when_dead(engine, client, flow, state):
     """The state of a run after its owner died in the given one."""
-    from tasks.locks import create_locked
-    from tasks.runs import mark_dead_runs
+    from tasks.engine.locks import create_locked
+    from tasks.engine.runs import mark_dead_runs
 
     run = client.create_flow_run(flow, state=state)
     os.close(create_locked(engine / "locks" / "runs" / f"{run.id}.lock"))
@@ -196,7 +196,7 @@ def test_a_run_that_ends_while_it_is_marked_stays_completed(engine, monkeypatch)
 ORPHAN = """
 import subprocess, sys, time
 from pathlib import Path
-from tasks.cancelling import serving
+from tasks.server.cancelling import serving
 with serving(Path(sys.argv[1])):
     run = subprocess.Popen([sys.executable, "-m", "tests.tasks.flow_under_test", *sys.argv[1:]])
     print("child", run.pid, flush=True)
@@ -221,7 +221,7 @@ def test_a_run_ends_with_the_service_that_started_it(program, engine):
 
 
 def test_a_lock_never_seen_before_is_no_run_of_ours(engine):
-    from tasks.runs import mark_dead_runs
+    from tasks.engine.runs import mark_dead_runs
 
     leftover = engine / "locks" / "runs" / "owner-000000000000.lock"
     leftover.touch()

@@ -8,9 +8,9 @@ import httpx
 import psutil
 import pytest
 
-from tasks import server
-from tasks.locks import LockTimeoutError, exclusive
-from tasks.server import (
+from tasks.engine.locks import LockTimeoutError, exclusive
+from tasks.server import api as server
+from tasks.server.api import (
     EmbeddedServer,
     ServerError,
     announce_server,
@@ -135,7 +135,7 @@ def test_only_one_process_makes_the_tables_and_the_others_wait_for_it(root, monk
 def test_a_server_told_to_stop_first_handles_what_is_queued(session_api):
     from prefect.server.utilities.messaging.memory import MemoryMessage, Topic
 
-    from tasks.server_child import _handle_queues
+    from tasks.server.api_child import _handle_queues
 
     subscription = Topic.by_name("test-events").subscribe()
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from flows.checks.services import check_services
 from normtweak_core.errors import InputError
-from tasks.engine_server import check_engine
-from tasks.environment import LOOPBACK, set_variables
-from tasks.registry_server import check_registry
-from tasks.server import EmbeddedServer
-from tasks.services import check_services
+from tasks.engine.api_address import check_engine
+from tasks.engine.environment import LOOPBACK, set_variables
+from tasks.registry.reachable import check_registry
+from tasks.server.api import EmbeddedServer
 from tests.flows.in_process import process_left_alone
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -108,7 +108,7 @@ def test_an_engine_that_wants_a_password_answers():
 def test_a_port_that_takes_calls_and_says_nothing_is_told_in_seconds(monkeypatch):
     import socket
 
-    monkeypatch.setattr("tasks.addresses.SECONDS_TO_ANSWER", 0.2)
+    monkeypatch.setattr("tasks.engine.addresses.SECONDS_TO_ANSWER", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(InputError, match=rf"that answers; {uri} does not \(timed out\): start"):

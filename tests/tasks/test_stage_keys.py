@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.params import parse_recipe
-from flows.ternary_recipe import parse_ternary_recipe
+from flows.recipes.quantize import parse_recipe
+from flows.recipes.ternary import parse_ternary_recipe
 from tests.flows.stage_keys import changed, made, stage_keys
 from tests.flows.tiny_model import recipe_values, ternary_values, write_project
 from tests.tasks.stage_sources import core_modules_of, declared_stages
@@ -66,7 +66,7 @@ def test_every_cached_stage_is_looked_at():
 
 @pytest.mark.parametrize("stage", declared_stages(), ids=lambda stage: stage.function)
 def test_the_sources_of_a_stage_cover_every_core_module_it_imports(stage, engine_environment):
-    from tasks.caching import source_hashes
+    from tasks.engine.caching import source_hashes
 
     imported = core_modules_of(stage)
     assert imported  # else the test looks at nothing
@@ -76,7 +76,7 @@ def test_the_sources_of_a_stage_cover_every_core_module_it_imports(stage, engine
 @pytest.fixture
 def edited(monkeypatch, engine_environment):
     """A function that has a module read as if a constant in it had been changed."""
-    from tasks import caching
+    from tasks.engine import caching
 
     real = caching._read_source
 
@@ -95,7 +95,7 @@ def edited(monkeypatch, engine_environment):
 
 @pytest.mark.parametrize("stage", declared_stages(), ids=lambda stage: stage.function)
 def test_a_constant_in_the_module_of_a_stage_counts(stage, edited):
-    from tasks.caching import source_fingerprint
+    from tasks.engine.caching import source_fingerprint
 
     before = source_fingerprint(tuple(stage.sources()))
     edited(stage.module)
@@ -108,16 +108,22 @@ SEGMENTS = ["train_stage", "finetune_stage"]
 @pytest.mark.parametrize(
     ("module", "counts"),
     [
-        ("tasks.training", [*SEGMENTS, "ternary_export_stage", "finetune_export_stage"]),
-        ("tasks.subjects", ["evaluate_alone_stage", "evaluate_pair_stage", "evaluate_task_stage"]),
-        ("tasks.quantized_model", ["export_stage", "final_tune_stage"]),
-        ("tasks.progress", []),
-        ("tasks.locks", []),
-        ("tasks.events", []),
+        (
+            "tasks.stages.training.segments",
+            [*SEGMENTS, "ternary_export_stage", "finetune_export_stage"],
+        ),
+        (
+            "tasks.models.subjects",
+            ["evaluate_alone_stage", "evaluate_pair_stage", "evaluate_task_stage"],
+        ),
+        ("tasks.models.quantized_layers", ["export_stage", "final_tune_stage"]),
+        ("tasks.engine.progress", []),
+        ("tasks.engine.locks", []),
+        ("tasks.engine.events", []),
     ],
 )
 def test_a_module_of_tasks_counts_for_the_stages_that_compute_with_it(module, counts, edited):
-    from tasks.caching import source_fingerprint
+    from tasks.engine.caching import source_fingerprint
 
     stages = {stage.function: tuple(stage.sources()) for stage in declared_stages()}
     before = {name: source_fingerprint(sources) for name, sources in stages.items()}
@@ -129,24 +135,24 @@ def test_a_module_of_tasks_counts_for_the_stages_that_compute_with_it(module, co
 
 
 def test_the_split_of_a_training_is_in_the_key_of_its_segments(project, edited):
-    from tasks.job import open_job
+    from tasks.models.job import open_job
     from tasks.results import CalibrationResult
-    from tasks.surgery import SurgeryResult
-    from tasks.ternary_training import training_origin
+    from tasks.stages.training.surgery import SurgeryResult
+    from tasks.stages.training.ternary import training_origin
 
     recipe = parse_ternary_recipe(ternary_values(project))
     job = open_job(recipe.model, recipe.seed)
     data, surgery = made(CalibrationResult, "data"), made(SurgeryResult, "surgery")
     before = training_origin(job, data, surgery, recipe.ternary)
-    edited("tasks.training")
+    edited("tasks.stages.training.segments")
     assert training_origin(job, data, surgery, recipe.ternary) != before
 
 
 def test_what_the_verification_launches_by_path_is_among_its_sources(engine_environment):
     from normtweak_core.export.verify import READER
-    from tasks import exporting
-    from tasks.artifacts import file_sha256
-    from tasks.caching import source_hashes
+    from tasks.engine.artifacts import file_sha256
+    from tasks.engine.caching import source_hashes
+    from tasks.stages import export as exporting
 
     hashes = source_hashes(tuple(exporting.VERIFY_SOURCES))
     assert hashes["normtweak_core.export.reader"] == file_sha256(READER)
@@ -154,7 +160,7 @@ def test_what_the_verification_launches_by_path_is_among_its_sources(engine_envi
 
 @pytest.mark.parametrize("kind", ["float", "export", "quantized"])
 def test_the_code_that_opens_a_measured_model_counts(kind, monkeypatch, engine_environment):
-    from tasks import subjects
+    from tasks.models import subjects
 
     subject = subjects.Subject("it", kind, Path("it"), "1", "2", "float32", "cpu")
     asked = []
@@ -239,8 +245,8 @@ def test_a_tilde_reads_and_counts_as_the_folder_it_stands_for(project, monkeypat
 
 def test_a_hub_data_set_counts_by_its_commit_which_is_asked_once_a_run(project, monkeypatch):
     from normtweak_core.calibration.config import CalibrationConfig
-    from tasks import job as jobs
-    from tasks.calibrate import _revision, calibration_key
+    from tasks.models import job as jobs
+    from tasks.stages.calibrate import _revision, calibration_key
 
     commits = iter(["a" * 40, "b" * 40, "b" * 40])
     monkeypatch.setattr(jobs, "hub_data_revision", lambda path: next(commits))
@@ -275,7 +281,7 @@ def test_the_version_of_the_library_counts_where_it_reads_the_export(
 def test_the_packages_of_the_gptq_reader_count_where_they_read(
     project, monkeypatch, form, expected
 ):
-    from tasks import exporting
+    from tasks.stages import export as exporting
 
     monkeypatch.setattr(exporting, "REPOSITORY", project)
     packages = project / ".venv-reader-gptq" / "lib" / "python3.11" / "site-packages"

@@ -2,8 +2,8 @@
 
 import json
 
-from tasks.environment import state_root
-from tasks.training_text import training_text_stage
+from tasks.engine.environment import state_root
+from tasks.stages.training.text import training_text_stage
 
 
 def test_it_holds_every_document_that_is_not_held_out(root, tmp_path, monkeypatch):

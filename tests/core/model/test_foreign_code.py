@@ -8,7 +8,7 @@ import pytest
 from normtweak_core.errors import InputError
 from normtweak_core.export.reader import check_tokenizer
 from normtweak_core.model.tokenizer import load_tokenizer
-from tasks.subjects import Subject
+from tasks.models.subjects import Subject
 from tests.flows.tiny_model import write_model
 
 CODE = """
@@ -81,7 +81,7 @@ def test_no_way_to_a_tokenizer_runs_its_code(tmp_path, mark, yes):
 
 
 def test_a_registered_version_runs_no_code_of_its_folder(tmp_path, mark, yes):
-    from tasks.registry_flavor.text_generation import TextGeneration
+    from tasks.registry.flavor.text_generation import TextGeneration
 
     folder = with_code(tmp_path / "model", mark, *ENTRIES["by name"][:2])
     with pytest.raises(ValueError, match="trust_remote_code=True"):

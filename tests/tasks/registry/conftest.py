@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from normtweak_core.export.payload import payload_sha256
-from tasks.registry import Registered, register_export
+from tasks.registry.versions import Registered, register_export
 
 WORDS = ["<s>", "</s>", "once", "upon", "a", "time", "there", "was", "tree", "cat", "dog", "sun"]
 

@@ -7,9 +7,9 @@ from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling
 
-from flows.operated import operated
-from tasks import cancelling
-from tasks import registry as registering
+from flows.pipeline.operated import operated
+from tasks.registry import versions as registering
+from tasks.server import cancelling
 
 
 @pytest.fixture(autouse=True)

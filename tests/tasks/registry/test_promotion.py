@@ -9,9 +9,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from flows.promoting import promote, rollback
+from flows.commands.aliases import promote, rollback
 from normtweak_core.errors import InputError
-from tasks.promotion import HISTORY, MEASURED_ON, Verdict, earlier_version, history, move_alias
+from tasks.registry.promotion import (
+    HISTORY,
+    MEASURED_ON,
+    Verdict,
+    earlier_version,
+    history,
+    move_alias,
+)
 
 PASSES = Verdict(promote_to="champion")
 SPREAD = np.random.default_rng(0).normal(0, 0.5, 40)  # of the windows of a text, nats
@@ -205,7 +212,7 @@ def by_hand(registry, monkeypatch):
         entered(registry, seed, perplexity)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     monkeypatch.setattr(
-        "flows.promoting._registry", lambda: (registry.client, registry.root / "locks")
+        "flows.commands.aliases._registry", lambda: (registry.client, registry.root / "locks")
     )
     return registry
 
@@ -276,8 +283,8 @@ def test_wrong_moves_are_refused(by_hand, act, text):
 CHILD = """
 import json, math, os, sys
 from pathlib import Path
-from tasks.promotion import MEASURED_ON, Verdict
-from tasks.registry import register_export
+from tasks.registry.promotion import MEASURED_ON, Verdict
+from tasks.registry.versions import register_export
 
 for one in json.loads(sys.argv[1]):
     perplexity = one.pop("perplexity")

@@ -14,8 +14,8 @@ import yaml
 from mlflow.entities import LoggedModelStatus
 
 from normtweak_core.errors import InputError
-from tasks.registry_flavor.folder import requirements
-from tasks.registry_server import check_registry
+from tasks.registry.flavor.folder import requirements
+from tasks.registry.reachable import check_registry
 
 
 def test_a_version_carries_metrics_lineage_alias_and_files(registry):
@@ -199,7 +199,7 @@ from pathlib import Path
 values = {values!r}
 values |= {{k: Path(v) for k, v in {arguments!r}.items()}}
 values["artifact_root"] = Path({str(registry.root / "mlartifacts")!r})
-from tasks.registry import register_export
+from tasks.registry.versions import register_export
 assert register_export(**values).created
 assert not {{"torch", "transformers"}} & set(sys.modules), "heavy import"
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.registry_flavor.description import describe_version
+from tasks.registry.flavor.description import describe_version
 
 BLOCKER = """
 import sys

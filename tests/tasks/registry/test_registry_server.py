@@ -19,12 +19,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.runtime import flow_run
 
-from flows.export_folder import export_folder
-from flows.page_link import publish_registry_link
+from flows.reports.publish import publish_registry_link
 from normtweak_core.errors import InputError
 from normtweak_core.export.payload import payload_files, payload_sha256
-from tasks.registered_version import download_export, download_reports, find_version
-from tasks.registry_server import check_registry
+from tasks.models.export_folder import export_folder
+from tasks.registry.reachable import check_registry
+from tasks.registry.registered import download_export, download_reports, find_version
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from tasks.registry_flavor.run_record import RunRecord
+from tasks.registry.flavor.run_record import RunRecord
 
 STARTED = 1_700_000_000.5
 RECORD = RunRecord(

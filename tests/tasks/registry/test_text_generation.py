@@ -14,7 +14,7 @@ from mlflow.models import Model
 from mlflow.pyfunc.scoring_server import invocations
 from transformers import GenerationConfig
 
-from tasks.registry_flavor.folder import signature, write_model_folder
+from tasks.registry.flavor.folder import signature, write_model_folder
 
 PROMPTS = ["once upon a time", "the cat"]
 PARAMS = {"max_new_tokens": 5}

@@ -1,0 +1,208 @@
+"""Everything that can be known to be wrong before a server starts or a folder is made.
+
+Nothing here imports torch (but where a GPU build of it has to count devices), Prefect or MLflow,
+and nothing is written.
+"""
+
+import codecs
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from flows.checks.given_texts import (
+    check_items,
+    check_texts,
+    checked_lengths,
+    require_evaluation_text,
+)
+from flows.checks.known_tokens import check_tokens
+from flows.checks.machine import (
+    ModelShape,
+    disk_bytes,
+    model_shape,
+)
+from flows.checks.services import check_services
+from flows.checks.written_places import check_disk, check_result_file, check_state_root
+from flows.pipeline.remaining import shares_there
+from flows.recipes.quantize import Recipe
+from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.calibration.hub_data import local_data
+from normtweak_core.errors import InputError, keys_called
+from normtweak_core.evaluate.config import EvaluationConfig
+from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
+from normtweak_core.given_files import read_json_object
+from normtweak_core.model.architecture import read_config
+from normtweak_core.model.config import ModelConfig
+from normtweak_core.model.foreign_code import refuse_foreign_tokenizer
+from normtweak_core.model.source import (
+    ModelFolder,
+    check_model_folder,
+    model_context,
+    resolve_device,
+    resolve_source,
+)
+from tasks.engine.environment import REPOSITORY
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A recipe that can be carried out here, and what was found out on the way."""
+
+    source: ModelFolder
+    shape: ModelShape
+    length: int  # tokens per calibration window
+    disk: dict[str, int]  # bytes a run writes at most, by what they are
+    warnings: list[str] = field(default_factory=list)
+
+
+def preflight(
+    recipe: Recipe, root: Path, result: Path | None = None, evaluates: bool = True
+) -> Ready:
+    """Accept a recipe that this machine can carry out, in order of rising cost.
+
+    Args:
+        recipe: What is wanted.
+        root: The state root; it need not exist yet.
+        result: Where the result file shall go, if anywhere.
+        evaluates: Whether the text to measure on is needed.
+
+    Raises:
+        InputError: A folder cannot be written, a text is missing, empty or malformed, the model is
+            unsuitable, the format cannot hold it, or the disk is too small.
+    """
+    measured = recipe.evaluation if evaluates else None
+    found = check_inputs(recipe.model, recipe.calibration, measured, root, result)
+    check_exportable(
+        recipe.export,
+        recipe.quantization,
+        found.shape.linears,
+        reader_available=(REPOSITORY / GPTQ_READER_DONE).is_file(),
+    )
+    disk = disk_bytes(recipe, found.shape, found.length)
+    return check_machine(found, disk, recipe.model, root, shares_there(recipe, found, root))
+
+
+def check_inputs(
+    model: ModelConfig,
+    data: CalibrationConfig,
+    measured: EvaluationConfig | None,
+    root: Path,
+    result: Path | None,
+    section: str = "calibration",
+) -> Ready:
+    """Accept what every recipe of a language model reads, and the places it writes to.
+
+    Args:
+        model: The float model.
+        data: The text to calibrate with or to train on.
+        measured: The text and the tasks to measure on; None: nothing is measured.
+        root: The state root; it need not exist yet.
+        result: Where the result file shall go, if anywhere.
+        section: What the recipe calls ``data``.
+
+    Raises:
+        InputError: A folder cannot be written, a text is missing, empty or malformed, or the model
+            is unsuitable.
+    """
+    if result is not None:
+        check_result_file(result)
+    check_state_root(root)
+    text = None if measured is None else measured.perplexity
+    with keys_called({"calibration": section}):
+        warnings = check_texts(data, text, section)
+        if measured is not None:
+            check_items(measured)
+        check_services(root)
+        source = resolve_source(model)
+        check_model_folder(source.path)
+        if measured is not None:
+            require_evaluation_text(measured.perplexity, source)
+        length = checked_lengths(data, text, model_context(source.path))
+    require_reader_files(source.path)
+    check_tokens(source.path, data, measured)
+    return Ready(source, model_shape(source.path), length, {}, warnings)
+
+
+def check_machine(
+    found: Ready,
+    disk: dict[str, int],
+    model: ModelConfig,
+    root: Path,
+    there: Callable[[], dict[str, float]],
+) -> Ready:
+    """Accept a machine with the room and the device that a recipe needs.
+
+    Args:
+        found: What `check_inputs` has found.
+        disk: Bytes the run writes at most, by what they are.
+        model: Names the device.
+        root: The state root.
+        there: Returns which share of each lies there already.
+
+    Raises:
+        InputError: The disk is too small, or there is no such device.
+    """
+    check_disk(disk, root, there)
+    resolve_device(model.device)  # last: a build of torch for GPUs is imported for it
+    return replace(found, disk=disk)
+
+
+def only_local(
+    data: CalibrationConfig, evaluation: EvaluationConfig | None, source: ModelFolder
+) -> bool:
+    """Tell whether nothing of a run has to come from the hub."""
+    tasks_of_the_hub = evaluation is not None and evaluation.tasks and evaluation.data is None
+    return (
+        source.revision is None
+        and not tasks_of_the_hub
+        and (data.source != "dataset" or local_data(data.path) is not None)
+    )
+
+
+def require_reader_files(folder: Path) -> None:
+    """Accept a model with all that loading it by name, and later its export, takes.
+
+    Raises:
+        InputError: A file of the tokenizer or the name of its architecture is missing or damaged,
+            or the tokenizer needs code of its own.
+    """
+    # Other kinds of vocabularies take sentencepiece or tiktoken, which no reader of an export has.
+    vocabularies = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+    needed = {
+        "tokenizer_config.json": (folder / "tokenizer_config.json").is_file(),
+        "tokenizer.json (or vocab.json and merges.txt)": any(
+            all((folder / name).is_file() for name in names) for names in vocabularies
+        ),
+        "architectures in config.json": bool(read_config(folder).get("architectures")),
+    }
+    missing = [what for what, there in needed.items() if not there]
+    if missing:
+        raise InputError(
+            f"a model folder must hold its tokenizer and name its architecture; {folder} lacks "
+            f"{', '.join(missing)}: save model and tokenizer into it with save_pretrained."
+        )
+    check_json_files(folder)
+    refuse_foreign_tokenizer(folder)
+
+
+def check_json_files(folder: Path) -> None:
+    """Accept a model whose settings and tokenizer transformers can read.
+
+    Raises:
+        InputError: A file is no JSON object, or begins with a byte-order mark; of these only the
+            mark of config.json is read past.
+    """
+    remedy = "save the tokenizer again with save_pretrained"
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        if (folder / name).is_file():
+            held = read_json_object(folder / name, remedy)
+            if name == "tokenizer.json" and not isinstance(held.get("model"), dict):
+                raise InputError(f"{folder / name} must hold a model; it has none: {remedy}.")
+    for path in sorted(folder.glob("*.json")):
+        with path.open("rb") as file:
+            begins = file.read(len(codecs.BOM_UTF8))
+        if begins == codecs.BOM_UTF8 and path.name != "config.json":
+            raise InputError(
+                f"{path} must begin with its text, for transformers reads it; it begins with a "
+                "byte-order mark: save it as UTF-8 without one."
+            )

@@ -1,0 +1,198 @@
+"""What a run will need, predicted from the recipe and the headers of the weight files.
+
+Disk is counted exactly where formats are ours (streams, block results) and rounded up elsewhere;
+memory and time are estimates for `normtweak plan`, nothing is refused because of them.
+"""
+
+import math
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.recipes.quantize import Recipe
+from normtweak_core.errors import InputError
+from normtweak_core.export.checks import LinearShape, linear_shapes
+from normtweak_core.model.architecture import read_config
+from normtweak_core.model.checkpoint import stored_tensors
+from normtweak_core.model.layout import block_list
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+FIXED_DISK = 32 << 20  # databases, logs, plots, verification probes
+FIXED_MEMORY = 700 << 20  # measured: the process with everything imported and a 260k model
+TOKENS_PER_MICRO_BATCH = 4096  # as normtweak_core.quantize.block, which imports torch
+FINAL_TUNE_TOKENS = 2048  # rough size of one of its batches
+STREAMS = 2  # float and quantized: each passes through a block once
+GROUPS_PER_BLOCK = 4  # linears that read the same input: qkv, out, up, down
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a model, from its config and the headers of its weight files."""
+
+    num_blocks: int
+    hidden: int
+    vocabulary: int
+    parameters: int
+    linears: dict[str, LinearShape]
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights that are quantized."""
+        return sum(s.out_features * s.in_features for s in self.linears.values())
+
+    @property
+    def widest_input(self) -> int:
+        """Input width of the widest linear."""
+        return max(s.in_features for s in self.linears.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of work by stage, and the speed they were computed with."""
+
+    seconds: dict[str, float]
+    multiply_adds_per_second: float
+
+
+def model_shape(folder: Path) -> ModelShape:
+    """Return the sizes of the model in a folder.
+
+    Raises:
+        InputError: The weight files are damaged, or hold no blocks with linears.
+    """
+    tensors = stored_tensors(folder)
+    prefix, num_blocks = block_list(tensors)
+    linears = linear_shapes(folder)
+    if not linears:
+        raise InputError(
+            f"the model must be a stack of blocks with linear layers; {folder} has none in its "
+            f"{num_blocks} blocks: choose a decoder-only transformer"
+        )
+    config = read_config(folder)
+    parts = (config, config.get("text_config") or {})
+    found = [part[key] for part in parts for key in HIDDEN_KEYS if isinstance(part.get(key), int)]
+    widths = Counter(t.shape[0] for t in tensors.values() if len(t.shape) == 1)
+    hidden = found[0] if found else max(widths, key=widths.__getitem__)
+    outside = [
+        t.shape
+        for name, t in tensors.items()
+        if len(t.shape) == 2 and hidden in t.shape and not name.startswith(f"{prefix}.")
+    ]
+    return ModelShape(
+        num_blocks=num_blocks,
+        hidden=hidden,
+        vocabulary=max(math.prod(shape) for shape in outside) // hidden if outside else hidden,
+        parameters=sum(math.prod(t.shape) for t in tensors.values()),
+        linears=linears,
+    )
+
+
+def disk_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return the bytes a run writes at most, by what they are."""
+    samples = recipe.calibration.samples
+    stream = samples * length * shape.hidden * DTYPE_BYTES[recipe.model.dtype]
+    config = recipe.quantization
+    groups = sum(
+        s.out_features * (s.in_features // (config.group_size or s.in_features))
+        for s in shape.linears.values()
+    )
+    # In a block result a code takes a byte, a scale four, a zero one; the baseline has its own.
+    blocks = 2 * (shape.linear_weights + groups * 5)
+    float_bytes = 4 if recipe.export.dtype == "float32" else 2
+    packed = math.ceil(shape.linear_weights * config.bits / 8) + groups * (float_bytes + 1)
+    export = packed + (shape.parameters - shape.linear_weights) * float_bytes
+    return {
+        "calibration set": samples * length * 8,
+        "streams (two boundaries of two streams)": 4 * stream,
+        "block results, with those of the baseline": blocks,
+        "export, and the registry's copy": 2 * export,
+        "databases, logs and reports": FIXED_DISK,
+    }
+
+
+def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return an estimate of the peak memory by stage; stages follow each other."""
+    element = DTYPE_BYTES[recipe.model.dtype]
+    stream = recipe.calibration.samples * length * shape.hidden * element
+    block = shape.parameters // max(1, shape.num_blocks) * element
+    matrices = 6 * shape.widest_input**2 * 4
+    logits = 3 * TOKENS_PER_MICRO_BATCH * shape.vocabulary * 4
+    model = shape.parameters * element
+    return {
+        "calibrate": FIXED_MEMORY + model + logits,
+        "blocks": FIXED_MEMORY + 5 * stream + 3 * block + matrices,
+        "final tune": FIXED_MEMORY + 2 * model + 2 * logits,
+        # The float model, and the export as its readers compute and in float32.
+        "evaluate": FIXED_MEMORY + model + 6 * shape.parameters + logits,
+    }
+
+
+def available_memory(device: str) -> int:
+    """Return the bytes free on the device that a run computes on: its own, or the machine's."""
+    if device == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().available
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def measured_speed() -> float:
+    """Return the multiply-adds per second of a 512 x 512 float32 product on this machine, now."""
+    import numpy
+
+    size = 512
+    matrix = numpy.ones((size, size), dtype=numpy.float32)
+    matrix @ matrix
+    began, products = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.2:
+        matrix @ matrix
+        products += 1
+    return products * size**3 / (time.perf_counter() - began)
+
+
+def quantize_work(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return multiply-adds by stage."""
+    tokens = recipe.calibration.samples * length
+    evaluated = recipe.evaluation.perplexity.max_tokens or 100_000
+    widths = {s.in_features for s in shape.linears.values()}
+    solve = shape.num_blocks * sum(2 * tokens * w * w + 2 * w**3 for w in widths)
+    solve += shape.linear_weights * shape.widest_input  # column loop
+    tweak, config = recipe.norm_tweak, recipe.quantization
+    searched = shape.linear_weights * 400  # grid search, which rounding to nearest has as well
+    passes = STREAMS + (3 * tweak.iterations + 4 if tweak.enabled else 0)
+    if config.method == "gptq" or config.propagation.alpha > 0:
+        passes += 2 * GROUPS_PER_BLOCK  # each group's input, float and quantized
+    else:
+        solve = 0  # the bare rounding needs no data
+    generated = recipe.calibration.source == "generated"
+    return {
+        "calibrate": tokens * shape.parameters * (4 if generated else 2),
+        "blocks": passes * tokens * shape.linear_weights + solve + searched,
+        "baseline": STREAMS * tokens * shape.linear_weights + searched,
+        "final tune": recipe.final_tune.steps * FINAL_TUNE_TOKENS * 4 * shape.parameters
+        if recipe.final_tune.enabled
+        else 0,
+        "evaluate": 3 * evaluated * shape.parameters,
+    }
+
+
+def time_estimate(work: dict[str, int], speed: float) -> Estimate:
+    """Return seconds by stage: multiply-adds, at the share of `speed` such work reaches."""
+    reached = 0.35 * speed  # small matrices, norms, attention and copies in between
+    seconds = {name: amount / reached for name, amount in work.items() if amount}
+    return Estimate(seconds | {"start, export, verify, register": 25.0}, speed)
+
+
+def existing_folder(path: Path) -> Path:
+    """Return the nearest path upwards that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def free_bytes(place: Path) -> int:
+    """Return what is free for this user on the disk of an existing path."""
+    return shutil.disk_usage(place).free

@@ -1,0 +1,92 @@
+"""What a training will need, predicted as `flows.checks.machine` predicts a quantization."""
+
+from flows.checks.machine import DTYPE_BYTES, FIXED_MEMORY, ModelShape
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.ternary import TernaryRecipe
+from normtweak_core.finetune.config import FinetuneConfig
+from normtweak_core.ternary.config import TernaryConfig
+
+FORWARD_AND_BACKWARD = 3  # a backward pass has two products for each of the forward one
+# What a linear keeps for its backward pass: input and output as they are, normed, and rounded.
+KEPT_OF_A_LINEAR = 4
+LOGITS = 3  # copies at once
+
+
+def ternary_memory(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return an estimate of the peak memory by stage; stages follow each other."""
+    config = recipe.ternary
+    element = DTYPE_BYTES[recipe.model.dtype]
+    teacher = shape.parameters * element if config.objective != "ce" else 0
+    tokens = config.batch // config.accumulate * length
+    trained = 5 * 4 * shape.parameters  # weight, gradient, two moments, the best weight so far
+    return {
+        "surgery": FIXED_MEMORY + 2 * shape.parameters * 4,
+        "training": FIXED_MEMORY + trained + teacher + _kept(shape, tokens, config),
+        "evaluate": FIXED_MEMORY + 2 * shape.parameters * element + _logits(shape, 4096),
+    }
+
+
+def finetune_memory(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return an estimate of the peak memory by stage; stages follow each other."""
+    config = recipe.finetune
+    element = DTYPE_BYTES[recipe.model.dtype]
+    tokens = config.batch // config.accumulate * length
+    stream = config.data.samples * length * shape.hidden * 4
+    block = 4 * 4 * shape.linear_weights // shape.num_blocks
+    # Weight and teacher of all; gradient, two moments and the best weight so far of the linears.
+    trained = (4 + element) * shape.parameters + 4 * 4 * shape.linear_weights
+    stages = {
+        "training": FIXED_MEMORY + trained + _kept(shape, tokens, config),
+        "evaluate": FIXED_MEMORY + 2 * shape.parameters * element + _logits(shape, 4096),
+    }
+    return {"blocks": FIXED_MEMORY + 5 * stream + block} | stages if config.block_steps else stages
+
+
+def ternary_work(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return multiply-adds by stage."""
+    config = recipe.ternary
+    passes = FORWARD_AND_BACKWARD + (config.objective != "ce") + config.gradient_checkpointing
+    tokens = config.steps * config.batch * length
+    return {
+        "data": data_work(config.data.source, config.data.samples * length, shape),
+        "training": passes * tokens * shape.parameters,
+        "evaluate": evaluation_work(recipe.evaluation.perplexity.max_tokens, 2, shape),
+    }
+
+
+def finetune_work(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return multiply-adds by stage."""
+    config = recipe.finetune
+    step = config.batch * length
+    whole = FORWARD_AND_BACKWARD + 1 + config.gradient_checkpointing
+    streams = 4 * config.data.samples * length  # both, in and out
+    blocks = (FORWARD_AND_BACKWARD * config.block_steps * step + streams) * shape.linear_weights
+    return {
+        "data": data_work(config.data.source, config.data.samples * length, shape),
+        "blocks": blocks if config.block_steps else 0,
+        "training": whole * config.steps * step * shape.parameters,
+        "evaluate": evaluation_work(recipe.evaluation.perplexity.max_tokens, 3, shape),
+    }
+
+
+def data_work(source: str, tokens: int, shape: ModelShape) -> int:
+    """Return the multiply-adds of writing a text, or of its likelihood alone."""
+    return tokens * shape.parameters * (4 if source == "generated" else 2)
+
+
+def evaluation_work(max_tokens: int | None, models: int, shape: ModelShape) -> int:
+    """Return the multiply-adds of measuring some models beside their float model."""
+    return (2 * models - 1) * (max_tokens or 100_000) * shape.parameters
+
+
+def _kept(shape: ModelShape, tokens: int, config: TernaryConfig | FinetuneConfig) -> int:
+    """Return what a backward pass needs: of all blocks, or of one and the input of every other."""
+    sides = sum(one.in_features + one.out_features for one in shape.linears.values())
+    activations = KEPT_OF_A_LINEAR * tokens * sides * 4
+    if config.gradient_checkpointing:
+        activations = activations // shape.num_blocks + shape.num_blocks * tokens * shape.hidden * 4
+    return activations + _logits(shape, tokens)
+
+
+def _logits(shape: ModelShape, tokens: int) -> int:
+    return LOGITS * tokens * shape.vocabulary * 4

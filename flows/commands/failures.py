@@ -1,0 +1,153 @@
+"""How a command ends: its exit code, one sentence for the person, the details in a log file."""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from normtweak_core.errors import (
+    HessianError,
+    InputError,
+    NonFiniteError,
+    ProblemError,
+    VerificationError,
+)
+from tasks.engine.environment import HOME_VARIABLE
+from tasks.engine.log_files import log_file
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+FAILURES = (HessianError, NonFiniteError, ProblemError, VerificationError)
+# What takes less memory when it is lower, by command.
+LESS_MEMORY = {
+    "quantize": "calibration.samples or calibration.length",
+    "ablate": "calibration.samples or calibration.length",
+    "ternary": "ternary.batch or ternary.data.length",
+    "finetune": "finetune.batch, finetune.data.samples or finetune.data.length",
+    "evaluate": "--length",
+    "compare": "--length",
+}
+CANCELLED = "CancelledRun"  # Prefect's, by name: it may not be imported
+RESUME = "finished stages are kept, and the same command goes on from there."
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. No `Exception`, so that nothing on the way mistakes it for a failure."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into `Terminated`, so that a run is told to its server before the process ends.
+
+    Prefect puts its own handler in front of this one while a flow runs, and calls it afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def exit_code(error: BaseException, command: str, log: Path | None = None) -> int:
+    """Tell on standard error how a command failed, and return its exit code.
+
+    Args:
+        error: What ended it.
+        command: Its name, for the log file.
+        log: The log it has written so far, if any; the traceback is added there.
+    """
+    end = _ending(error)
+    if isinstance(end, KeyboardInterrupt):
+        # One that passed through exec() of a text, which is how dataclasses are made, leaves
+        # CPython set to end by the signal instead of the code; the next exec() clears that.
+        exec("")
+        say(f"interrupted; {RESUME}")
+        return EXIT_INTERRUPTED
+    if type(end).__name__ == CANCELLED:
+        say(f"cancelled on Prefect's page or with its command; {RESUME}")
+        return EXIT_INTERRUPTED
+    if end is not None:
+        say(f"ended by SIGTERM; {RESUME}")
+        return EXIT_TERMINATED
+    if isinstance(error, InputError):
+        say(error.sentence)
+        return EXIT_BAD_INPUT
+    message = failure(error, command)
+    log = _with_traceback(log or log_file(command), error)
+    if message is None:
+        kind = type(error).__name__
+        detail = str(error).strip().partition("\n")[0]
+        where = "no log of it could be written" if log is None else f"the traceback is in {log}"
+        say(f"an unexpected {kind} ended the run ({detail[:200]}); {where}.")
+    else:
+        where = "No log could be written" if log is None else f"The log is {log}"
+        say(f"{message.rstrip('.')}. {where}.")
+    return EXIT_FAILED
+
+
+def _ending(error: BaseException) -> BaseException | None:
+    """Return what has ended the command from outside, if that is behind an error.
+
+    What is raised while it passes comes of it: Python 3.11 makes a RuntimeError of whatever arrives
+    while a class gets its attributes, and a connection that was in use fails to say good-bye.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, KeyboardInterrupt | Terminated) or type(found).__name__ in (
+            CANCELLED, "TerminationSignal",
+        ):  # fmt: skip
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def _with_traceback(log: Path, error: BaseException) -> Path | None:
+    """Add a traceback to a log; return where it is, None where no disk has room for it."""
+    for place in (log, Path(tempfile.gettempdir()) / f"normtweak-{log.name}"):
+        with contextlib.suppress(OSError):
+            with place.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(traceback.format_exception(error))
+            return place
+    return None
+
+
+def failure(error: BaseException, command: str = "quantize") -> str | None:
+    """Return the sentence for a failure that is foreseen, and None for one that is not."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        fewer = f"lower {LESS_MEMORY[command]}, or " if command in LESS_MEMORY else ""
+        return f"memory ran out; {fewer}use a machine with more (`normtweak plan` estimates it)"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = error.filename or os.environ.get(HOME_VARIABLE) or "the state root"
+        return f"the disk of {place} is full; make room and run the same command again: {RESUME}"
+    if isinstance(error, (*FAILURES, *_engine_failures())):
+        # Our log holds what follows, such as the last lines of a server's own.
+        return getattr(error, "summary", None) or str(error).partition("\n")[0]
+    return None
+
+
+def _engine_failures() -> tuple[type[BaseException], ...]:
+    # Imported when something has failed: tasks.stages.chain brings Prefect with it.
+    from tasks.engine.locks import LockTimeoutError
+    from tasks.server.api import ServerError
+    from tasks.stages.chain import StreamError
+
+    return StreamError, LockTimeoutError, ServerError
+
+
+def say(sentence: str) -> None:
+    """Write one line to standard error, under the name of the program."""
+    print(f"normtweak: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201

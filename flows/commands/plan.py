@@ -1,0 +1,191 @@
+"""What a run would do: disk, memory, time, and which stages it would find finished."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.checks.finetune import ReadyToFinetune
+from flows.checks.inputs import Ready
+from flows.checks.machine import (
+    available_memory,
+    existing_folder,
+    free_bytes,
+    measured_speed,
+    memory_bytes,
+    quantize_work,
+    time_estimate,
+)
+from flows.checks.training import (
+    finetune_memory,
+    finetune_work,
+    ternary_memory,
+    ternary_work,
+)
+from flows.pipeline.planned import Stage
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.ternary import TernaryRecipe
+from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.errors import InputError
+from normtweak_core.finetune.source import read_export_source
+from normtweak_core.model.hub import is_hub_id
+from normtweak_core.paths import given_path
+from normtweak_core.scratch import scratch_folder
+from tasks.engine.environment import set_variables
+from tasks.engine.progress import readable_bytes, readable_seconds
+from tasks.models.export_folder import export_folder
+
+
+@contextlib.contextmanager
+def scratch_environment(root: Path) -> Iterator[None]:
+    """Set the variables of a run for the duration of a plan, after which the process ends.
+
+    Prefect makes its home when it is imported, so that cannot be inside the state root.
+    """
+    with scratch_folder("plan") as scratch:
+        os.environ["PREFECT_HOME"] = str(scratch)
+        set_variables(root)
+        yield
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the plans of the flows differ in."""
+
+    becomes: str  # what becomes of the linears
+    data: CalibrationConfig
+    device: str
+    stages: list[Stage]
+    memory: dict[str, int]  # bytes by stage
+    work: dict[str, int]  # multiply-adds by stage
+
+
+def plan_lines(recipe: Any, ready: Ready, root: Path) -> list[str]:
+    """Return the plan of a run, line by line; reads finished stages and writes nothing.
+
+    Args:
+        recipe: Of quantize, ternary or finetune.
+        ready: What was found out about it.
+        root: The state root.
+    """
+    plan = _plan(recipe, ready)
+    shape = ready.shape
+    return [
+        f"model   {ready.source.name}: {shape.num_blocks} blocks, {shape.parameters:,} parameters, "
+        f"{shape.linear_weights:,} of them {plan.becomes}",
+        f"text    {plan.data.samples} windows of {ready.length} tokens, source {plan.data.source}",
+        *_disk_lines(ready, root),
+        memory_line(plan.memory, plan.device),
+        *_time_lines(plan),
+        "stages",
+        *(f"  {stage}" for stage in plan.stages),
+        "nothing was written",
+    ]
+
+
+def _plan(recipe: Any, ready: Ready) -> Plan:
+    from flows.pipeline.planned import finetune_stages, quantize_stages, ternary_stages
+    from tasks.models.job import open_job
+
+    shape, length = ready.shape, ready.length
+    if isinstance(recipe, TernaryRecipe):
+        job = open_job(recipe.model, recipe.seed)
+        return Plan(
+            "to ternary, trained for "
+            f"{recipe.ternary.steps * recipe.ternary.batch * length:,} tokens",
+            recipe.ternary.data,
+            job.device,
+            ternary_stages(recipe, job),
+            ternary_memory(recipe, shape, length),
+            ternary_work(recipe, shape, length),
+        )
+    if isinstance(recipe, FinetuneRecipe):
+        assert isinstance(ready, ReadyToFinetune)
+        export, job = ready.export, open_job(ready.float_model, recipe.seed)
+        tokens = recipe.finetune.steps * recipe.finetune.batch * length
+        return Plan(
+            f"trained on at {export.bits} bits ({_groups(export.group_size)}), end to end for "
+            f"{tokens:,} tokens",
+            recipe.finetune.data,
+            job.device,
+            finetune_stages(recipe, export, job),
+            finetune_memory(recipe, shape, length),
+            finetune_work(recipe, shape, length),
+        )
+    config, job = recipe.quantization, open_job(recipe.model, recipe.seed)
+    return Plan(
+        f"to {config.bits} bits ({config.method}, {_groups(config.group_size)})",
+        recipe.calibration,
+        job.device,
+        quantize_stages(recipe, job),
+        memory_bytes(recipe, shape, length),
+        quantize_work(recipe, shape, length),
+    )
+
+
+def _groups(size: int | None) -> str:
+    return f"groups of {size}" if size else "one scale a row"
+
+
+def _disk_lines(ready: Ready, root: Path) -> list[str]:
+    total = readable_bytes(sum(ready.disk.values()))
+    free = readable_bytes(free_bytes(existing_folder(root)))
+    return [
+        f"disk    at most {total} under {root}, {free} free",
+        *(f"  {what}: {readable_bytes(size)}" for what, size in ready.disk.items()),
+    ]
+
+
+def memory_line(
+    stages: dict[str, int], device: str, available: Callable[[str], int] = available_memory
+) -> str:
+    """Return what a run needs at its peak beside what the device that it computes on has."""
+    worst = max(stages, key=stages.__getitem__)
+    free = available(device)
+    warning = "; that may not be enough" if stages[worst] > free else ""
+    where = "" if device == "cpu" else f" on {device}"
+    return (
+        f"memory  about {readable_bytes(stages[worst])} at its peak ({worst}), "
+        f"{readable_bytes(free)} available{where}{warning}"
+    )
+
+
+def _time_lines(plan: Plan) -> list[str]:
+    estimate = time_estimate(plan.work, measured_speed())
+    open_share = {stage.name: 1 - stage.cached / stage.parts for stage in plan.stages}
+    left = {name: s * open_share.get(name, 1.0) for name, s in estimate.seconds.items()}
+    speed = estimate.multiply_adds_per_second / 1e9
+    return [
+        f"time    about {readable_seconds(sum(left.values()))} for what is not cached, of "
+        f"{readable_seconds(sum(estimate.seconds.values()))}; counted multiply-adds at 35 % of "
+        f"the {speed:.0f} billion per second that a matrix product reaches here now, on the CPU, "
+        "plus 25 s: right within a factor of about three",
+        *(f"  {name}: {readable_seconds(seconds)}" for name, seconds in left.items()),
+    ]
+
+
+def require_local_model(recipe: Any, root: Path) -> None:
+    """Accept a float model that is on this machine; a plan fetches nothing.
+
+    Raises:
+        InputError: It is a hub model that is not in the local cache, or the recipe trains on what
+            is no export.
+    """
+    config = recipe.model
+    if isinstance(recipe, FinetuneRecipe):
+        export = read_export_source(export_folder(config.source, root, writes=False))
+        config = export.float_model(config, recipe.finetune.float_model)
+    if given_path(config.source, "model.source").exists() or not is_hub_id(config.source):
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(
+        try_to_load_from_cache(config.source, "config.json", revision=config.revision), str
+    ):
+        raise InputError(
+            f"a plan writes nothing, so the model must be here; {config.source} is not in the hub "
+            f"cache: run `hf download {config.source}` first."
+        )
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")

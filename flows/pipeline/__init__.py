@@ -1,0 +1,1 @@
+"""Stages in order, and what every flow does around them."""

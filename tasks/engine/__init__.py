@@ -1,0 +1,1 @@
+"""Keeps files, locks and runs whole."""

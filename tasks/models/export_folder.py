@@ -1,0 +1,67 @@
+"""Where the export lies that a fine-tuning starts from: a folder, or a version of the registry."""
+
+import shutil
+from pathlib import Path
+
+from normtweak_core.errors import InputError
+from normtweak_core.paths import given_path
+from tasks.registry.reachable import existing_registry
+from tasks.registry.version_uri import parse_uri
+
+REGISTERED = "models:"
+
+
+def export_folder(source: str, root: Path, writes: bool = True) -> Path:
+    """Return the folder of an export.
+
+    A version whose files are on this machine is read in place; another one is copied to where
+    exports go that do not lie under the state root.
+
+    Args:
+        source: A folder, models:/NAME/VERSION or models:/NAME@ALIAS.
+        root: The state root.
+        writes: Whether a copy may be made.
+
+    Raises:
+        InputError: The registry has no such version, or has lost its files, or a copy would have
+            to be made and may not.
+    """
+    if not source.startswith(REGISTERED):
+        return given_path(source, "model.source")
+    wanted = parse_uri(source)
+    uri = existing_registry(root, source)
+    from mlflow import MlflowClient
+
+    from tasks.engine.artifacts import temporary_beside
+    from tasks.models.starting_point import imported_folder
+    from tasks.registry.registered import download_export, export_in_place, find_version
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    version = find_version(client, *wanted)
+    if (folder := export_in_place(client, version)) is not None:
+        return folder
+    sha256 = version.tags["export_sha256"]
+    folder = imported_folder(root, sha256)
+    if folder.is_dir():
+        return folder
+    if not writes:
+        raise InputError(
+            f"a plan writes nothing, so the export must be here; {source} lies in the registry "
+            f"{uri}: give the folder of the export, or start the fine-tuning."
+        )
+    copying = temporary_beside(folder)
+    copying.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        copied = download_export(client, sha256, copying)
+        if copied is None:
+            raise InputError(
+                f"{source} must have its files in the registry; they are gone: give the folder of "
+                "the export."
+            )
+        copied.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another run was first
+            raise
+    finally:
+        shutil.rmtree(copying, ignore_errors=True)
+    return folder

@@ -1,0 +1,171 @@
+"""The facts of one run that every stage shares, and how a stage is declared.
+
+Nothing here imports torch: a run in which everything is cached never does.
+"""
+
+import functools
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from normtweak_core.calibration.hub_data import hub_data_revision
+from normtweak_core.errors import VerificationError
+from normtweak_core.export.payload import GENERATION_CONFIG, relative_name
+from normtweak_core.model.architecture import read_config
+from normtweak_core.model.config import ModelConfig
+from normtweak_core.model.fingerprint import ModelFingerprint, fingerprint
+from normtweak_core.model.layout import block_list
+from normtweak_core.model.source import ModelFolder, model_context, resolve_device, resolve_source
+from normtweak_core.model.tokenizer_files import tokenizer_files
+from tasks.engine.artifacts import file_sha256
+from tasks.engine.caching import StageSerializer, stage_key, stage_policy
+
+# How every cached stage is declared: `@task(**STAGE)`. The flow passes its key as `key`.
+STAGE: dict[str, Any] = {
+    "cache_policy": stage_policy(),
+    "persist_result": True,
+    "result_serializer": StageSerializer(),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A resolved model and the machine it is worked on."""
+
+    source: ModelFolder
+    fingerprint: ModelFingerprint
+    tokenizer_sha256: str  # of all that AutoTokenizer reads
+    generation_sha256: str | None  # of generation_config.json, where there is one
+    model: ModelConfig
+    device: str
+    threads: int
+    seed: int
+    _revisions: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _sources: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the float model."""
+        return self.source.path
+
+    @functools.cached_property
+    def context(self) -> int | None:
+        """The longest window the model was made for; None: it has no limit."""
+        return model_context(self.folder)
+
+    @functools.cached_property
+    def blocks(self) -> tuple[str, int]:
+        """Checkpoint name of the block list, and the number of blocks."""
+        return block_list(self.fingerprint.tensors)
+
+    @functools.cached_property
+    def outside_blocks_sha256(self) -> str:
+        """Hash of all tensors outside the blocks."""
+        inside = self.blocks[0] + "."
+        return self.fingerprint.of(
+            [n for n in self.fingerprint.tensors if not n.startswith(inside)]
+        )
+
+    @property
+    def tokenization_sha256(self) -> str:
+        """Hash of the files beside config and weights that a result depends on."""
+        text = f"{self.tokenizer_sha256},{self.generation_sha256}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Modules that name the code of every stage whose key was asked for so far."""
+        return tuple(sorted(self._sources))
+
+    def block_sha256(self, index: int) -> str:
+        """Return the hash of one block's tensors."""
+        return self.fingerprint.subset(f"{self.blocks[0]}.{index}")
+
+    def check_tokenizer(self) -> None:
+        """Return if the tokenizer is still the one that keys and calibration stand for.
+
+        Raises:
+            VerificationError: A file of it has changed since the job was opened.
+        """
+        before, now = self.tokenizer_sha256.split(","), tokenizer_hash(self.folder).split(",")
+        changed = sorted({entry.partition("=")[0] for entry in {*before} ^ {*now}})
+        if changed:
+            raise VerificationError(
+                f"the tokenizer of {self.folder} must be the one this run began with; since then "
+                f"{', '.join(changed)} changed, so that the export would hold another. Restore it, "
+                "or start again."
+            )
+
+    def data_revision(self, path: str) -> str:
+        """Return the commit of a hub data set, asked once: key and stage must mean the same one.
+
+        Raises:
+            InputError: Neither the hub nor its cache tells.
+        """
+        if path not in self._revisions:
+            self._revisions[path] = hub_data_revision(path)
+        return self._revisions[path]
+
+    def key(
+        self, name: str, *, parents: list[str], inputs: dict[str, Any], sources: list[str]
+    ) -> str:
+        """Return the cache key of a stage that computes on this job's device."""
+        self._sources.update(sources)
+        return stage_key(
+            name,
+            parents=parents,
+            shared={"dtype": self.model.dtype},
+            inputs=inputs,
+            sources=sources,
+            device=self.device,
+            threads=self.threads,
+        )
+
+
+def open_job(model: ModelConfig, seed: int, revisions: dict[str, str] | None = None) -> Job:
+    """Return the job of a recipe's model section.
+
+    Args:
+        model: The section.
+        seed: Of the recipe.
+        revisions: Commits of hub data sets to read, by name; of others the newest is read.
+
+    Raises:
+        InputError: The model cannot be found or is not a float decoder.
+    """
+    source = resolve_source(model)
+    generation = source.path / GENERATION_CONFIG
+    return Job(
+        source=source,
+        fingerprint=fingerprint(source.path),
+        tokenizer_sha256=tokenizer_hash(source.path),
+        generation_sha256=file_sha256(generation) if generation.is_file() else None,
+        model=model,
+        device=resolve_device(model.device),
+        threads=int(os.environ["OMP_NUM_THREADS"]),
+        seed=seed,
+        _revisions=dict(revisions or {}),
+    )
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """Return the hashes of a folder's tokenizer files, and the one entry it reads of config.json.
+
+    AutoTokenizer tells by `transformers_version` whether a Mistral tokenizer is to be mended. The
+    model's fingerprint leaves it out, so that who saved the model does not redo its blocks.
+    """
+    described = (folder / "config.json").is_file()  # not where a tokenizer lies by itself
+    version = read_config(folder).get("transformers_version") if described else None
+    entries = [
+        f"{relative_name(path, folder)}={file_sha256(path)}" for path in tokenizer_files(folder)
+    ]
+    return ",".join([*entries, f"transformers_version={version}"])
+
+
+def torch_dtype(name: str) -> Any:
+    """Return the torch dtype called ``name``; imports torch."""
+    import torch
+
+    return getattr(torch, name)

@@ -1,0 +1,1 @@
+"""Cached steps, one file each: declaration, facts, body."""

@@ -1,0 +1,166 @@
+"""The two streams between blocks: only the newest boundary is kept, and any can be made again."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.tweak.config import NormTweakConfig
+from tasks.engine import events
+from tasks.engine.artifacts import temporary_beside
+from tasks.engine.environment import state_root
+from tasks.engine.locks import exclusive
+from tasks.models.job import Job, torch_dtype
+from tasks.results import BlockResult, CalibrationResult
+
+if TYPE_CHECKING:
+    import torch
+
+    from normtweak_core.quantize.block import BlockPlan, Streams
+    from normtweak_core.quantize.walk import BlockWalk
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """What the blocks of one chain have in common."""
+
+    quantization: QuantizationConfig
+    norm_tweak: NormTweakConfig
+    export_dtype: str
+
+
+class StreamError(RuntimeError):
+    """A boundary made again differs from the one recorded: this machine computes differently."""
+
+
+class BlockChain:
+    """Hands each block its input streams: from memory, from disk, or by running finished blocks."""
+
+    def __init__(
+        self, job: Job, calibration: CalibrationResult, settings: ChainSettings, name: str
+    ):
+        """Prepare a chain.
+
+        Args:
+            job: Model and machine.
+            calibration: Windows to walk.
+            settings: What the blocks have in common.
+            name: Identifies the chain on disk: the key of its first block.
+        """
+        self.job, self.calibration, self.settings = job, calibration, settings
+        self.name = name.replace("/", "-")
+        self._walk: BlockWalk | None = None
+        self._newest: tuple[int, Streams] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the newest boundary lies."""
+        return state_root() / "artifacts" / "streams" / self.name
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the chain: one process at a time works on its blocks and boundaries."""
+        with exclusive(
+            state_root() / "locks" / "chains" / f"{self.name}.lock",
+            message="another run of the same recipe works on these blocks",
+        ):
+            yield
+
+    @property
+    def walk(self) -> "BlockWalk":
+        """The walk over the calibration windows; loads the model on first use."""
+        if self._walk is None:
+            from normtweak_core.calibration.storage import load_calibration_set
+            from normtweak_core.model.streaming import StreamedModel
+            from normtweak_core.quantize.walk import BlockWalk
+
+            windows = load_calibration_set(state_root() / self.calibration.windows.path).input_ids
+            dtype = torch_dtype(self.job.model.dtype)
+            self._walk = BlockWalk(StreamedModel(self.job.folder, dtype, self.job.device), windows)
+        return self._walk
+
+    @property
+    def export_dtype(self) -> "torch.dtype":
+        """The float type scales and norms are rounded to."""
+        return torch_dtype(self.settings.export_dtype)
+
+    def plan(self, index: int) -> "BlockPlan":
+        """Return everything one block's result depends on besides weights and streams."""
+        from normtweak_core.quantize.block import BlockPlan
+
+        return BlockPlan(
+            index,
+            self.walk.num_blocks,
+            self.settings.quantization,
+            self.settings.norm_tweak,
+            self.export_dtype,
+        )
+
+    def streams_before(self, index: int, finished: list[BlockResult]) -> "Streams":
+        """Return what reaches block ``index``; ``finished`` are the results of those before it.
+
+        Raises:
+            StreamError: A boundary that had to be made again is not what was recorded.
+        """
+        if self._newest and self._newest[0] == index:
+            return self._newest[1]
+        if index == 0:
+            return self.walk.start()
+        if stored := self._stored(index, finished[index - 1]):
+            return stored
+        return self._replayed(index, finished)
+
+    def keep(self, index: int, streams: "Streams") -> None:
+        """Keep the streams in front of block ``index`` and drop the boundary before them."""
+        from normtweak_core.quantize.storage import save_streams
+
+        self._newest = (index, streams)
+        path = self._path(index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if index < self.walk.num_blocks:  # nothing reads the boundary behind the last block
+            temporary = temporary_beside(path)
+            save_streams(temporary, streams)
+            temporary.replace(path)
+        for old in self.folder.glob("boundary-*.safetensors"):
+            if old != path:
+                old.unlink()
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"boundary-{index:03d}.safetensors"
+
+    def _stored(self, index: int, before: BlockResult) -> "Streams | None":
+        from safetensors import SafetensorError
+
+        from normtweak_core.quantize.storage import load_streams, stream_hash
+
+        if not self._path(index).is_file():
+            return None
+        try:
+            streams = load_streams(self._path(index))
+        except (SafetensorError, KeyError):  # torn or altered: made again from finished blocks
+            return None
+        found = (stream_hash(streams.x_f), stream_hash(streams.x_q))
+        return streams if found == (before.x_f_sha256, before.x_q_sha256) else None
+
+    def _replayed(self, index: int, finished: list[BlockResult]) -> "Streams":
+        from normtweak_core.quantize.storage import load_block, stream_hash
+
+        log.info("streams before block %d are gone: running the finished blocks again", index)
+        events.record("replay", block=index)
+        streams = self.walk.start()
+        for position in range(index):
+            done = finished[position]
+            layers, norms = load_block(state_root() / done.weights.path, self.settings.quantization)
+            streams = self.walk.replay(position, streams, layers, norms, self.export_dtype)
+            found = (stream_hash(streams.x_f), stream_hash(streams.x_q))
+            if found != (done.x_f_sha256, done.x_q_sha256):
+                raise StreamError(
+                    f"the streams behind block {position} must be those recorded; this machine "
+                    "computes others: run `normtweak clean --all` and start again"
+                )
+        return streams

@@ -1,0 +1,1 @@
+"""The cached steps of a training."""

@@ -24,6 +24,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.house
 	$(BIN)/codespell --skip "*/reference/models/*" -L caf flows tasks normtweak_core tests conf docs README.md
 
 kill-test: setup

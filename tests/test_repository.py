@@ -11,14 +11,10 @@ from flows.recipes.finetune import load_finetune_recipe
 from flows.recipes.polynomial import load_polynomial_recipe
 from flows.recipes.quantize import load_recipe
 from flows.recipes.ternary import load_ternary_recipe
+from tests import house
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOOLS = Path(sys.executable).parent
-SOURCES = sorted(
-    path
-    for folder in ("flows", "tasks", "normtweak_core")
-    for path in (REPOSITORY / folder).rglob("*.py")
-)
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("*.yaml")), ids=lambda p: p.name)
@@ -52,9 +48,9 @@ def test_the_checks_pass(tool):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_no_source_file_is_longer_than_350_lines():
-    long = {str(path): n for path in SOURCES if (n := len(path.read_text().splitlines())) > 350}
-    assert long == {}
+def test_the_house_keeps_its_limits():
+    found = house.findings(house.sources(), (REPOSITORY / "README.md").read_text())
+    assert house.excesses(found) == []
 
 
 def test_the_prefect_server_can_be_imported_with_the_locked_packages(tmp_path):

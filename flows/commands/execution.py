@@ -18,7 +18,7 @@ from tasks.engine.log_files import logged_to_file
 _REGISTRY = ("tasks.registry.promotion", "mlflow.store.tracking.sqlalchemy_store")
 # Beside the module of its flow, what a command always comes to: two seconds of it in all.
 MODULES = {
-    "quantize": (*_REGISTRY, "flows.reports.quantize_page", "normtweak_core.evaluate.drift_figure"),
+    "quantize": (*_REGISTRY, "flows.reports.quantize_page", "flows.reports.figures.drift_channels"),
     "ternary": _REGISTRY,
     "finetune": _REGISTRY,
 }

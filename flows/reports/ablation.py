@@ -188,7 +188,7 @@ def write_ablation(ablation: Ablation) -> dict[str, bytes]:
     Raises:
         AblationTableError: As `publish_ablation`.
     """
-    from normtweak_core.ablation.figures import Bar, study_plot
+    from flows.reports.figures.ablation import Bar, study_plot
     from tasks.tables.ablation import write_ablation_table
 
     write_ablation_table(ablation.folder / CELLS, _frame(ablation))

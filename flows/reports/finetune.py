@@ -191,7 +191,7 @@ def _told(reports: FinetuneReports) -> Told:
 
 
 def _blocks_section(reports: FinetuneReports) -> Section:
-    from normtweak_core.evaluate.plot import drift_figure
+    from flows.reports.figures.drift_lines import drift_figure
 
     columns = (Column("block"), Column("before"), Column("after"), Column("outcome", numbers=False))
     blocks = reports.blocks

@@ -137,7 +137,7 @@ def drawing(figure: "Figure", name: str, caption: str) -> Drawing:
         name: Tells it from the other pictures of the page: letters, digits and dashes.
         caption: The sentence below it.
     """
-    from normtweak_core.evaluate.inline_svg import inline_svg  # matplotlib takes its time
+    from flows.reports.figures.inline_svg import inline_svg  # matplotlib takes its time
 
     return Drawing(Markup(inline_svg(figure, name)), caption)
 

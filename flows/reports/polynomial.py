@@ -95,7 +95,7 @@ def show_cells(study: Study) -> None:
 
 def write_study(study: Study) -> Path:
     """Write table, results, recipe, figures and page, each whole; return their folder."""
-    from normtweak_core.polynomial.figures import Curve, curves_plot, examples_plot
+    from flows.reports.figures.polynomial import Curve, curves_plot, examples_plot
 
     curves = [
         Curve(one.cell, [(step, loss) for step, loss in one.report["curve"]]) for one in study.cells
@@ -131,8 +131,8 @@ def write_study(study: Study) -> Path:
 
 
 def _examples(study: Study) -> list[Any]:
+    from flows.reports.figures.polynomial import Example
     from normtweak_core.polynomial.data import POINTS, make_samples
-    from normtweak_core.polynomial.figures import Example
 
     shown = shown_cell(study.cells)
     samples = make_samples(EXAMPLES, study.recipe.samples.degree, study.recipe.seed, "test")

@@ -148,9 +148,9 @@ def write_reports(reports: Reports) -> list[Path]:
         BlockTableError: As `publish_reports`.
         DriftTableError: As `publish_reports`.
     """
+    from flows.reports.figures.drift_channels import channel_figure
+    from flows.reports.figures.drift_lines import drift_plot
     from flows.reports.quantize_page import quantize_page
-    from normtweak_core.evaluate.drift_figure import channel_figure
-    from normtweak_core.evaluate.plot import drift_plot
     from tasks.tables.blocks import block_frame, read_block_table, write_block_table
     from tasks.tables.drift import drift_frame, write_drift_table
 

@@ -73,7 +73,7 @@ def quantize_page(reports: "Reports", drift: dict[str, list[float]], channels: b
 
 
 def _drift_section(reports: "Reports", series: dict[str, list[float]]) -> Section:
-    from normtweak_core.evaluate.plot import drift_figure
+    from flows.reports.figures.drift_lines import drift_figure
 
     # The final tune comes last, and only where the recipe asks for it.
     tuned = reports.drift["final tune"].relative_norm() if "final tune" in reports.drift else None
@@ -105,7 +105,7 @@ def _outcome(block: BlockReport) -> str:
 
 
 def _errors_section(blocks: list[BlockReport]) -> Section:
-    from normtweak_core.evaluate.plot import drift_figure
+    from flows.reports.figures.drift_lines import drift_figure
 
     columns = (
         Column("block"),

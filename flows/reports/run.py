@@ -97,7 +97,7 @@ def size_section(points: Sequence[tuple[str, float, dict[str, float], str]]) -> 
 
 def size_drawing(points: Sequence[tuple[str, float, dict[str, float], str]]) -> Drawing:
     """Return the picture of quality against size; arguments as `size_section`."""
-    from normtweak_core.evaluate.pareto import Candidate, pareto_front, size_quality_figure
+    from flows.reports.figures.pareto import Candidate, pareto_front, size_quality_figure
 
     candidates = [
         Candidate(name, size, metrics[measure], metrics.get(stderr_name(measure)))

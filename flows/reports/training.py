@@ -88,8 +88,8 @@ def write_training_reports(
         rows: Curves, a row a step.
         plot: Further arguments of `training_plot`.
     """
+    from flows.reports.figures.training import training_plot
     from flows.reports.training_page import training_page
-    from normtweak_core.training.plot import training_plot
 
     folder = reports.folder
     lines = [",".join(rows[0])] + [

@@ -44,7 +44,7 @@ def training_page(
         rows: Curves, a row a step.
         plot: Further arguments of `training_figure`; its title is not shown.
     """
-    from normtweak_core.training.plot import training_figure
+    from flows.reports.figures.training import training_figure
 
     figure = training_figure(
         reports.losses,

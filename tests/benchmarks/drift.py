@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from flows.reports.figures.drift_channels import channel_figure
 from normtweak_core.evaluate.channel_drift import ChannelDrift
-from normtweak_core.evaluate.drift_figure import channel_figure
 from tests.benchmarks.rank_correlation import correlation_within, rank_correlation
 from tests.benchmarks.results import DEFAULT_OUT, machine, table
 from tests.benchmarks.stages import REFERENCE_WIDTHS, STAGES, cell, reference_recipe

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from normtweak_core.evaluate.plot import as_png
+from flows.reports.figures.drift_lines import as_png
 from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY
 from tests.benchmarks.stages import OFF, story_recipe
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from flows.reports.figures.drift_channels import channel_figure
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.channel_drift import ChannelDrift
-from normtweak_core.evaluate.drift_figure import channel_figure
 from normtweak_core.quantize.drift import drift
 from normtweak_core.quantize.storage import save_drift
 

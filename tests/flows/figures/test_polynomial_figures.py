@@ -1,7 +1,7 @@
 """The figures: the same numbers give the same bytes, and every number counts."""
 
+from flows.reports.figures.polynomial import Curve, Example, curves_plot, examples_plot
 from normtweak_core.polynomial.config import Cell
-from normtweak_core.polynomial.figures import Curve, Example, curves_plot, examples_plot
 
 
 def curves(last: float = 0.1) -> list[Curve]:

@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from flows.reports.figures.ablation import Bar, label_of, study_plot
 from normtweak_core.ablation.config import StudiesConfig, value_name
-from normtweak_core.ablation.figures import Bar, label_of, study_plot
 from normtweak_core.ablation.reading import Measured
 
 

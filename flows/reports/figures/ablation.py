@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from flows.reports.figures.drift_lines import LOG_FROM, as_png
 from normtweak_core.ablation.reading import Measured, Spread
-from normtweak_core.evaluate.plot import LOG_FROM, as_png
 
 RATIO = "perplexity, times float"
 KL = "KL from the float model, nats per token"

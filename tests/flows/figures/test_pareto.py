@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from flows.reports.figures.inline_svg import inline_svg
+from flows.reports.figures.pareto import Candidate, pareto_front, shortened, size_quality_figure
 from normtweak_core.errors import InputError
-from normtweak_core.evaluate.inline_svg import inline_svg
-from normtweak_core.evaluate.pareto import Candidate, pareto_front, shortened, size_quality_figure
 
 
 def beaten(point: Candidate, points: list[Candidate]) -> bool:

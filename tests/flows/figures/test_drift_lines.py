@@ -2,8 +2,8 @@
 
 import pytest
 
+from flows.reports.figures.drift_lines import drift_plot
 from normtweak_core.errors import InputError
-from normtweak_core.evaluate.plot import drift_plot
 
 
 def test_the_same_plot_is_the_same_bytes():

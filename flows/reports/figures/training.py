@@ -3,7 +3,7 @@
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from normtweak_core.evaluate.plot import as_png
+from flows.reports.figures.drift_lines import as_png
 
 SMOOTHING = 0.95  # of the running mean of the loss
 

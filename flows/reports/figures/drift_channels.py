@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flows.reports.figures.drift_lines import as_png
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.channel_drift import ChannelDrift
-from normtweak_core.evaluate.plot import as_png
 
 QUARTILES = (25, 50, 75)
 SHIFT = "|mean shift| / float deviation"

@@ -29,9 +29,9 @@ class CalibrationResult(Result, frozen=True):
 
     @model_validator(mode="after")
     def _has_a_valid_table(self) -> Self:
-        from tasks.tables.calibration import read_calibration_table
+        from tasks.tables.calibration import calibration_table
 
-        read_calibration_table(state_root() / self.table.path, self.vocab_size)
+        calibration_table(self.vocab_size).read(state_root() / self.table.path)
         return self
 
 

@@ -133,9 +133,10 @@ def verify(run: Run, config: ExportConfig, export: ExportResult) -> None:
 
 def calibration_sample(calibration: CalibrationResult) -> dict[str, Any]:
     """Return the first window of the text and its ids, as the stage that made them decoded it."""
-    from tasks.tables.calibration import read_calibration_table
+    from tasks.tables.calibration import calibration_table
 
-    table = read_calibration_table(state_root() / calibration.table.path, calibration.vocab_size)
+    windows = calibration_table(calibration.vocab_size)
+    table = windows.read(state_root() / calibration.table.path)
     return {"ids": table["input_ids"][0].tolist(), "text": table["text"][0]}
 
 

@@ -28,7 +28,7 @@ from tasks.engine.progress import readable_seconds
 from tasks.engine.root_layout import ABLATIONS
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 TABLES, RESULTS, RECIPE = "tables.md", "results.json", "recipe.yaml"
 
@@ -153,7 +153,7 @@ def publish_ablation(ablation: Ablation) -> Path:
     """Write the reports, show them on the page of the flow run, and return their folder.
 
     Raises:
-        AblationTableError: A number of a cell is not finite or out of range.
+        TableError: A number of a cell is not finite or out of range.
     """
     from prefect.artifacts import create_markdown_artifact
 
@@ -186,12 +186,12 @@ def write_ablation(ablation: Ablation) -> dict[str, bytes]:
     """Write tables, numbers, recipe, page and figures; return the figures by study.
 
     Raises:
-        AblationTableError: As `publish_ablation`.
+        TableError: As `publish_ablation`.
     """
     from flows.reports.figures.ablation import Bar, study_plot
-    from tasks.tables.ablation import write_ablation_table
+    from tasks.tables.ablation import ABLATION
 
-    write_ablation_table(ablation.folder / CELLS, _frame(ablation))
+    ABLATION.write(ablation.folder / CELLS, ABLATION.of(ablation.rows()))
     base = [cell.measured for cell in ablation.base.cells]
     figures = {
         study: study_plot(
@@ -223,14 +223,6 @@ def write_ablation(ablation: Ablation) -> dict[str, bytes]:
     for name, data in files.items():
         write_atomically(ablation.folder / name, data)
     return figures
-
-
-def _frame(ablation: Ablation) -> "pd.DataFrame":
-    import pandas as pd
-
-    from tasks.tables.ablation import AblationTable
-
-    return pd.DataFrame(ablation.rows(), columns=list(AblationTable.to_schema().columns))
 
 
 def _cell_row(cell: Cell, is_base: bool) -> dict[str, Any]:

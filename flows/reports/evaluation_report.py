@@ -23,9 +23,9 @@ def write_evaluation(
         against: What it is measured beside; None: nothing.
 
     Raises:
-        EvaluationTableError: A value is not a number.
+        TableError: A value is not a number.
     """
-    from tasks.tables.evaluation import evaluation_frame, write_evaluation_table
+    from tasks.tables.evaluation import EVALUATION, evaluation_frame
 
     tasks = {task: (one.version, one.num_items) for task, one in measured.scores.items()}
     settings = measured.settings() | {"seed": seed}
@@ -33,7 +33,7 @@ def write_evaluation(
         measured.metrics, len(measured.window_nll), tasks, seed, settings["versions"]
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_evaluation_table(folder / TABLE, frame)
+    EVALUATION.write(folder / TABLE, frame)
     facts = {
         "model": name,
         "against": against,

@@ -133,8 +133,8 @@ def publish_reports(reports: Reports) -> list[Path]:
     """Write the reports under the export folder, publish them in Prefect, return the files.
 
     Raises:
-        BlockTableError: An error or drift of a block is not finite, or a layer occurs twice.
-        DriftTableError: The drift of a channel is not finite or cannot be.
+        TableError: A number of a block or channel is not finite or cannot be, or a layer occurs
+            twice.
     """
     files = write_reports(reports)
     publish_artifacts(reports)
@@ -145,21 +145,20 @@ def write_reports(reports: Reports) -> list[Path]:
     """Write the reports under the export folder and return the files.
 
     Raises:
-        BlockTableError: As `publish_reports`.
-        DriftTableError: As `publish_reports`.
+        TableError: As `publish_reports`.
     """
     from flows.reports.figures.drift_channels import channel_figure
     from flows.reports.figures.drift_lines import drift_plot
     from flows.reports.quantize_page import quantize_page
-    from tasks.tables.blocks import block_frame, read_block_table, write_block_table
-    from tasks.tables.drift import drift_frame, write_drift_table
+    from tasks.tables.blocks import BLOCKS, block_frame
+    from tasks.tables.drift import DRIFT, drift_frame
 
     folder = reports.folder
     folder.mkdir(parents=True, exist_ok=True)
-    write_block_table(folder / TABLE, block_frame(reports.blocks, reports.baseline))
-    write_drift_table(folder / DRIFT_TABLE, drift_frame(reports.drift))
+    BLOCKS.write(folder / TABLE, block_frame(reports.blocks, reports.baseline))
+    DRIFT.write(folder / DRIFT_TABLE, drift_frame(reports.drift))
     texts = {
-        "blocks.md": blocks_markdown(reports.recipe, read_block_table(folder / TABLE)),
+        "blocks.md": blocks_markdown(reports.recipe, BLOCKS.read(folder / TABLE)),
         "calibration.md": calibration_markdown(reports.recipe, reports.quality),
         "summary.md": _summary(reports, PLOT),
         "recipe.yaml": yaml.safe_dump(reports.recipe.model_dump(mode="json"), sort_keys=False),
@@ -183,15 +182,15 @@ def publish_artifacts(reports: Reports) -> None:
     """Show the written reports on the page of the current flow run.
 
     Raises:
-        BlockTableError: The written table is not valid any more.
+        TableError: The written table is not valid any more.
     """
     from prefect.artifacts import create_markdown_artifact
 
-    from tasks.tables.blocks import read_block_table
+    from tasks.tables.blocks import BLOCKS
 
     folder = reports.folder
     name = reports.recipe.name
-    publish_table(name, "blocks", block_rows(read_block_table(folder / TABLE)), TABLE_DESCRIPTION)
+    publish_table(name, "blocks", block_rows(BLOCKS.read(folder / TABLE)), TABLE_DESCRIPTION)
     create_markdown_artifact(
         key=artifact_key(name, "calibration"),
         markdown=(folder / "calibration.md").read_text(encoding="utf-8"),

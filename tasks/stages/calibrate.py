@@ -119,7 +119,7 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
     from normtweak_core.calibration.storage import save_calibration_set
     from normtweak_core.model.loading import load_causal_lm
     from normtweak_core.model.tokenizer import load_tokenizer
-    from tasks.tables.calibration import calibration_frame, write_calibration_table
+    from tasks.tables.calibration import calibration_frame, calibration_table
 
     events.record("calibrate", part="build")
     began = time.monotonic()
@@ -145,7 +145,7 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
         table=publish(
             "calibration",
             key,
-            lambda path: write_calibration_table(path, frame, size),
+            lambda path: calibration_table(size).write(path, frame),
             "parquet",
         ),
         quality=publish_json("calibration", key, quality.model_dump(mode="json")),

@@ -1,19 +1,15 @@
 """The cells of an ablation as a table, checked on write and on read."""
 
-import io
 import math
-from pathlib import Path
 from typing import get_args
 
 import pandas as pd
-import pandera.errors
 import pandera.pandas as pa
-import pyarrow
 from pandera.typing.pandas import Series
 
 from normtweak_core.ablation.config import STUDIES
 from normtweak_core.tweak.report import Outcome
-from tasks.engine.artifacts import write_atomically
+from tasks.tables.frame import Schema, Table
 
 BASE = "base"
 TUNES = (*get_args(Outcome), "off")
@@ -22,11 +18,7 @@ _POSITIVE = {"gt": 0, "lt": math.inf}
 _SHARE = {"ge": 0, "le": 1}
 
 
-class AblationTableError(ValueError):
-    """A table of cells is not what its schema says: make it again."""
-
-
-class AblationTable(pa.DataFrameModel):
+class AblationTable(Schema):
     """One row a cell of a study; a recipe that several studies share stands in each of them."""
 
     study: Series[str] = pa.Field(isin=(BASE, *STUDIES), description="Which factor varies.")
@@ -53,12 +45,9 @@ class AblationTable(pa.DataFrameModel):
         description="What the blocks report to act on, a sentence each, or none.",
     )
 
-    class Config:
-        """No column more, none less, in this order."""
+    class Config(Schema.Config):
+        """What no two rows share."""
 
-        strict = True
-        coerce = True
-        ordered = True
         unique = ("study", "value", "seed")
 
     @pa.dataframe_check(name="as many tweaks kept as blocks at most")
@@ -66,47 +55,4 @@ class AblationTable(pa.DataFrameModel):
         return frame["tweaks_kept"] <= frame["blocks"]
 
 
-def validate_ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the table, its columns coerced to their types.
-
-    Raises:
-        AblationTableError: A column is missing, unknown or of another type, a cell occurs twice, or
-            a number is not finite or out of range.
-    """
-    try:
-        return AblationTable.validate(frame, lazy=True)
-    except pandera.errors.SchemaErrors as error:
-        cases = error.failure_cases
-        of_columns = cases[cases["schema_context"] == "Column"]
-        first = cases.iloc[0] if of_columns.empty else of_columns.iloc[0]
-        where = "every row" if of_columns.empty else f"column {first['column']}"
-        raise AblationTableError(
-            f"table of cells: {where} must satisfy {first['check']}; found "
-            f"{str(first['failure_case'])[:80]} ({len(cases)} failures): make the table again"
-        ) from error
-
-
-def write_ablation_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write the table as parquet once it is valid; equal tables give equal bytes.
-
-    Raises:
-        AblationTableError: The table is not valid; nothing is written.
-    """
-    buffer = io.BytesIO()
-    validate_ablation_table(frame).to_parquet(buffer, index=False)
-    write_atomically(path, buffer.getvalue())
-
-
-def read_ablation_table(path: Path) -> pd.DataFrame:
-    """Return a table as it was written.
-
-    Raises:
-        AblationTableError: The file is missing, torn, or its table is not valid.
-    """
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise AblationTableError(
-            f"table of cells {path} must be a parquet file; {error}: make the table again"
-        ) from error
-    return validate_ablation_table(frame)
+ABLATION = Table(AblationTable.to_schema(), "table of cells")

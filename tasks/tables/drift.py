@@ -1,34 +1,28 @@
 """The drift of a run as a table: a row a stage, block and channel, checked on write and on read."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-import pandera.errors
 import pandera.pandas as pa
-import pyarrow
 from pandera.typing.pandas import Series
 
 from normtweak_core.evaluate.channel_drift import ChannelDrift
-from tasks.engine.artifacts import write_atomically
+from tasks.tables.frame import Schema, Table
 
 Stage = Literal["round to nearest", "quantized", "norm tweak", "final tune"]
 STAGES: tuple[Stage, ...] = ("round to nearest", "quantized", "norm tweak", "final tune")
+# The stages whose drift a block or the final tune measures, as its file names them.
+QUANTIZED, TWEAKED, TUNED = "quantized", "tweaked", "tuned"
 
 _FINITE = {"gt": -np.inf, "lt": np.inf}
 _VARIANCE = {"ge": 0, "lt": np.inf}
 _ROUNDING = 1e-9  # of what is compared: sums in float64 over at most some billions of tokens
 
 
-class DriftTableError(ValueError):
-    """A drift table is not what its schema says: make it again."""
-
-
-class DriftTable(pa.DataFrameModel):
+class DriftTable(Schema):
     """One row a channel behind a block at a stage; statistics are over the calibration tokens."""
 
     stage: Series[str] = pa.Field(isin=STAGES, description="After which stage; see the stages.")
@@ -40,12 +34,9 @@ class DriftTable(pa.DataFrameModel):
     variance: Series[float] = pa.Field(**_VARIANCE, description="Its variance.")
     square_error: Series[float] = pa.Field(**_VARIANCE, description="Mean of (x_q - x_f)^2.")
 
-    class Config:
-        """No column more, none less, in this order."""
+    class Config(Schema.Config):
+        """What no two rows share."""
 
-        strict = True
-        coerce = True
-        ordered = True
         unique = ("stage", "block", "channel")
 
     @pa.dataframe_check(error="square_error not below (mean - mean_float)^2")
@@ -62,6 +53,9 @@ class DriftTable(pa.DataFrameModel):
         """Every stage has every channel behind every block."""
         sizes = [table[name].nunique() for name in ("stage", "block", "channel")]
         return len(table) == int(np.prod(sizes)) > 0
+
+
+DRIFT = Table(DriftTable.to_schema(), "drift table")
 
 
 def drift_frame(stages: Mapping[Stage, ChannelDrift]) -> pd.DataFrame:
@@ -88,54 +82,3 @@ def stages_of(table: pd.DataFrame) -> dict[Stage, ChannelDrift]:
             }
         )
     return found
-
-
-def validate_drift_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the table, its columns coerced to their types.
-
-    Raises:
-        DriftTableError: A column is missing, unknown or of another type, a stage is unknown, a
-            channel of a block repeats or is missing, or a statistic is not finite or cannot be.
-    """
-    try:
-        return DriftTable.validate(frame, lazy=True)
-    except pandera.errors.SchemaErrors as error:
-        cases = error.failure_cases
-        # A column's own failure first: what is said of whole rows may follow from it.
-        of_columns = cases[cases["schema_context"] == "Column"]
-        first = (of_columns if len(of_columns) else cases).iloc[0]
-        what = f"column {first['column']}" if len(of_columns) else "rows"
-        raise DriftTableError(
-            f"drift table: {what} must satisfy {first['check']}; found "
-            f"{str(first['failure_case'])[:80]} ({len(cases)} failures): make the table again"
-        ) from error
-
-
-def write_drift_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write the table as parquet once it is valid; equal tables give equal bytes.
-
-    Raises:
-        DriftTableError: The table is not valid; nothing is written.
-    """
-    buffer = io.BytesIO()
-    validate_drift_table(frame).to_parquet(buffer, index=False)
-    write_atomically(path, buffer.getvalue())
-
-
-def read_drift_table(path: Path) -> pd.DataFrame:
-    """Return a table as it was written.
-
-    Raises:
-        DriftTableError: The file is missing, torn, or its table is not valid.
-    """
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DriftTableError(
-            f"drift table {path} must be a parquet file; {error}: make the table again"
-        ) from error
-    return validate_drift_table(frame)
-
-
-# The stages whose drift a block or the final tune measures, as its file names them.
-QUANTIZED, TWEAKED, TUNED = "quantized", "tweaked", "tuned"

@@ -63,9 +63,9 @@ def main() -> None:
 
 def measured(found: dict[str, Any]) -> dict[str, Any]:
     """Return a cell with the drift behind its blocks at its last stage."""
-    from tasks.tables.drift import read_drift_table, stages_of
+    from tasks.tables.drift import DRIFT, stages_of
 
-    stages = stages_of(read_drift_table(Path(found["plot"]).with_name("drift.parquet")))
+    stages = stages_of(DRIFT.read(Path(found["plot"]).with_name("drift.parquet")))
     return found | {"drift": stages[LAST.get(found["stage"], "quantized")]}
 
 

@@ -150,9 +150,9 @@ def test_the_table_of_cells_holds_what_is_measured_on_the_exports(first, home, v
     from normtweak_core.export.loading import load_export
     from normtweak_core.model.loading import load_causal_lm
     from normtweak_core.quantize.report import BlockReport
-    from tasks.tables.ablation import read_ablation_table
+    from tasks.tables.ablation import ABLATION
 
-    table = read_ablation_table(Path(first["results_dir"]) / "cells.parquet")
+    table = ABLATION.read(Path(first["results_dir"]) / "cells.parquet")
     pd.testing.assert_frame_equal(table, pd.DataFrame(first["cells"]))
     assert len(table) == 2 + 2 * 2 + 3
     assert table["is_base"].sum() == 2 + 2 + 1

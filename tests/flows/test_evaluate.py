@@ -66,7 +66,7 @@ def asked(project, *models, **more):
 
 def test_a_registered_version_is_measured_as_its_run_measured_it(engine, project, made):
     from flows.evaluate import evaluate
-    from tasks.tables.evaluation import read_evaluation_table
+    from tasks.tables.evaluation import EVALUATION
 
     model = str(project / "model")
     request = asked(project, "models:/tiny-evaluated/1", against=model)
@@ -79,7 +79,7 @@ def test_a_registered_version_is_measured_as_its_run_measured_it(engine, project
     assert float_stages == {f"evaluate {model}", f"evaluate {model}: piqa"}
     assert {name for name, cached in found["cached"].items() if cached} == float_stages
     table, facts, page = map(Path, found["files"])
-    rows = read_evaluation_table(table).set_index("measure")
+    rows = EVALUATION.read(table).set_index("measure")
     assert rows.loc["kl/mean", "value"] == found["metrics"]["kl/mean"]
     assert rows.loc["kl/mean", "stderr"] == found["metrics"]["kl/stderr"]
     assert rows.loc["piqa/acc/drop", ["count", "unit", "task"]].tolist() == [4, "items", "piqa"]

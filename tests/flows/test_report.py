@@ -15,8 +15,9 @@ from flows.reports.quantize import (
 )
 from flows.reports.run import result_tiles
 from normtweak_core.evaluate.scores import Comparison, FloatResult
-from tasks.tables.blocks import BlockTableError, read_block_table
-from tasks.tables.drift import DriftTableError, read_drift_table
+from tasks.tables.blocks import BLOCKS
+from tasks.tables.drift import DRIFT
+from tasks.tables.frame import TableError
 from tests.flows.quantize_values import block, reports
 
 
@@ -73,7 +74,7 @@ def test_equal_runs_write_equal_bytes(written, export):
 
 
 def test_the_table_of_layers_is_the_one_that_was_reported(written):
-    table = read_block_table(written["blocks.parquet"])
+    table = BLOCKS.read(written["blocks.parquet"])
     assert table["block"].tolist() == [0, 0, 1, 1]
     assert table["tweak"].tolist() == ["kept", "kept", "rolled back", "rolled back"]
     assert table["drift_rtn"].tolist() == [0.5] * 4
@@ -201,24 +202,24 @@ def test_a_raised_ridge_is_visible_in_the_table_and_among_the_problems(tmp_path)
     files = {path.name: path for path in write_reports(raised)}
     assert "| 0.01 | 0.1 (raised) | 0 |" in text(files, "blocks.md")
     assert "* block 0: ridge of mlp.up_proj raised to 0.1" in text(files, "summary.md")
-    assert read_block_table(files["blocks.parquet"])["ridge_raised"].tolist() == [True, True]
+    assert BLOCKS.read(files["blocks.parquet"])["ridge_raised"].tolist() == [True, True]
 
 
 def test_an_output_error_that_was_not_measured_is_left_blank(tmp_path):
     blank = reports(tmp_path / "blank", [block(0, output_error=None)])
     files = {path.name: path for path in write_reports(blank)}
     assert "| 0 | `mlp.up_proj` | 3 | 0.2500 |  | 0.01 | 0.02 | 0 |" in text(files, "blocks.md")
-    (row,) = block_rows(read_block_table(files["blocks.parquet"]))
+    (row,) = block_rows(BLOCKS.read(files["blocks.parquet"]))
     assert row["output error"] == ""
 
 
 def test_a_drift_that_is_not_finite_stops_the_reports(tmp_path):
-    with pytest.raises(BlockTableError, match="drift_quantized"):
+    with pytest.raises(TableError, match="drift_quantized"):
         write_reports(reports(tmp_path / "bad", [block(0, drift=math.nan)]))
 
 
 def test_the_drift_of_every_channel_is_written_as_it_was_measured(written, export):
-    table = read_drift_table(written["drift.parquet"])
+    table = DRIFT.read(written["drift.parquet"])
     assert len(table) == 4 * 2 * 8
     measured = reports(export).drift["norm tweak"]
     rows = table[table["stage"] == "norm tweak"]
@@ -246,12 +247,12 @@ def test_the_final_tune_has_a_line_and_a_column_of_its_own(written, tmp_path):
 def test_a_channel_that_cannot_have_drifted_so_stops_the_reports(tmp_path):
     bad = reports(tmp_path / "bad")
     bad.drift["quantized"].square_error[1, 3] = 0.0
-    with pytest.raises(DriftTableError, match=r"square_error not below \(mean - mean_float\)"):
+    with pytest.raises(TableError, match=r"square_error not below \(mean - mean_float\)"):
         write_reports(bad)
 
 
 def test_a_row_of_the_page_is_a_block_with_numbers_a_person_can_read(written):
-    rows = block_rows(read_block_table(written["blocks.parquet"]))
+    rows = block_rows(BLOCKS.read(written["blocks.parquet"]))
     assert rows[1] == {
         "block": 1,
         "drift RTN": 0.5,

@@ -13,7 +13,7 @@ from flows.checks.inputs import preflight
 from flows.recipes.quantize import parse_recipe
 from normtweak_core.errors import InputError
 from tasks.engine.events import read_events
-from tasks.tables.drift import read_drift_table, stages_of
+from tasks.tables.drift import DRIFT, stages_of
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 BLOCKS = 4
@@ -195,7 +195,7 @@ def test_nothing_is_left_to_do_after_all_that(run, first):
 
 
 def test_the_drift_of_every_channel_stands_beside_that_of_the_blocks(first):
-    table = read_drift_table(Path(first["reports_dir"]) / "drift.parquet")
+    table = DRIFT.read(Path(first["reports_dir"]) / "drift.parquet")
     stages = stages_of(table)
     assert list(stages) == ["round to nearest", "quantized", "norm tweak", "final tune"]
     assert {stage.mean.shape for stage in stages.values()} == {(BLOCKS, 64)}

@@ -4,12 +4,10 @@ import pandas as pd
 import pytest
 
 from tasks.tables.ablation import (
+    ABLATION,
     AblationTable,
-    AblationTableError,
-    read_ablation_table,
-    validate_ablation_table,
-    write_ablation_table,
 )
+from tasks.tables.frame import TableError
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -28,9 +26,9 @@ def frame() -> pd.DataFrame:
 
 def test_a_table_is_read_back_as_it_was_written_and_equal_tables_are_equal_bytes(tmp_path):
     assert list(frame().columns) == list(AblationTable.to_schema().columns)
-    write_ablation_table(tmp_path / "a.parquet", frame())
-    write_ablation_table(tmp_path / "b.parquet", frame())
-    pd.testing.assert_frame_equal(read_ablation_table(tmp_path / "a.parquet"), frame())
+    ABLATION.write(tmp_path / "a.parquet", frame())
+    ABLATION.write(tmp_path / "b.parquet", frame())
+    pd.testing.assert_frame_equal(ABLATION.read(tmp_path / "a.parquet"), frame())
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
@@ -51,7 +49,7 @@ def test_a_table_is_read_back_as_it_was_written_and_equal_tables_are_equal_bytes
         ("bits_per_weight", 0.0, "column bits_per_weight must satisfy greater_than"),
         ("seconds", -1.0, "column seconds must satisfy greater_than_or_equal_to"),
         ("blocks", 0, "column blocks must satisfy greater_than_or_equal_to"),
-        ("tweaks_kept", 6, "every row must satisfy as many tweaks kept as blocks at most"),
+        ("tweaks_kept", 6, "rows must satisfy as many tweaks kept as blocks at most"),
         ("problems", "", "column problems must satisfy str_length"),
         ("final_tune", "maybe", "column final_tune must satisfy isin.*found maybe"),
     ],
@@ -60,22 +58,20 @@ def test_a_wrong_value_is_named_and_nothing_is_written(tmp_path, column, value, 
     bad = frame()
     bad[column] = bad[column].astype(object)
     bad.loc[1, column] = value
-    with pytest.raises(AblationTableError, match=message):
-        write_ablation_table(tmp_path / "cells.parquet", bad)
+    with pytest.raises(TableError, match=message):
+        ABLATION.write(tmp_path / "cells.parquet", bad)
     assert list(tmp_path.glob("*.parquet")) == []
 
 
 def test_a_cell_may_occur_once_in_a_study():
     twice = pd.concat([frame(), frame().iloc[[1]]], ignore_index=True)
-    with pytest.raises(AblationTableError, match="must satisfy multiple_fields_uniqueness"):
-        validate_ablation_table(twice)
+    with pytest.raises(TableError, match="must satisfy multiple_fields_uniqueness"):
+        ABLATION.validate(twice)
 
 
 def test_a_torn_file_is_an_error(tmp_path):
-    write_ablation_table(tmp_path / "cells.parquet", frame())
+    ABLATION.write(tmp_path / "cells.parquet", frame())
     data = (tmp_path / "cells.parquet").read_bytes()
     (tmp_path / "cells.parquet").write_bytes(data[: len(data) // 2])
-    with pytest.raises(
-        AblationTableError, match=r"must be a parquet file; .*: make the table again"
-    ):
-        read_ablation_table(tmp_path / "cells.parquet")
+    with pytest.raises(TableError, match=r"must be a parquet file; .*: make the table again"):
+        ABLATION.read(tmp_path / "cells.parquet")

@@ -7,13 +7,11 @@ from normtweak_core.quantize.report import BlockReport, LayerReport
 from normtweak_core.tweak.report import TweakReport
 from tasks.tables.blocks import (
     BITS,
-    BlockTableError,
+    BLOCKS,
     block_frame,
-    read_block_table,
     tweak_outcome,
-    validate_block_table,
-    write_block_table,
 )
+from tasks.tables.frame import TableError
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -77,13 +75,13 @@ def test_a_block_without_a_tweak_says_so():
 
 @pytest.mark.parametrize("bits", BITS)
 def test_a_table_is_read_back_as_it_was_written(tmp_path, bits):
-    write_block_table(tmp_path / "blocks.parquet", frame(bits))
-    pd.testing.assert_frame_equal(read_block_table(tmp_path / "blocks.parquet"), frame(bits))
+    BLOCKS.write(tmp_path / "blocks.parquet", frame(bits))
+    pd.testing.assert_frame_equal(BLOCKS.read(tmp_path / "blocks.parquet"), frame(bits))
 
 
 def test_equal_tables_give_equal_bytes_and_nothing_else_is_left_behind(tmp_path):
-    write_block_table(tmp_path / "a.parquet", frame())
-    write_block_table(tmp_path / "b.parquet", frame())
+    BLOCKS.write(tmp_path / "a.parquet", frame())
+    BLOCKS.write(tmp_path / "b.parquet", frame())
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert {path.name for path in tmp_path.glob("*.parquet")} == {"a.parquet", "b.parquet"}
     assert not list(tmp_path.glob(".tmp-*"))
@@ -108,8 +106,8 @@ def test_a_wrong_value_is_named_and_nothing_is_written(tmp_path, column, value, 
     bad = frame()
     bad[column] = bad[column].astype(object)
     bad.loc[2, column] = value
-    with pytest.raises(BlockTableError, match=message):
-        write_block_table(tmp_path / "blocks.parquet", bad)
+    with pytest.raises(TableError, match=message):
+        BLOCKS.write(tmp_path / "blocks.parquet", bad)
     assert list(tmp_path.glob("*.parquet")) == []
 
 
@@ -117,43 +115,43 @@ def test_a_layer_may_occur_once_in_a_block_and_again_in_another():
     bad = frame()
     assert bad["layer"].duplicated().any()
     bad.loc[1, "layer"] = "attention.q"
-    with pytest.raises(BlockTableError, match=r"must satisfy multiple_fields_uniqueness.*\("):
-        validate_block_table(bad)
+    with pytest.raises(TableError, match=r"must satisfy multiple_fields_uniqueness.*\("):
+        BLOCKS.validate(bad)
 
 
 def test_a_missing_and_an_unknown_column_are_refused():
-    with pytest.raises(BlockTableError, match="found weight_error"):
-        validate_block_table(frame().drop(columns="weight_error"))
-    with pytest.raises(BlockTableError, match="must satisfy column_in_schema; found extra"):
-        validate_block_table(frame().assign(extra=1))
+    with pytest.raises(TableError, match="found weight_error"):
+        BLOCKS.validate(frame().drop(columns="weight_error"))
+    with pytest.raises(TableError, match="must satisfy column_in_schema; found extra"):
+        BLOCKS.validate(frame().assign(extra=1))
 
 
 def test_a_layer_without_statistics_has_no_output_error_and_is_read_back_so(tmp_path):
     one = block_report(0, None, 0.1)
     layer = one.layers[0].model_copy(update={"output_error": None})
     one = one.model_copy(update={"layers": [layer, one.layers[1]]})
-    write_block_table(tmp_path / "blocks.parquet", block_frame([one], [one]))
-    errors = read_block_table(tmp_path / "blocks.parquet")["output_error"]
+    BLOCKS.write(tmp_path / "blocks.parquet", block_frame([one], [one]))
+    errors = BLOCKS.read(tmp_path / "blocks.parquet")["output_error"]
     assert math.isnan(errors[0])
     assert errors[1] == 0.125
 
 
 def test_a_torn_table_is_refused_when_it_is_read(tmp_path):
     path = tmp_path / "blocks.parquet"
-    write_block_table(path, frame())
+    BLOCKS.write(path, frame())
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(BlockTableError, match="must be a parquet file"):
-        read_block_table(path)
+    with pytest.raises(TableError, match="must be a parquet file"):
+        BLOCKS.read(path)
     path.unlink()
-    with pytest.raises(BlockTableError, match="must be a parquet file"):
-        read_block_table(path)
+    with pytest.raises(TableError, match="must be a parquet file"):
+        BLOCKS.read(path)
 
 
 def test_a_table_that_another_program_changed_is_refused_when_it_is_read(tmp_path):
     path = tmp_path / "blocks.parquet"
     frame().assign(bits=6).to_parquet(path, index=False)
-    with pytest.raises(BlockTableError, match="column bits"):
-        read_block_table(path)
+    with pytest.raises(TableError, match="column bits"):
+        BLOCKS.read(path)
 
 
 def test_blocks_and_baseline_must_be_of_the_same_length():

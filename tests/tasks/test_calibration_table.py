@@ -5,12 +5,10 @@ import torch
 from normtweak_core.calibration.sets import CalibrationSet
 from normtweak_core.reference.architectures import train_tokenizer
 from tasks.tables.calibration import (
-    CalibrationTableError,
     calibration_frame,
-    read_calibration_table,
-    validate_calibration_table,
-    write_calibration_table,
+    calibration_table,
 )
+from tasks.tables.frame import TableError
 
 VOCABULARY = 280
 
@@ -44,8 +42,8 @@ def test_a_table_holds_every_window_and_its_text(frame, tokenizer, seeded):
 
 def test_a_table_comes_back_as_it_was_written(tmp_path, frame):
     path = tmp_path / "table.parquet"
-    write_calibration_table(path, frame, VOCABULARY + 50)
-    back = read_calibration_table(path, VOCABULARY + 50)
+    calibration_table(VOCABULARY + 50).write(path, frame)
+    back = calibration_table(VOCABULARY + 50).read(path)
     assert [list(map(int, row)) for row in back["input_ids"]] == frame["input_ids"].tolist()
     for column in ("sample_id", "n_tokens", "text", "nll", "source"):
         assert back[column].tolist() == frame[column].tolist()
@@ -53,8 +51,8 @@ def test_a_table_comes_back_as_it_was_written(tmp_path, frame):
 
 
 def test_the_same_table_gives_the_same_bytes(tmp_path, frame):
-    write_calibration_table(tmp_path / "a", frame, 400)
-    write_calibration_table(tmp_path / "b", frame, 400)
+    calibration_table(400).write(tmp_path / "a", frame)
+    calibration_table(400).write(tmp_path / "b", frame)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -79,43 +77,41 @@ def test_the_same_table_gives_the_same_bytes(tmp_path, frame):
 )
 def test_a_cell_that_cannot_be_true_is_refused(tmp_path, frame, column, row, value, message):
     bad = changed(frame, column, row, value)
-    with pytest.raises(CalibrationTableError, match=message):
-        write_calibration_table(tmp_path / "a", bad, 400)
+    with pytest.raises(TableError, match=message):
+        calibration_table(400).write(tmp_path / "a", bad)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_that_was_altered_on_disk_is_refused_on_read(tmp_path, frame):
     frame.assign(n_tokens=8).to_parquet(tmp_path / "a")
-    with pytest.raises(CalibrationTableError, match="n_tokens equal to the number of input_ids"):
-        read_calibration_table(tmp_path / "a", 400)
+    with pytest.raises(TableError, match="n_tokens equal to the number of input_ids"):
+        calibration_table(400).read(tmp_path / "a")
 
 
 def test_a_table_of_another_vocabulary_is_refused_on_read(tmp_path, frame):
-    write_calibration_table(tmp_path / "a", frame, 400)
-    with pytest.raises(CalibrationTableError, match="ids from 0 to 9"):
-        read_calibration_table(tmp_path / "a", 10)
+    calibration_table(400).write(tmp_path / "a", frame)
+    with pytest.raises(TableError, match="ids from 0 to 9"):
+        calibration_table(10).read(tmp_path / "a")
 
 
 def test_a_column_more_or_less_is_refused(frame):
-    with pytest.raises(CalibrationTableError, match="column_in_schema; found extra"):
-        validate_calibration_table(frame.assign(extra=1), 400)
-    with pytest.raises(CalibrationTableError, match="column_in_dataframe; found nll"):
-        validate_calibration_table(frame.drop(columns="nll"), 400)
+    with pytest.raises(TableError, match="column_in_schema; found extra"):
+        calibration_table(400).validate(frame.assign(extra=1))
+    with pytest.raises(TableError, match="column_in_dataframe; found nll"):
+        calibration_table(400).validate(frame.drop(columns="nll"))
 
 
 def test_validation_does_not_change_its_input(frame):
     kept = frame.copy(deep=True)
-    validate_calibration_table(frame, 400)
+    calibration_table(400).validate(frame)
     pd.testing.assert_frame_equal(frame, kept)
 
 
 def test_a_torn_or_missing_file_is_refused(tmp_path, frame):
     path = tmp_path / "a"
-    with pytest.raises(
-        CalibrationTableError, match=r"must be a parquet file; .*make the table again"
-    ):
-        read_calibration_table(path, 400)
-    write_calibration_table(path, frame, 400)
+    with pytest.raises(TableError, match=r"must be a parquet file; .*make the table again"):
+        calibration_table(400).read(path)
+    calibration_table(400).write(path, frame)
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(CalibrationTableError, match="must be a parquet file"):
-        read_calibration_table(path, 400)
+    with pytest.raises(TableError, match="must be a parquet file"):
+        calibration_table(400).read(path)

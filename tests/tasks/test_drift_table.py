@@ -4,14 +4,12 @@ import pytest
 
 from normtweak_core.evaluate.channel_drift import ChannelDrift
 from tasks.tables.drift import (
+    DRIFT,
     STAGES,
-    DriftTableError,
     drift_frame,
-    read_drift_table,
     stages_of,
-    validate_drift_table,
-    write_drift_table,
 )
+from tasks.tables.frame import TableError
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -42,10 +40,10 @@ def test_a_row_is_a_channel_behind_a_block_at_a_stage():
 
 
 def test_a_table_is_read_back_as_it_was_written_and_gives_its_stages_again(tmp_path):
-    write_drift_table(tmp_path / "a.parquet", frame())
-    write_drift_table(tmp_path / "b.parquet", frame())
+    DRIFT.write(tmp_path / "a.parquet", frame())
+    DRIFT.write(tmp_path / "b.parquet", frame())
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    table = read_drift_table(tmp_path / "a.parquet")
+    table = DRIFT.read(tmp_path / "a.parquet")
     pd.testing.assert_frame_equal(table, frame())
     shuffled = stages_of(table.sample(frac=1, random_state=2))
     for name, drift in stages().items():
@@ -72,41 +70,41 @@ def test_a_wrong_value_is_named_and_nothing_is_written(tmp_path, column, value, 
     bad = frame()
     bad[column] = bad[column].astype(object)
     bad.loc[7, column] = value
-    with pytest.raises(DriftTableError, match=message):
-        write_drift_table(tmp_path / "drift.parquet", bad)
+    with pytest.raises(TableError, match=message):
+        DRIFT.write(tmp_path / "drift.parquet", bad)
     assert list(tmp_path.glob("*.parquet")) == []
 
 
 def test_a_channel_that_repeats_or_is_missing_is_refused():
     twice = frame()
     twice.loc[1, "channel"] = 0
-    with pytest.raises(DriftTableError, match="must satisfy multiple_fields_uniqueness"):
-        validate_drift_table(twice)
-    with pytest.raises(DriftTableError, match="as many rows as stages x blocks x channels"):
-        validate_drift_table(frame().drop(index=3))
-    with pytest.raises(DriftTableError, match="as many rows as stages x blocks x channels"):
-        validate_drift_table(frame().iloc[:0])
+    with pytest.raises(TableError, match="must satisfy multiple_fields_uniqueness"):
+        DRIFT.validate(twice)
+    with pytest.raises(TableError, match="as many rows as stages x blocks x channels"):
+        DRIFT.validate(frame().drop(index=3))
+    with pytest.raises(TableError, match="as many rows as stages x blocks x channels"):
+        DRIFT.validate(frame().iloc[:0])
 
 
 def test_a_missing_and_an_unknown_column_are_refused():
-    with pytest.raises(DriftTableError, match="found variance"):
-        validate_drift_table(frame().drop(columns="variance"))
-    with pytest.raises(DriftTableError, match="must satisfy column_in_schema; found extra"):
-        validate_drift_table(frame().assign(extra=1))
+    with pytest.raises(TableError, match="found variance"):
+        DRIFT.validate(frame().drop(columns="variance"))
+    with pytest.raises(TableError, match="must satisfy column_in_schema; found extra"):
+        DRIFT.validate(frame().assign(extra=1))
 
 
 def test_an_error_as_small_as_rounding_makes_it_is_accepted():
     table = frame()
     table["square_error"] = (table["mean"] - table["mean_float"]) ** 2 * (1 - 1e-12)
-    validate_drift_table(table)
+    DRIFT.validate(table)
 
 
 def test_a_torn_or_absent_table_is_refused_when_it_is_read(tmp_path):
     path = tmp_path / "drift.parquet"
-    write_drift_table(path, frame())
+    DRIFT.write(path, frame())
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DriftTableError, match="must be a parquet file"):
-        read_drift_table(path)
+    with pytest.raises(TableError, match="must be a parquet file"):
+        DRIFT.read(path)
     path.unlink()
-    with pytest.raises(DriftTableError, match="must be a parquet file"):
-        read_drift_table(path)
+    with pytest.raises(TableError, match="must be a parquet file"):
+        DRIFT.read(path)

@@ -6,13 +6,11 @@ import math
 import pytest
 
 from tasks.tables.evaluation import (
-    EvaluationTableError,
+    EVALUATION,
     evaluation_frame,
-    read_evaluation_table,
     stderr_name,
-    validate_evaluation_table,
-    write_evaluation_table,
 )
+from tasks.tables.frame import TableError
 
 METRICS = {
     "perplexity/float": 12.5,
@@ -55,9 +53,9 @@ def test_the_name_of_a_standard_error_follows_from_its_value():
 
 def test_a_table_is_read_as_it_was_written_and_equal_ones_are_equal_files(tmp_path, root):
     for name in ("a", "b"):
-        write_evaluation_table(tmp_path / name, table())
+        EVALUATION.write(tmp_path / name, table())
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert read_evaluation_table(tmp_path / "a").equals(validate_evaluation_table(table()))
+    assert EVALUATION.read(tmp_path / "a").equals(EVALUATION.validate(table()))
 
 
 @pytest.mark.parametrize(
@@ -75,27 +73,27 @@ def test_a_table_with_a_wrong_value_is_neither_written_nor_read(
 ):
     wrong = table()
     wrong.loc[0, column] = value
-    with pytest.raises(EvaluationTableError) as raised:
-        write_evaluation_table(tmp_path / "table", wrong)
+    with pytest.raises(TableError) as raised:
+        EVALUATION.write(tmp_path / "table", wrong)
     assert message in str(raised.value)
     assert "evaluate again" in str(raised.value)
     assert not (tmp_path / "table").exists()
     wrong.to_parquet(tmp_path / "table", index=False)
-    with pytest.raises(EvaluationTableError, match=f"column {column} must satisfy"):
-        read_evaluation_table(tmp_path / "table")
+    with pytest.raises(TableError, match=f"column {column} must satisfy"):
+        EVALUATION.read(tmp_path / "table")
 
 
 def test_a_column_too_many_or_too_few_is_named():
-    with pytest.raises(EvaluationTableError, match="other"):
-        validate_evaluation_table(table().assign(other=1))
-    with pytest.raises(EvaluationTableError, match="seed"):
-        validate_evaluation_table(table().drop(columns="seed"))
+    with pytest.raises(TableError, match="other"):
+        EVALUATION.validate(table().assign(other=1))
+    with pytest.raises(TableError, match="seed"):
+        EVALUATION.validate(table().drop(columns="seed"))
 
 
 def test_a_file_that_is_missing_or_torn_is_said(tmp_path, root):
-    with pytest.raises(EvaluationTableError, match=r"must be a parquet file; .*: evaluate again"):
-        read_evaluation_table(tmp_path / "nothing")
-    write_evaluation_table(tmp_path / "whole", table())
+    with pytest.raises(TableError, match=r"must be a parquet file; .*: evaluate again"):
+        EVALUATION.read(tmp_path / "nothing")
+    EVALUATION.write(tmp_path / "whole", table())
     (tmp_path / "torn").write_bytes((tmp_path / "whole").read_bytes()[:100])
-    with pytest.raises(EvaluationTableError, match="must be a parquet file"):
-        read_evaluation_table(tmp_path / "torn")
+    with pytest.raises(TableError, match="must be a parquet file"):
+        EVALUATION.read(tmp_path / "torn")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from normtweak_core.export.checks import GPTQ_READER, GPTQ_READER_DONE
+from normtweak_core.export.formats.checks import GPTQ_READER, GPTQ_READER_DONE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -14,7 +14,7 @@ from flows.recipes.ablation import AblationRecipe, planned_cells
 from flows.recipes.quantize import Recipe
 from flows.reports.quantize import recipe_sha256
 from normtweak_core.errors import InputError
-from normtweak_core.export.checks import check_exportable
+from normtweak_core.export.formats.checks import check_exportable
 from normtweak_core.model.source import REFERENCE_PREFIX
 from normtweak_core.paths import given_path
 

@@ -8,7 +8,7 @@ from flows.checks.machine import FIXED_DISK, ModelShape
 from flows.pipeline.remaining import shares_there
 from flows.recipes.finetune import FinetuneRecipe, require_agreement
 from normtweak_core.errors import InputError
-from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
+from normtweak_core.export.formats.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.finetune.source import ExportSource, read_export_source
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.fingerprint import fingerprint

@@ -29,7 +29,7 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.hub_data import local_data
 from normtweak_core.errors import InputError, keys_called
 from normtweak_core.evaluate.config import EvaluationConfig
-from normtweak_core.export.checks import GPTQ_READER_DONE, check_exportable
+from normtweak_core.export.formats.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.given_files import read_json_object
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig

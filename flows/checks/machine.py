@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
-from normtweak_core.export.checks import LinearShape, linear_shapes
+from normtweak_core.export.formats.checks import LinearShape, linear_shapes
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.layout import block_list

@@ -6,7 +6,7 @@ from flows.checks.inputs import Ready, check_inputs, check_machine
 from flows.checks.machine import FIXED_DISK, ModelShape
 from flows.pipeline.remaining import shares_there
 from flows.recipes.ternary import TernaryRecipe
-from normtweak_core.export.checks import check_ternary_exportable
+from normtweak_core.export.formats.checks import check_ternary_exportable
 
 
 def ternary_preflight(

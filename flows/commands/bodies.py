@@ -201,7 +201,7 @@ def run_plan(options: argparse.Namespace) -> int:
 def run_verify(options: argparse.Namespace) -> int:
     """Reopen an export with an independent reader and print what was compared."""
     from flows.reports.verification import report_lines
-    from normtweak_core.export.verify import reader_python, verify_export
+    from normtweak_core.export.verification.verify import reader_python, verify_export
 
     with first_line(f"verify {options.export_dir}: opened by a reader without our code"):
         reader = reader_python(options.export_dir, REPOSITORY)

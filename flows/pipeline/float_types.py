@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.formats.checks import FloatTypeError
 from tasks.results import ExportResult, FloatType, RefusedExport
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from normtweak_core.errors import InputError
 from normtweak_core.export.payload import file_sha256
-from normtweak_core.export.verify import read_manifest
+from normtweak_core.export.verification.verify import read_manifest
 from tasks.engine.artifacts import temporary_beside, write_atomically
 from tasks.engine.environment import state_root
 from tasks.engine.provenance import MANIFEST_KEY, MadeWith

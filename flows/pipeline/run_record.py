@@ -11,7 +11,7 @@ from prefect.runtime import deployment, flow_run
 from flows.pipeline.places import NOTHING
 from flows.recipes.kinds import kind_of
 from flows.reports.words import markdown_table
-from normtweak_core.export.verify import read_manifest
+from normtweak_core.export.verification.verify import read_manifest
 from tasks.engine.artifacts import write_atomically
 from tasks.server.api import is_embedded
 

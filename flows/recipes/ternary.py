@@ -11,8 +11,8 @@ from flows.recipes.training import parse_training_recipe
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig, require_measured
-from normtweak_core.export.checks import check_ternary_format
 from normtweak_core.export.config import ExportConfig, Format
+from normtweak_core.export.formats.checks import check_ternary_format
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.ternary.config import TernaryConfig
 from tasks.registry.names import NAME_PATTERN

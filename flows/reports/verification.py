@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from normtweak_core.export.verify import VerificationReport
+from normtweak_core.export.verification.verify import VerificationReport
 
 
 def report_lines(folder: Path, report: VerificationReport) -> list[str]:

@@ -1,13 +1,11 @@
 """The model card of an export: what it is, and how to load it."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from normtweak_core.export.compressed_tensors import MINIMUM_VERSION
-from normtweak_core.export.scheme import Scheme, TernaryScheme
-
-if TYPE_CHECKING:
-    from normtweak_core.export.writer import ExportRecord
+from normtweak_core.export.formats.compressed_tensors import MINIMUM_VERSION
+from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
+from normtweak_core.export.record import ExportRecord
 
 _CARD = """\
 ---
@@ -34,7 +32,7 @@ Needs {needs}.
 {more}"""
 
 
-def model_card(record: "ExportRecord") -> str:
+def model_card(record: ExportRecord) -> str:
     """Return the text of README.md."""
     scheme = record.scheme
     ternary = isinstance(scheme, TernaryScheme)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from normtweak_core.errors import NonFiniteError
-from normtweak_core.export.bitnet_format import check_conversion
-from normtweak_core.export.checks import FloatTypeError, conv1d_error
-from normtweak_core.export.formats import BITNET, Format
+from normtweak_core.export.formats.bitnet import check_conversion
+from normtweak_core.export.formats.checks import FloatTypeError, conv1d_error
+from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
+from normtweak_core.export.formats.table import BITNET, Format
 from normtweak_core.export.manifest import dtype_name, quantized_entry, tensor_entry
-from normtweak_core.export.scheme import Scheme, TernaryScheme
 from normtweak_core.export.shards import ShardWriter
 from normtweak_core.export.stored import largest_absolute
 from normtweak_core.model.skeleton import LazyWeights, build_skeleton

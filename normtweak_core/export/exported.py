@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from normtweak_core.export.float_type import DTYPES
-from normtweak_core.export.formats import FORMATS, Format
-from normtweak_core.export.scheme import Scheme, TernaryScheme, recorded_scheme
+from normtweak_core.export.formats.scheme import Scheme, TernaryScheme, recorded_scheme
+from normtweak_core.export.formats.table import FORMATS, Format
 from normtweak_core.export.stored import read_tensor
 from normtweak_core.model.checkpoint import stored_tensors
 

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
-from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.formats.checks import FloatTypeError
 from normtweak_core.export.stored import largest_absolute, read_tensor
 from normtweak_core.export.trace import HEADROOM, Peaks, Trace, why_not
 from normtweak_core.model.half import sum_in_float32
@@ -80,7 +80,7 @@ def choose_export_dtype(
     Args:
         config: Format and float type asked for.
         source: Folder of the float model.
-        windows: Token ids to run; see `normtweak_core.export.probe.probe_rows`.
+        windows: Token ids to run; see `normtweak_core.export.verification.probe.probe_rows`.
         quantization: The grid, whose scales must be numbers of the float type; None: there is none.
         device: Where to compute.
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from normtweak_core.errors import VerificationError
 from normtweak_core.export.exported import exported_weights
 from normtweak_core.export.manifest import tensor_sha256
-from normtweak_core.export.verify import read_manifest
+from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.model.half import sum_in_float32
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.ternary.inference import TernaryInference

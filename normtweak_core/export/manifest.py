@@ -29,7 +29,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from normtweak_core.export.layer_probe import KEPT_OUTPUTS, LAYER_TOLERANCE
+from normtweak_core.export.verification.layer_probe import KEPT_OUTPUTS, LAYER_TOLERANCE
 
 FORMAT_VERSION = 1
 PACKAGES = ("torch", "transformers", "safetensors", "compressed-tensors")

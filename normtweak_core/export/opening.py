@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.packing import unpack_rows
+from normtweak_core.export.formats.packing import unpack_rows
 from normtweak_core.export.stored import read_tensor
 from normtweak_core.model.architecture import first_line, quantization_method, read_config
 from normtweak_core.model.checkpoint import stored_tensors

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from normtweak_core.evaluate.size import quantized_storage
 from normtweak_core.export.card import model_card
-from normtweak_core.export.checks import check_ternary_format
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.contents import Contents
 from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.float_type import resolve_export_dtype
 from normtweak_core.export.folder import MANIFEST, complete_folder, sync, write_bytes, write_json
-from normtweak_core.export.formats import BITNET, chosen_format, describe
-from normtweak_core.export.gguf_file import write_for_llama_cpp
-from normtweak_core.export.layer_probe import layer_probe
+from normtweak_core.export.formats.checks import check_ternary_format
+from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
+from normtweak_core.export.formats.table import BITNET, chosen_format, describe
+from normtweak_core.export.gguf.file import write_for_llama_cpp
 from normtweak_core.export.manifest import PROBE_FILE, build_manifest, dtype_name
 from normtweak_core.export.payload import (
     GENERATION_CONFIG,
@@ -30,10 +30,11 @@ from normtweak_core.export.payload import (
     payload_bytes,
     relative_name,
 )
-from normtweak_core.export.probe import probe_rows, reference_logits
-from normtweak_core.export.scheme import Scheme, TernaryScheme
+from normtweak_core.export.record import ExportRecord
 from normtweak_core.export.shards import METADATA, ShardWriter
-from normtweak_core.export.tokenizer_probe import tokenizer_probe
+from normtweak_core.export.verification.layer_probe import layer_probe
+from normtweak_core.export.verification.probe import probe_rows, reference_logits
+from normtweak_core.export.verification.tokenizer_probe import tokenizer_probe
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.foreign_code import AUTO_MAP
 from normtweak_core.model.tokenizer_files import tokenizer_files
@@ -45,20 +46,6 @@ MAX_SHARD_BYTES = 5_000_000_000
 # (auto_map: code of the source's folder, which is neither carried along nor run by any reader).
 DROPPED_CONFIG_KEYS = ("_name_or_path", "torch_dtype", "quantization_config", AUTO_MAP)
 DROPPED_ENTRIES = ("_name_or_path", "name_or_path", AUTO_MAP)
-
-
-@dataclass(frozen=True)
-class ExportRecord:
-    """What was written, and how large it is."""
-
-    folder: Path
-    format: str
-    dtype: str
-    scheme: Scheme | TernaryScheme
-    payload_sha256: str
-    size_bytes: int  # of the payload
-    bits_per_weight: float  # all that is stored for the quantized linears but their biases
-    consumers: Mapping[str, object] | None = None  # of bitnet: as in the manifest
 
 
 def write_export(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.verify import read_manifest
+from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantize.config import QuantizationConfig
 

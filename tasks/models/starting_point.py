@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from normtweak_core.errors import InputError
 from normtweak_core.export.payload import payload_files
 from normtweak_core.export.payload import payload_sha256 as hash_of_payload
-from normtweak_core.export.verify import read_manifest
+from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.finetune.source import ExportSource
 from tasks.engine.artifacts import ArtifactRef, temporary_beside
 from tasks.engine.environment import state_root

@@ -7,11 +7,11 @@ from prefect import task
 from tasks.engine.artifacts import Result
 from tasks.models.job import STAGE, Job, torch_dtype
 
-SOURCES = [__name__, "normtweak_core.export.dry_run"]
+SOURCES = [__name__, "normtweak_core.dry_run"]
 
 
 class DryRunResult(Result, frozen=True):
-    """What was looked at, see `normtweak_core.export.dry_run`."""
+    """What was looked at, see `normtweak_core.dry_run`."""
 
     blocks: list[int]
     uncalled: list[str]
@@ -31,7 +31,7 @@ def dry_run_stage(key: str, job: Any, streams: bool) -> DryRunResult:
         InputError: The model works in a way that a run cannot follow.
         NonFiniteError: Its logits are not finite, or one of its weights.
     """
-    from normtweak_core.export.dry_run import dry_run
+    from normtweak_core.dry_run import dry_run
 
     done = dry_run(
         job.folder, torch_dtype(job.model.dtype), job.device, job.blocks[1], streams=streams

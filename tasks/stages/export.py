@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.formats.checks import FloatTypeError
 from normtweak_core.export.payload import payload_files
-from normtweak_core.export.verify import reader_python
+from normtweak_core.export.verification.verify import reader_python
 from tasks.engine import events
 from tasks.engine.artifacts import ArtifactRef, content_hash, publish_json
 from tasks.engine.environment import REPOSITORY, state_root
@@ -35,7 +35,7 @@ from tasks.stages.training.surgery import data_windows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from normtweak_core.export.writer import ExportRecord
+    from normtweak_core.export.record import ExportRecord
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,11 @@ EXPORT_SOURCES = [
     RECORD_SOURCE,
 ]
 # The reader is launched by its path: nothing imports it.
-VERIFY_SOURCES = [__name__, "normtweak_core.export.reader", "normtweak_core.export.verify"]
+VERIFY_SOURCES = [
+    __name__,
+    "normtweak_core.export.verification.reader",
+    "normtweak_core.export.verification.verify",
+]
 FORMAT_LIBRARY = "compressed-tensors"
 
 
@@ -223,7 +227,7 @@ def verify_stage(key: str, export: Any, timeout: float | None) -> VerificationRe
     Raises:
         VerificationError: It found something else than was quantized, or took too long.
     """
-    from normtweak_core.export.verify import verify_export
+    from normtweak_core.export.verification.verify import verify_export
 
     events.record("verify", part="begin")
     folder = state_root() / export.folder

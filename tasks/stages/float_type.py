@@ -19,8 +19,8 @@ SOURCES = [
     "normtweak_core.calibration.storage",
     "normtweak_core.export.exported",
     "normtweak_core.export.float_type",
-    "normtweak_core.export.probe",
-    "normtweak_core.export.verify",
+    "normtweak_core.export.verification.probe",
+    "normtweak_core.export.verification.verify",
     "normtweak_core.finetune.model",
     "normtweak_core.finetune.source",
     "normtweak_core.ternary.start",
@@ -61,7 +61,7 @@ def float_type_stage(
         NonFiniteError: A weight is NaN or infinite, or the model's own logits are.
     """
     from normtweak_core.export.float_type import choose_export_dtype
-    from normtweak_core.export.probe import probe_rows
+    from normtweak_core.export.verification.probe import probe_rows
 
     events.record("float type", part="begin")
     rows = probe_rows(job.folder, data_windows(calibration))
@@ -93,7 +93,7 @@ def ternary_float_type_stage(
         NonFiniteError: A weight is NaN or infinite, or the model's own logits are.
     """
     from normtweak_core.export.float_type import choose_float_type
-    from normtweak_core.export.probe import probe_rows
+    from normtweak_core.export.verification.probe import probe_rows
     from normtweak_core.ternary.start import StartTrial
 
     events.record("float type", part="begin")
@@ -119,7 +119,7 @@ def start_float_type_stage(key: str, job: Any, data: Any, start: Any) -> FloatTy
     """
     from normtweak_core.errors import InputError
     from normtweak_core.export.float_type import DTYPES
-    from normtweak_core.export.probe import ExportTrial, probe_rows
+    from normtweak_core.export.verification.probe import ExportTrial, probe_rows
 
     events.record("float type", part="begin")
     begun: StartingPoint = start

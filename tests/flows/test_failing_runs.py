@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from flows.recipes.quantize import parse_recipe
 from normtweak_core.errors import ProblemError, VerificationError
-from normtweak_core.export import compressed_tensors
+from normtweak_core.export.formats import compressed_tensors
 from tasks.engine.events import read_events
 from tests.tiny_exports import save_tiny_model, tiny_config
 

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flows.pipeline.float_types import EXACT, next_float_type, until_it_holds
 from flows.recipes.quantize import parse_recipe
 from flows.recipes.ternary import parse_ternary_recipe
-from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.formats.checks import FloatTypeError
 from tasks.results import FloatType, RefusedExport
 from tests.tiny_exports import save_tiny_model, tiny_config
 

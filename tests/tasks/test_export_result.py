@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from pydantic import ValidationError
 
-from normtweak_core.export.scheme import TernaryScheme
-from normtweak_core.export.writer import ExportRecord
+from normtweak_core.export.formats.scheme import TernaryScheme
+from normtweak_core.export.record import ExportRecord
 from tasks.results import ExportResult
 from tasks.stages.export import exported
 

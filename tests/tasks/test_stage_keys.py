@@ -149,13 +149,13 @@ def test_the_split_of_a_training_is_in_the_key_of_its_segments(project, edited):
 
 
 def test_what_the_verification_launches_by_path_is_among_its_sources(engine_environment):
-    from normtweak_core.export.verify import READER
+    from normtweak_core.export.verification.verify import READER
     from tasks.engine.artifacts import file_sha256
     from tasks.engine.caching import source_hashes
     from tasks.stages import export as exporting
 
     hashes = source_hashes(tuple(exporting.VERIFY_SOURCES))
-    assert hashes["normtweak_core.export.reader"] == file_sha256(READER)
+    assert hashes["normtweak_core.export.verification.reader"] == file_sha256(READER)
 
 
 @pytest.mark.parametrize("kind", ["float", "export", "quantized"])

@@ -19,14 +19,14 @@ from tasks.stages.training.segments import SegmentResult, Training, run_segment
 from tasks.stages.training.surgery import data_windows
 
 if TYPE_CHECKING:
-    from normtweak_core.export.writer import ExportRecord
+    from normtweak_core.export.record import ExportRecord
     from normtweak_core.training.trainer import Trainer
 
 SOURCES = [
     __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.export.exported",
-    "normtweak_core.export.verify",
+    "normtweak_core.export.verification.verify",
     "normtweak_core.finetune.model",
     "normtweak_core.model.loading",
     "normtweak_core.model.structure",

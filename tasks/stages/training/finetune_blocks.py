@@ -23,7 +23,7 @@ SOURCES = [
     __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.export.exported",
-    "normtweak_core.export.verify",
+    "normtweak_core.export.verification.verify",
     "normtweak_core.finetune.block",
     "normtweak_core.finetune.model",
     "normtweak_core.model.streaming",

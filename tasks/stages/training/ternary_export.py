@@ -18,7 +18,7 @@ from tasks.stages.training.segments import SegmentResult
 from tasks.stages.training.surgery import data_windows, read_plan
 
 if TYPE_CHECKING:
-    from normtweak_core.export.writer import ExportRecord
+    from normtweak_core.export.record import ExportRecord
 
 SOURCES = [
     __name__,

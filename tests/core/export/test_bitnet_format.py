@@ -7,10 +7,10 @@ import torch
 from transformers.integrations.bitnet import pack_weights, unpack_weights
 
 from normtweak_core.errors import InputError, NonFiniteError
-from normtweak_core.export import bitnet_format
-from normtweak_core.export.bitnet_format import check_conversion, check_layer
-from normtweak_core.export.formats import BITNET, describe
-from normtweak_core.export.scheme import TernaryScheme
+from normtweak_core.export.formats import bitnet
+from normtweak_core.export.formats.bitnet import check_conversion, check_layer
+from normtweak_core.export.formats.scheme import TernaryScheme
+from normtweak_core.export.formats.table import BITNET, describe
 from normtweak_core.ternary.weight import ternary_linear
 
 LINEARS = frozenset({"lm_head", "model.layers.0.q", "model.layers.1.q"})
@@ -28,16 +28,16 @@ def layer_of(generator, rows=12, columns=33, gain=True, bias=True, dtype=torch.f
 @pytest.mark.parametrize("rows", [4, 12, 64])
 def test_codes_are_packed_as_transformers_packs_and_unpacks_them(rows, seeded):
     codes = layer_of(seeded(rows), rows=rows).codes
-    packed = bitnet_format.pack_codes(codes)
+    packed = bitnet.pack_codes(codes)
     assert torch.equal(packed, pack_weights(codes.clone()))
-    assert torch.equal(bitnet_format.unpack_codes(packed), codes)
+    assert torch.equal(bitnet.unpack_codes(packed), codes)
     with torch.compiler.set_stance("force_eager"):
         assert torch.equal(unpack_weights(packed, torch.float32), codes.float())
 
 
 def test_a_byte_holds_one_row_of_each_quarter_lowest_bits_first():
     codes = torch.tensor([[-1], [0], [1], [-1], [0], [1], [1], [0]], dtype=torch.int8)
-    packed = bitnet_format.pack_codes(codes)
+    packed = bitnet.pack_codes(codes)
     assert packed[:, 0].tolist() == [0b10_01_10_00, 0b01_10_00_01]  # rows 6 4 2 0 and 7 5 3 1
 
 
@@ -45,23 +45,23 @@ def test_a_byte_holds_one_row_of_each_quarter_lowest_bits_first():
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_comes_back_exactly(gain, bias, seeded):
     layer = layer_of(seeded(), gain=gain, bias=bias)
-    tensors = bitnet_format.pack_linear(layer, torch.float16)
-    assert set(tensors) <= set(bitnet_format.SUFFIXES)
+    tensors = bitnet.pack_linear(layer, torch.float16)
+    assert set(tensors) <= set(bitnet.SUFFIXES)
     assert tensors["weight_scale"].shape == (1,)
     assert {t.dtype for t in tensors.values()} == {torch.uint8, torch.float16}
-    again = bitnet_format.unpack_linear(tensors, TernaryScheme(gain, 1e-6))
+    again = bitnet.unpack_linear(tensors, TernaryScheme(gain, 1e-6))
     for field, value in vars(layer).items():
         found = getattr(again, field)
         assert (found is None and value is None) or torch.equal(found, value), field
 
 
 def test_a_gain_is_stored_just_where_the_scheme_says(seeded):
-    with_gain = bitnet_format.pack_linear(layer_of(seeded()), torch.float16)
-    without = bitnet_format.pack_linear(layer_of(seeded(), gain=False), torch.float16)
+    with_gain = bitnet.pack_linear(layer_of(seeded()), torch.float16)
+    without = bitnet.pack_linear(layer_of(seeded(), gain=False), torch.float16)
     with pytest.raises(InputError, match=r"an RMSNorm before the linear must .* it lacks it\. Exp"):
-        bitnet_format.unpack_linear(without, TernaryScheme(True, 1e-6))
+        bitnet.unpack_linear(without, TernaryScheme(True, 1e-6))
     with pytest.raises(InputError, match=r"no RMSNorm before the linear must .* holds one\."):
-        bitnet_format.unpack_linear(with_gain, TernaryScheme(False, 1e-6))
+        bitnet.unpack_linear(with_gain, TernaryScheme(False, 1e-6))
 
 
 def test_the_config_names_the_class_whose_bias_is_right_and_every_float_linear():

@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from normtweak_core.errors import VerificationError
-from normtweak_core.export import formats, reader, writer
+from normtweak_core.export import writer
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.verify import verify_export
+from normtweak_core.export.formats import table
+from normtweak_core.export.verification import reader
+from normtweak_core.export.verification.verify import verify_export
 from normtweak_core.export.writer import write_ternary_export
 from tests.tiny_exports import read_json, save_tiny_model, ternary_all, tiny_config
 
@@ -144,7 +146,7 @@ def test_a_wrong_order_of_rows_and_a_scale_that_multiplies_show_in_the_outputs(
     tmp_path, sources, monkeypatch
 ):
     # Hashes and bytes come from the same wrong writer; what the stock linear computes does not.
-    good = formats.BITNET
+    good = table.BITNET
 
     def interleaved(layer, dtype):
         codes = layer.codes.reshape(-1, 4, layer.codes.shape[1]).transpose(0, 1)
@@ -167,7 +169,7 @@ def test_a_wrong_order_of_rows_and_a_scale_that_multiplies_show_in_the_outputs(
     for pack, unpack in ((interleaved, uninterleaved), (inverse, uninverse)):
         wrong = dataclasses.replace(good, pack=pack, unpack=unpack)
         monkeypatch.setattr(writer, "BITNET", wrong)
-        monkeypatch.setattr(formats, "BITNET", wrong)
+        monkeypatch.setattr(table, "BITNET", wrong)
         folder = export(tmp_path / pack.__name__, sources["neox"], layers)
         problems = found(folder)
         assert {name for what, name in problems if what == "layer"} == set(layers)

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from normtweak_core.export import reader
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.verification import reader
 from normtweak_core.export.writer import write_export
 from tests.broken_exports import (
     BREAKS,

@@ -13,13 +13,13 @@ from compressed_tensors.compressors.pack_quantized.helpers import (
 from safetensors.torch import save_file
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.checks import (
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.formats.checks import (
     LinearShape,
     check_exportable,
     check_ternary_exportable,
     linear_shapes,
 )
-from normtweak_core.export.config import ExportConfig
 from normtweak_core.quantize.config import QuantizationConfig
 
 EVEN = {"model.layers.0.up": LinearShape(512, 256), "model.layers.0.down": LinearShape(256, 512)}
@@ -173,7 +173,8 @@ def test_conv1d_is_seen_from_a_bias_along_the_second_dimension(tmp_path):
 
 def test_checks_and_verify_import_no_torch():
     code = (
-        "import sys, normtweak_core.export.checks, normtweak_core.export.verify\n"
+        "import sys, normtweak_core.export.formats.checks\n"
+        "import normtweak_core.export.verification.verify\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,8 +5,8 @@ import torch
 import transformers as hf
 from transformers.models.llama import modeling_llama
 
+from normtweak_core.dry_run import dry_run
 from normtweak_core.errors import InputError, NonFiniteError
-from normtweak_core.export.dry_run import dry_run
 from tests.core.model.families import COMMON, HEADED, build, save
 
 BLOCKS = 3

@@ -5,13 +5,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from normtweak_core.errors import InputError, NonFiniteError
-from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.float_type import (
     choose_export_dtype,
     resolve_export_dtype,
 )
-from normtweak_core.export.probe import probe_rows
+from normtweak_core.export.formats.checks import FloatTypeError
+from normtweak_core.export.verification.probe import probe_rows
 from tests.core.model.families import save, tokens
 
 

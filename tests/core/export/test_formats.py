@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from normtweak_core.export import compressed_tensors, gptq_format
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.formats import (
+from normtweak_core.export.formats import compressed_tensors, gptq
+from normtweak_core.export.formats.packing import unpack_rows
+from normtweak_core.export.formats.scheme import Scheme
+from normtweak_core.export.formats.table import (
     BITNET,
     COMPRESSED_TENSORS,
     GPTQ,
     chosen_format,
     describe,
 )
-from normtweak_core.export.packing import unpack_rows
-from normtweak_core.export.scheme import Scheme
 from tests.tiny_exports import round_to_nearest
 
 BITS = (2, 3, 4, 8)
@@ -53,16 +53,16 @@ def test_compressed_tensors_holds_widths_that_fill_no_words(bits, seeded):
 def test_gptq_stores_zero_minus_one_only_where_symmetric(seeded):
     for symmetric in (True, False):
         weight = layer(seeded(), 3, 32, symmetric)
-        tensors = gptq_format.pack_linear(weight, torch.float16)
+        tensors = gptq.pack_linear(weight, torch.float16)
         stored = unpack_rows(tensors["qzeros"], 3, 64).T
         assert torch.equal(stored + int(symmetric), weight.zeros)
-        config = gptq_format.quantization_config(Scheme.of(weight), [], True)
+        config = gptq.quantization_config(Scheme.of(weight), [], True)
         assert config["checkpoint_format"] == ("gptq" if symmetric else "gptq_v2")
 
 
 def test_gptq_lays_codes_along_the_input_and_names_each_columns_group(seeded):
     weight = layer(seeded(), 4, 32, False)
-    tensors = gptq_format.pack_linear(weight, torch.float16)
+    tensors = gptq.pack_linear(weight, torch.float16)
     assert tensors["qweight"].shape == (96 * 4 // 32, 64)
     assert tensors["scales"].shape == (3, 64)
     first = int(tensors["qweight"][0, 5])

@@ -13,10 +13,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from normtweak_core import reference
 from normtweak_core.errors import VerificationError
-from normtweak_core.export import reader
-from normtweak_core.export.gguf_tokenizer import describe_tokenizer
+from normtweak_core.export.gguf.tokenizer import describe_tokenizer
 from normtweak_core.export.payload import file_sha256, payload_sha256
-from normtweak_core.export.verify import verify_export
+from normtweak_core.export.verification import reader
+from normtweak_core.export.verification.verify import verify_export
 from tests.core.export.gguf_models import EPS, FILE, Q0, norms, share_gains, wide, write
 from tests.tiny_exports import read_json, save_tiny_model, ternary_all
 

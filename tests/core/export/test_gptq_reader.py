@@ -6,10 +6,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from normtweak_core.errors import VerificationError
-from normtweak_core.export import reader
-from normtweak_core.export.checks import GPTQ_READER
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.verify import reader_python, verify_export
+from normtweak_core.export.formats.checks import GPTQ_READER
+from normtweak_core.export.verification import reader
+from normtweak_core.export.verification.verify import reader_python, verify_export
 from normtweak_core.export.writer import write_export
 from tests.broken_exports import (
     BREAKS,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from normtweak_core.export.layer_probe import output_step, probe_input
+from normtweak_core.export.verification.layer_probe import output_step, probe_input
 from normtweak_core.ternary.weight import ternary_linear
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-from normtweak_core.export.packing import num_words, pack_rows, unpack_rows
+from normtweak_core.export.formats.packing import num_words, pack_rows, unpack_rows
 from tests.reference_packing import pack_row, unpack_row
 
 WIDTHS = (2, 3, 4, 8)

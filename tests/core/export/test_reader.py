@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from normtweak_core.export import formats, reader
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.formats import table
+from normtweak_core.export.verification import reader
 from normtweak_core.export.writer import write_export
 from tests.tiny_exports import quantize_all, read_json, save_tiny_model, tiny_config
 
@@ -151,13 +152,13 @@ def test_an_edited_tokenizer_is_found(exported):
 
 
 def test_a_wrong_zero_point_convention_is_found(tmp_path, sources, monkeypatch):
-    good = formats.COMPRESSED_TENSORS
+    good = table.COMPRESSED_TENSORS
 
     def minus_one(weight, dtype):
         zeros = weight.zeros.clamp_min(1) - 1
         return good.pack(dataclasses.replace(weight, zeros=zeros), dtype)
 
-    monkeypatch.setattr(formats, "COMPRESSED_TENSORS", dataclasses.replace(good, pack=minus_one))
+    monkeypatch.setattr(table, "COMPRESSED_TENSORS", dataclasses.replace(good, pack=minus_one))
     layers = quantize_all(sources["neox"], 3, 32, False)
     problems = found(export(tmp_path / "out", sources["neox"], layers))
     # Files and reference logits come from the same wrong writer; the weights do not.

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.size import quantized_storage
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.formats.scheme import TernaryScheme
 from normtweak_core.export.manifest import tensor_sha256
 from normtweak_core.export.payload import payload_sha256
-from normtweak_core.export.scheme import TernaryScheme
 from normtweak_core.export.writer import write_export, write_ternary_export
 from normtweak_core.ternary.weight import TernaryLinear
 from tests.tiny_exports import (

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from normtweak_core.export import reader
-from normtweak_core.export.tokenizer_probe import tokenizer_probe
+from normtweak_core.export.verification import reader
+from normtweak_core.export.verification.tokenizer_probe import tokenizer_probe
 from tests.broken_exports import OURS
 
 DEFAULT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from normtweak_core.errors import InputError, VerificationError
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.verify import (
+from normtweak_core.export.verification.verify import (
     read_manifest,
     reader_python,
     seconds_allowed,
@@ -180,7 +180,7 @@ def test_the_reader_dies_with_the_process_that_started_it_and_its_folder_is_swep
 ):
     code = f"""
         from pathlib import Path
-        from normtweak_core.export.verify import verify_export
+        from normtweak_core.export.verification.verify import verify_export
         verify_export(Path({str(neox)!r}))
     """
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

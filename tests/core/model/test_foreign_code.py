@@ -6,7 +6,7 @@ import json
 import pytest
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.reader import check_tokenizer
+from normtweak_core.export.verification.reader import check_tokenizer
 from normtweak_core.model.tokenizer import load_tokenizer
 from tasks.models.subjects import Subject
 from tests.flows.tiny_model import write_model

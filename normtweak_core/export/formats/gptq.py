@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from normtweak_core.export.packing import pack_rows, unpack_rows
-from normtweak_core.export.scheme import Scheme
+from normtweak_core.export.formats.packing import pack_rows, unpack_rows
+from normtweak_core.export.formats.scheme import Scheme
 from normtweak_core.quantize.weight import QuantizedWeight
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")

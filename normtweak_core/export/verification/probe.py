@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from normtweak_core.calibration.first_token import document_prefix
-from normtweak_core.export.checks import FloatTypeError
 from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.float_type import DTYPES
-from normtweak_core.export.layer_probe import layer_problem
+from normtweak_core.export.formats.checks import FloatTypeError
 from normtweak_core.export.trace import Peaks, Trace, why_not
+from normtweak_core.export.verification.layer_probe import layer_problem
 from normtweak_core.model.skeleton import assign, build_skeleton, compute_buffers, load_config
 from normtweak_core.model.structure import find_blocks
 from normtweak_core.model.tokenizer import load_tokenizer

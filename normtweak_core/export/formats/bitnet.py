@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from normtweak_core.errors import InputError, NonFiniteError
-from normtweak_core.export.checks import ROWS_PER_BYTE, LinearShape, rows_error
-from normtweak_core.export.scheme import TernaryScheme
+from normtweak_core.export.formats.checks import ROWS_PER_BYTE, LinearShape, rows_error
+from normtweak_core.export.formats.scheme import TernaryScheme
 from normtweak_core.ternary.weight import TernaryLinear
 
 SUFFIXES = ("weight_scale", "weight", "rms_norm.weight", "bias")

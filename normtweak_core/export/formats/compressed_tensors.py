@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from normtweak_core.export.packing import pack_rows, unpack_rows
-from normtweak_core.export.scheme import Scheme
+from normtweak_core.export.formats.packing import pack_rows, unpack_rows
+from normtweak_core.export.formats.scheme import Scheme
 from normtweak_core.quantize.weight import QuantizedWeight
 
 SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from normtweak_core.errors import InputError, NonFiniteError
-from normtweak_core.export.checks import conv1d_error
-from normtweak_core.export.probe import streaming_model
+from normtweak_core.export.formats.checks import conv1d_error
+from normtweak_core.export.verification.probe import streaming_model
 from normtweak_core.model.architecture import first_line
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.skeleton import LazyWeights, build_skeleton

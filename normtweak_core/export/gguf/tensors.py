@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from normtweak_core.export.exported import ExportedWeights
-from normtweak_core.export.gguf_checks import TYPE
+from normtweak_core.export.gguf.checks import TYPE
 from normtweak_core.ternary.weight import TernaryLinear
 
 TERNARY = gguf.GGMLQuantizationType[TYPE]

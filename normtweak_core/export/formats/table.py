@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normtweak_core.export import bitnet_format, compressed_tensors, gptq_format, grid_layer
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.scheme import Scheme, TernaryScheme
+from normtweak_core.export.formats import bitnet, compressed_tensors, gptq, grid_layer
+from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ COMPRESSED_TENSORS = Format(
 )
 GPTQ = Format(
     "gptq",
-    gptq_format.SUFFIXES,
-    gptq_format.pack_linear,
-    gptq_format.unpack_linear,
+    gptq.SUFFIXES,
+    gptq.pack_linear,
+    gptq.unpack_linear,
     grid_layer.check_layer,
     dense=True,
 )
 BITNET = Format(
     "bitnet",
-    bitnet_format.SUFFIXES,
-    bitnet_format.pack_linear,
-    bitnet_format.unpack_linear,
-    bitnet_format.check_layer,
+    bitnet.SUFFIXES,
+    bitnet.pack_linear,
+    bitnet.unpack_linear,
+    bitnet.check_layer,
     dense=False,
 )
 FORMATS = {form.name: form for form in (COMPRESSED_TENSORS, GPTQ, BITNET)}
@@ -80,6 +80,6 @@ def describe(
     if form is COMPRESSED_TENSORS:
         return compressed_tensors.quantization_config(scheme, sorted(linears - quantized))
     if form is BITNET:
-        return bitnet_format.quantization_config(scheme, sorted(linears - quantized))
+        return bitnet.quantization_config(scheme, sorted(linears - quantized))
     in_blocks = {name for name in linears if name.startswith(block_prefix)}
-    return gptq_format.quantization_config(scheme, sorted(quantized), in_blocks <= quantized)
+    return gptq.quantization_config(scheme, sorted(quantized), in_blocks <= quantized)

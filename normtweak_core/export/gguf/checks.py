@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from normtweak_core.errors import InputError
-from normtweak_core.export.checks import LinearShape
+from normtweak_core.export.formats.checks import LinearShape
 
 TYPE = "TQ2_0"
 BLOCK = 256  # weights of a row that share one scale

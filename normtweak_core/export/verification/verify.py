@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError, VerificationError
-from normtweak_core.export.checks import GPTQ_READER, GPTQ_READER_DONE
 from normtweak_core.export.folder import MANIFEST
+from normtweak_core.export.formats.checks import GPTQ_READER, GPTQ_READER_DONE
 from normtweak_core.export.payload import file_hashes, hash_lines, payload_bytes
 from normtweak_core.scratch import scratch_folder
 

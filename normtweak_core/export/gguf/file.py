@@ -8,24 +8,24 @@ from typing import Any
 import gguf
 from transformers import PreTrainedConfig
 
-from normtweak_core.export.checks import LinearShape
 from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.folder import sync
-from normtweak_core.export.gguf_checks import TYPE, gguf_error, gguf_obstacle
-from normtweak_core.export.gguf_tensors import (
+from normtweak_core.export.formats.checks import LinearShape
+from normtweak_core.export.gguf.checks import TYPE, gguf_error, gguf_obstacle
+from normtweak_core.export.gguf.tensors import (
     GgufObstacle,
     check_linears,
     gguf_tensors,
     layout,
     packed,
 )
-from normtweak_core.export.gguf_tokenizer import (
+from normtweak_core.export.gguf.tokenizer import (
     add_chat_templates,
     add_tokenizer,
     describe_tokenizer,
 )
 from normtweak_core.export.payload import file_sha256
-from normtweak_core.export.tokenizer_probe import chat_templates
+from normtweak_core.export.verification.tokenizer_probe import chat_templates
 from normtweak_core.model.skeleton import load_config
 from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.model.tokenizer_files import tokenizer_files

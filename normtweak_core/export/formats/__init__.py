@@ -1,0 +1,1 @@
+"""How each format stores a linear, and what it cannot hold."""

@@ -1,0 +1,1 @@
+"""The GGUF file beside a ternary export, for llama.cpp."""

@@ -1,0 +1,21 @@
+"""What the writer of an export says of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What was written, and how large it is."""
+
+    folder: Path
+    format: str
+    dtype: str
+    scheme: Scheme | TernaryScheme
+    payload_sha256: str
+    size_bytes: int  # of the payload
+    bits_per_weight: float  # all that is stored for the quantized linears but their biases
+    consumers: Mapping[str, object] | None = None  # of bitnet: as in the manifest

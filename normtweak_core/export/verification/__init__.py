@@ -1,0 +1,1 @@
+"""What a faithful reader must reproduce, and the proof that it does."""

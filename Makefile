@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check kill-test kill-test-ternary tasks-test gpu-test bench study study-drift study-ternary study-polynomial study-ablation ui reader-gptq
+.PHONY: setup run test check kill-test kill-test-ternary tasks-test gpu-test docs bench study study-drift study-ternary study-polynomial study-ablation ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -40,6 +40,11 @@ tasks-test: setup
 # On a machine with a CUDA device; elsewhere these tests are skipped.
 gpu-test: setup
 	$(BIN)/python -m pytest -m gpu -rs tests/core/test_gpu.py tests/flows/test_gpu_runs.py
+
+# The pages that are made from the code; a test keeps them equal.
+docs: setup
+	$(BIN)/python -m flows.recipes.reference > docs/recipes.md.new
+	mv docs/recipes.md.new docs/recipes.md
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.blocks

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from flows.recipes.errors import sentences
 from flows.recipes.file import read_with_overrides
-from flows.recipes.quantize import Recipe, parse_recipe, refuse_infinite
+from flows.recipes.quantize import QuantizedExport, Recipe, parse_recipe, refuse_infinite
 from normtweak_core.ablation.config import (
     KEYS,
     AblationConfig,
@@ -19,7 +19,6 @@ from normtweak_core.ablation.config import (
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
-from normtweak_core.export.config import ExportConfig
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantize.config import QuantizationConfig
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
@@ -44,7 +43,7 @@ class AblationRecipe(BaseModel, frozen=True, extra="forbid"):
     norm_tweak: NormTweakConfig = NormTweakConfig()
     final_tune: FinalTuneConfig = FinalTuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    export: ExportConfig = ExportConfig()
+    export: QuantizedExport = QuantizedExport()
     ablation: AblationConfig = AblationConfig()
 
     @model_validator(mode="after")

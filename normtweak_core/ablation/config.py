@@ -62,7 +62,7 @@ class StudiesConfig(BaseModel, frozen=True, extra="forbid"):
         ["constant", "step", "linear", "cosine", "exponential"],
         description="norm_tweak.schedule.",
     )
-    iterations: list[int] = Field([1, 2, 4, 8], description="norm_tweak.iterations.")
+    iterations: list[int] = Field([1, 2, 4, 8], description="norm_tweak.iterations, 1 to 64.")
     bits: list[Literal[8, 4, 3, 2, "ternary", 1]] = Field(
         [8, 4, 3, 2, "ternary", 1], description="quantization.bits, or fewer levels than 2 bits."
     )

@@ -57,7 +57,7 @@ class GridConfig(BaseModel, frozen=True, extra="forbid"):
     """The cells: every width from every start at every learning rate."""
 
     bits: Annotated[list[float], AfterValidator(_widths)] = Field(
-        list(WIDTHS), min_length=1, description="Widths of a weight."
+        list(WIDTHS), min_length=1, description="Widths of a weight: 8, 4, 2, 1.58 or 1."
     )
     starts: Annotated[list[Start], AfterValidator(_distinct)] = Field(
         ["pretrained", "random"], min_length=1, description="Weights a cell begins with."

@@ -2,10 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from normtweak_core.calibration.config import CalibrationConfig
+
+# For forms; out of range, a share is refused in a sentence of its own.
+SHARE: dict[str, JsonValue] = {"minimum": 0, "maximum": 1}
 
 
 class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
@@ -33,9 +36,13 @@ class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
         0.5, ge=0, lt=1, description="scope layerwise: share of a block's rise beside the next's."
     )
     warmup: float = Field(
-        0.5, description="Share of training after which lambda is 1 everywhere; 0: no schedule."
+        0.5,
+        description="Share of training after which lambda is 1 everywhere; 0: no schedule.",
+        json_schema_extra=SHARE,
     )
-    lambda_start: float = Field(0.0, description="Lambda of the first step.")
+    lambda_start: float = Field(
+        0.0, description="Lambda of the first step.", json_schema_extra=SHARE
+    )
     steps: int = Field(300, ge=1, description="Optimizer steps.")
     batch: int = Field(8, ge=1, description="Windows per optimizer step.")
     accumulate: int = Field(1, ge=1, description="Parts that the batch is computed in.")

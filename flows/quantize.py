@@ -27,8 +27,8 @@ from flows.reports.evaluation_report import write_evaluation
 from flows.reports.quantize import Reports, publish_reports, rolled_back, show_blocks
 from normtweak_core.errors import ProblemError
 from normtweak_core.export.payload import payload_bytes
-from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
-from normtweak_core.quantize.report import BlockReport
+from normtweak_core.quantization.config import PropagationConfig, QuantizationConfig
+from normtweak_core.quantization.report import BlockReport
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.report import FinalTuneReport
 from tasks.engine.environment import state_root

@@ -13,8 +13,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from normtweak_core.quantize.grid import round_scale
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.grid import round_scale
+from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.ternary.weight import ternary_linear
 
 

@@ -20,7 +20,7 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.model.config import ModelConfig
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
 from tasks.registry.names import NAME_PATTERN
 

@@ -22,7 +22,7 @@ from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig, require_measured
 from normtweak_core.export.config import ExportConfig, Format
 from normtweak_core.model.config import ModelConfig
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
 from tasks.registry.names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
 

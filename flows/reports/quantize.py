@@ -28,7 +28,7 @@ from flows.reports.words import (
     percent,
     summary_markdown,
 )
-from normtweak_core.quantize.report import BlockReport
+from normtweak_core.quantization.report import BlockReport
 from normtweak_core.tweak.report import FinalTuneReport
 from tasks.engine.artifacts import write_atomically
 from tasks.engine.live_page import show_table

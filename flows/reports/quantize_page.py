@@ -22,7 +22,7 @@ from flows.reports.run import (
     text_section,
 )
 from flows.reports.words import result_rows, scheme, stage_rows
-from normtweak_core.quantize.report import BlockReport, LayerReport
+from normtweak_core.quantization.report import BlockReport, LayerReport
 
 if TYPE_CHECKING:
     from flows.reports.quantize import Reports

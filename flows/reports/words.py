@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from flows.recipes.quantize import Recipe
-from normtweak_core.quantize.report import BlockReport
+from normtweak_core.quantization.report import BlockReport
 from normtweak_core.tweak.report import FinalTuneReport
 from tasks.results import FloatType
 

@@ -18,7 +18,7 @@ from normtweak_core.export.shards import ShardWriter
 from normtweak_core.export.stored import largest_absolute
 from normtweak_core.model.skeleton import LazyWeights, build_skeleton
 from normtweak_core.model.structure import find_blocks
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.ternary.weight import TernaryLinear
 
 

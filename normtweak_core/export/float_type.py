@@ -23,8 +23,8 @@ from normtweak_core.model.half import sum_in_float32
 from normtweak_core.model.skeleton import used_tensors
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
-from normtweak_core.quantize.config import QuantizationConfig
-from normtweak_core.quantize.grid import round_scale
+from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.grid import round_scale
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -38,7 +38,7 @@ from normtweak_core.export.verification.tokenizer_probe import tokenizer_probe
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.foreign_code import AUTO_MAP
 from normtweak_core.model.tokenizer_files import tokenizer_files
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.ternary.weight import TernaryLinear
 
 MAX_SHARD_BYTES = 5_000_000_000

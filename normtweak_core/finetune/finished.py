@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from normtweak_core.finetune.model import grid_linears
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.weight import QuantizedWeight
 
 
 class FinishedGrids(Mapping[str, QuantizedWeight]):

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from normtweak_core.quantize.grid import round_scale
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.grid import round_scale
+from normtweak_core.quantization.weight import QuantizedWeight
 
 # How far from its level a latent weight may start, in levels; half of one is where the code
 # changes. docs/log.md has what other values bring.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from normtweak_core.finetune.grid import Grid, on_grid, start_latent, to_quantized
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.weight import QuantizedWeight
 
 
 class GridLinear(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.finetune.linear import GridLinear, LoraGridLinear
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.randomness import generator
 from normtweak_core.tweak.tweak import norm_parameters
 

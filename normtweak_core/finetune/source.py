@@ -7,7 +7,7 @@ from typing import Any, Literal
 from normtweak_core.errors import InputError
 from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.model.config import ModelConfig
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.config import QuantizationConfig
 
 GRID = ("bits", "group_size", "symmetric", "levels")
 

@@ -7,7 +7,7 @@ about a task call takes part in caching:
     def quantize_block(key: str, config: BlockConfig, context: Any) -> BlockResult: ...
 
     key = stage_key("block", parents=[content_hash(calibration)], inputs={...},
-                    sources=[__name__, "normtweak_core.quantize.gptq"], device="cpu", threads=2)
+                    sources=[__name__, "normtweak_core.quantization.gptq"], device="cpu", threads=2)
     quantize_block(key, config, quote(context))
 
 Results are subclasses of `tasks.engine.artifacts.Result`. Models and streams that a task is handed

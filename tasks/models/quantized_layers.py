@@ -4,9 +4,9 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from normtweak_core.quantize.config import QuantizationConfig
-from normtweak_core.quantize.storage import load_block
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.storage import load_block
+from normtweak_core.quantization.weight import QuantizedWeight
 from tasks.engine.environment import state_root
 from tasks.results import BlockResult
 

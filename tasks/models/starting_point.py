@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from normtweak_core.export.exported import ExportedWeights
-    from normtweak_core.quantize.weight import QuantizedWeight
+    from normtweak_core.quantization.weight import QuantizedWeight
 
 FOLDER = "exports/imported"  # copies of exports that lie elsewhere
 

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import task
 
 from normtweak_core.evaluate.channel_drift import ChannelDrift
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.config import QuantizationConfig
 from tasks.engine import events
 from tasks.engine.artifacts import content_hash, publish, publish_json
 from tasks.engine.environment import state_root
@@ -26,8 +26,8 @@ SHARE_DONE = {"begin": 0.0, "solve": 0.1, "tweak": 0.6, "finish": 0.9, "done": 1
 SOURCES = [
     __name__,
     "normtweak_core.calibration.storage",
-    "normtweak_core.quantize.block",
-    "normtweak_core.quantize.walk",
+    "normtweak_core.quantization.block",
+    "normtweak_core.quantization.walk",
 ]
 
 
@@ -81,8 +81,8 @@ def quantize_block_stage(
         HessianError: A Hessian cannot be factorized.
         NonFiniteError: Activations or losses are not finite.
     """
-    from normtweak_core.quantize.block import quantize_block
-    from normtweak_core.quantize.storage import save_block, save_drift, stream_hash
+    from normtweak_core.quantization.block import quantize_block
+    from normtweak_core.quantization.storage import save_block, save_drift, stream_hash
 
     def write_drift(path: Path) -> None:
         save_drift(path, {QUANTIZED: [done.drift_quantized], TWEAKED: [done.drift_tweaked]})

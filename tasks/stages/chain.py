@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.tweak.config import NormTweakConfig
 from tasks.engine import events
 from tasks.engine.artifacts import temporary_beside
@@ -19,8 +19,8 @@ from tasks.results import BlockResult, CalibrationResult
 if TYPE_CHECKING:
     import torch
 
-    from normtweak_core.quantize.block import BlockPlan, Streams
-    from normtweak_core.quantize.walk import BlockWalk
+    from normtweak_core.quantization.block import BlockPlan, Streams
+    from normtweak_core.quantization.walk import BlockWalk
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class BlockChain:
         if self._walk is None:
             from normtweak_core.calibration.storage import load_calibration_set
             from normtweak_core.model.streaming import StreamedModel
-            from normtweak_core.quantize.walk import BlockWalk
+            from normtweak_core.quantization.walk import BlockWalk
 
             windows = load_calibration_set(state_root() / self.calibration.windows.path).input_ids
             dtype = torch_dtype(self.job.model.dtype)
@@ -91,7 +91,7 @@ class BlockChain:
 
     def plan(self, index: int) -> "BlockPlan":
         """Return everything one block's result depends on besides weights and streams."""
-        from normtweak_core.quantize.block import BlockPlan
+        from normtweak_core.quantization.block import BlockPlan
 
         return BlockPlan(
             index,
@@ -117,7 +117,7 @@ class BlockChain:
 
     def keep(self, index: int, streams: "Streams") -> None:
         """Keep the streams in front of block ``index`` and drop the boundary before them."""
-        from normtweak_core.quantize.storage import save_streams
+        from normtweak_core.quantization.storage import save_streams
 
         self._newest = (index, streams)
         path = self._path(index)
@@ -136,7 +136,7 @@ class BlockChain:
     def _stored(self, index: int, before: BlockResult) -> "Streams | None":
         from safetensors import SafetensorError
 
-        from normtweak_core.quantize.storage import load_streams, stream_hash
+        from normtweak_core.quantization.storage import load_streams, stream_hash
 
         if not self._path(index).is_file():
             return None
@@ -148,7 +148,7 @@ class BlockChain:
         return streams if found == (before.x_f_sha256, before.x_q_sha256) else None
 
     def _replayed(self, index: int, finished: list[BlockResult]) -> "Streams":
-        from normtweak_core.quantize.storage import load_block, stream_hash
+        from normtweak_core.quantization.storage import load_block, stream_hash
 
         log.info("streams before block %d are gone: running the finished blocks again", index)
         events.record("replay", block=index)

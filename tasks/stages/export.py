@@ -43,7 +43,7 @@ EXPORT_SOURCES = [
     __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.export.writer",
-    "normtweak_core.quantize.storage",
+    "normtweak_core.quantization.storage",
     RECORD_SOURCE,
 ]
 # The reader is launched by its path: nothing imports it.

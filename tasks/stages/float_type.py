@@ -5,7 +5,7 @@ from typing import Any
 from prefect import task
 
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.ternary.config import TernaryConfig
 from tasks.engine import events
 from tasks.engine.artifacts import content_hash

@@ -28,8 +28,8 @@ SOURCES = [
     __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.model.loading",
-    "normtweak_core.quantize.model_drift",
-    "normtweak_core.quantize.storage",
+    "normtweak_core.quantization.model_drift",
+    "normtweak_core.quantization.storage",
     "normtweak_core.tweak.final",
 ]
 
@@ -72,9 +72,9 @@ def final_tune_stage(
 
     from normtweak_core.calibration.storage import load_calibration_set
     from normtweak_core.model.loading import load_causal_lm
-    from normtweak_core.quantize.block import num_training_windows
-    from normtweak_core.quantize.model_drift import model_drift
-    from normtweak_core.quantize.storage import save_drift
+    from normtweak_core.quantization.block import num_training_windows
+    from normtweak_core.quantization.model_drift import model_drift
+    from normtweak_core.quantization.storage import save_drift
     from normtweak_core.tweak.final import TuningWindows, final_tune
 
     events.record("final-tune", part="begin")

@@ -7,7 +7,7 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.typing.pandas import Series
 
-from normtweak_core.quantize.report import BlockReport
+from normtweak_core.quantization.report import BlockReport
 from normtweak_core.tweak.report import Outcome
 from tasks.tables.frame import Schema, Table
 

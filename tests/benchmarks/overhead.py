@@ -168,7 +168,7 @@ def run_bare_core(recipe: dict[str, Any]) -> dict[str, Any]:
     from normtweak_core.export.float_type import resolve_export_dtype
     from normtweak_core.model.config import ModelConfig
     from normtweak_core.model.source import resolve_source
-    from normtweak_core.quantize.config import QuantizationConfig
+    from normtweak_core.quantization.config import QuantizationConfig
     from normtweak_core.tweak.config import NormTweakConfig
 
     folder = resolve_source(ModelConfig(**recipe["model"])).path
@@ -213,8 +213,8 @@ def quantize_all(
     import torch
 
     from normtweak_core.model.streaming import StreamedModel
-    from normtweak_core.quantize.block import BlockPlan, quantize_block
-    from normtweak_core.quantize.walk import BlockWalk
+    from normtweak_core.quantization.block import BlockPlan, quantize_block
+    from normtweak_core.quantization.walk import BlockWalk
 
     walk = BlockWalk(StreamedModel(folder, torch.float32, "cpu"), input_ids)
     streams, drifts = walk.start(), []

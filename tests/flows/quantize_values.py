@@ -7,7 +7,7 @@ import numpy
 from flows.recipes.quantize import parse_recipe
 from flows.reports.quantize import Reports
 from normtweak_core.evaluate.channel_drift import ChannelDrift
-from normtweak_core.quantize.report import BlockReport, LayerReport
+from normtweak_core.quantization.report import BlockReport, LayerReport
 from normtweak_core.tweak.report import FinalTuneReport, TweakReport
 from tasks.results import FloatType
 

@@ -149,7 +149,7 @@ def test_the_table_of_cells_holds_what_is_measured_on_the_exports(first, home, v
     from normtweak_core.evaluate.divergence import compare
     from normtweak_core.export.loading import load_export
     from normtweak_core.model.loading import load_causal_lm
-    from normtweak_core.quantize.report import BlockReport
+    from normtweak_core.quantization.report import BlockReport
     from tasks.tables.ablation import ABLATION
 
     table = ABLATION.read(Path(first["results_dir"]) / "cells.parquet")

@@ -10,8 +10,8 @@ import torch
 
 from flows.cli import main
 from normtweak_core.errors import InputError
-from normtweak_core.quantize.block import Streams
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.block import Streams
+from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.tweak.config import NormTweakConfig
 from tasks.engine import cleaning
 from tasks.engine.artifacts import ArtifactRef
@@ -149,7 +149,9 @@ def test_a_root_can_be_cleaned_again_after_all_of_it(root, capsys):
 def test_what_a_mismatch_of_streams_advises_removes_the_hashes_that_do_not_match(
     root, capsys, monkeypatch
 ):
-    monkeypatch.setattr("normtweak_core.quantize.storage.load_block", lambda path, config: ({}, {}))
+    monkeypatch.setattr(
+        "normtweak_core.quantization.storage.load_block", lambda path, config: ({}, {})
+    )
     streams = Streams(torch.zeros(1, 2, 3), torch.ones(1, 2, 3))
     settings = ChainSettings(QuantizationConfig(), NormTweakConfig(), "float16")
     chain = BlockChain(None, None, settings, "block-1")

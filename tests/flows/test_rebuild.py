@@ -67,7 +67,7 @@ def test_a_version_keeps_what_a_rebuild_needs(made):
     assert f"torch=={torch.__version__}" in lines
     assert not [line for line in lines if line.startswith("normtweak")]
     facts = json.loads(kept["made-with.json"].read_text())
-    assert "normtweak_core.quantize.gptq" in facts["sources"]
+    assert "normtweak_core.quantization.gptq" in facts["sources"]
     assert version.tags["code_commit"] == (facts["commit"] or "none")
     text = hashlib.sha256((made.folder / "text.txt").read_bytes()).hexdigest()
     assert version.tags["calibration_data"] == text

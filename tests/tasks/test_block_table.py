@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from normtweak_core.quantize.report import BlockReport, LayerReport
+from normtweak_core.quantization.report import BlockReport, LayerReport
 from normtweak_core.tweak.report import TweakReport
 from tasks.tables.blocks import (
     BITS,

@@ -33,7 +33,7 @@ RECORDED = MadeWith(
     sources={"normtweak_core.errors": "a" * 64, "normtweak_core.model": "b" * 64},
     packages={"torch": "2.13.0", "numpy": "2.0"},
 )
-ROUNDING = "normtweak_core.quantize.grid"
+ROUNDING = "normtweak_core.quantization.grid"
 
 
 def job(**facts) -> SimpleNamespace:

@@ -13,7 +13,7 @@ from pathlib import Path
 from normtweak_core.errors import InputError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.model.checkpoint import stored_tensors
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.config import QuantizationConfig
 
 GPTQ_READER = ".venv-reader-gptq"  # made by `make reader-gptq`
 GPTQ_READER_DONE = f"{GPTQ_READER}/.complete"  # what it makes last; the interpreter comes first

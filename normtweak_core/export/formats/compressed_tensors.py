@@ -19,7 +19,7 @@ from torch import Tensor
 
 from normtweak_core.export.formats.packing import pack_rows, unpack_rows
 from normtweak_core.export.formats.scheme import Scheme
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.weight import QuantizedWeight
 
 SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 MINIMUM_VERSION = {2: "0.15", 3: "0.20", 4: "0.15", 8: "0.15"}

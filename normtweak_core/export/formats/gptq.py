@@ -20,7 +20,7 @@ from torch import Tensor
 
 from normtweak_core.export.formats.packing import pack_rows, unpack_rows
 from normtweak_core.export.formats.scheme import Scheme
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.weight import QuantizedWeight
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 

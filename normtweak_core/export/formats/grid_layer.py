@@ -3,7 +3,7 @@
 import torch
 
 from normtweak_core.errors import NonFiniteError
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.weight import QuantizedWeight
 
 
 def check_layer(module: str, layer: QuantizedWeight, dtype: torch.dtype) -> None:

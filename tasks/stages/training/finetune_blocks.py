@@ -16,8 +16,8 @@ from tasks.results import CalibrationResult
 from tasks.stages.chain import StreamError
 
 if TYPE_CHECKING:
-    from normtweak_core.quantize.block import Streams
-    from normtweak_core.quantize.walk import BlockWalk
+    from normtweak_core.quantization.block import Streams
+    from normtweak_core.quantization.walk import BlockWalk
 
 SOURCES = [
     __name__,
@@ -27,9 +27,9 @@ SOURCES = [
     "normtweak_core.finetune.block",
     "normtweak_core.finetune.model",
     "normtweak_core.model.streaming",
-    "normtweak_core.quantize.block",
-    "normtweak_core.quantize.storage",
-    "normtweak_core.quantize.walk",
+    "normtweak_core.quantization.block",
+    "normtweak_core.quantization.storage",
+    "normtweak_core.quantization.walk",
 ]
 READ = {"block_steps", "batch", "lr", "scale_lr", "clip", "lora", "dtype"}
 
@@ -88,7 +88,7 @@ class FinetuneChain:
         if self._walk is None:
             from normtweak_core.calibration.storage import load_calibration_set
             from normtweak_core.model.streaming import StreamedModel
-            from normtweak_core.quantize.walk import BlockWalk
+            from normtweak_core.quantization.walk import BlockWalk
 
             windows = load_calibration_set(state_root() / self.data.windows.path).input_ids
             # What is trained is float32, whatever the float model's arithmetic is elsewhere.
@@ -110,7 +110,7 @@ class FinetuneChain:
         from safetensors.torch import load_file
 
         from normtweak_core.finetune.model import load_trained
-        from normtweak_core.quantize.block import Streams, run_stream
+        from normtweak_core.quantization.block import Streams, run_stream
 
         if self._newest and self._newest[0] == index:
             return self._newest[1]
@@ -137,7 +137,7 @@ class FinetuneChain:
 
 def stream_hashes(streams: "Streams") -> tuple[str, str]:
     """Return the hashes of both streams."""
-    from normtweak_core.quantize.storage import stream_hash
+    from normtweak_core.quantization.storage import stream_hash
 
     return stream_hash(streams.x_f), stream_hash(streams.x_q)
 

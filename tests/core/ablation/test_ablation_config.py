@@ -13,7 +13,7 @@ from normtweak_core.ablation.config import (
     value_name,
 )
 from normtweak_core.calibration.config import CalibrationConfig
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.config import QuantizationConfig
 
 GENERATED = CalibrationConfig(samples=8)
 CYRILLIC = CalibrationConfig(samples=8, languages=["cyrillic"])

@@ -10,8 +10,8 @@ import torch
 from flows.reports.figures.drift_channels import channel_figure
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.channel_drift import ChannelDrift
-from normtweak_core.quantize.drift import drift
-from normtweak_core.quantize.storage import save_drift
+from normtweak_core.quantization.drift import drift
+from normtweak_core.quantization.storage import save_drift
 
 
 def array(*rows):

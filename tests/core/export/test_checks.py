@@ -20,7 +20,7 @@ from normtweak_core.export.formats.checks import (
     check_ternary_exportable,
     linear_shapes,
 )
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.config import QuantizationConfig
 
 EVEN = {"model.layers.0.up": LinearShape(512, 256), "model.layers.0.down": LinearShape(256, 512)}
 ODD = {"model.layers.0.down": LinearShape(64, 172)}

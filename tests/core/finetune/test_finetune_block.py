@@ -10,8 +10,8 @@ from normtweak_core.finetune.block import finetune_block
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.finetune.model import grid_linears, put_on_grids, trained_state
 from normtweak_core.model.streaming import StreamedModel
-from normtweak_core.quantize.block import Streams, run_stream
-from normtweak_core.quantize.walk import BlockWalk
+from normtweak_core.quantization.block import Streams, run_stream
+from normtweak_core.quantization.walk import BlockWalk
 from tests.tiny_exports import quantize_all, save_tiny_model, tiny_config
 
 SETTINGS = {"block_steps": 60, "batch": 4, "lr": 3e-2, "scale_lr": 3e-3}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from normtweak_core.finetune.grid import REACH, Grid, on_grid, start_latent, to_quantized
-from normtweak_core.quantize.gptq import round_to_nearest
-from normtweak_core.quantize.grid import GridSpec
+from normtweak_core.quantization.gptq import round_to_nearest
+from normtweak_core.quantization.grid import GridSpec
 from normtweak_core.ternary.quantizers import lsq
 
 KINDS = [

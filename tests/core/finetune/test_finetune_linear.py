@@ -15,8 +15,8 @@ from normtweak_core.finetune.model import (
     trained_state,
 )
 from normtweak_core.model.loading import load_causal_lm
-from normtweak_core.quantize.gptq import round_to_nearest
-from normtweak_core.quantize.grid import GridSpec
+from normtweak_core.quantization.gptq import round_to_nearest
+from normtweak_core.quantization.grid import GridSpec
 from tests.tiny_exports import quantize_all, save_tiny_model, tiny_config
 
 SPEC = GridSpec(2, False, True, torch.float16)

@@ -7,7 +7,7 @@ import pytest
 from normtweak_core.errors import InputError, VerificationError
 from normtweak_core.finetune.source import read_export_source
 from normtweak_core.model.config import ModelConfig
-from normtweak_core.quantize.config import QuantizationConfig
+from normtweak_core.quantization.config import QuantizationConfig
 
 MANIFEST = {
     "export": {

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from normtweak_core.model.streaming import SEQUENCES
 from normtweak_core.model.structure import find_blocks
-from normtweak_core.quantize.drift import Drift, RunningDrift
+from normtweak_core.quantization.drift import Drift, RunningDrift
 
 
 @torch.no_grad()

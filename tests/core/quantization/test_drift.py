@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from normtweak_core.errors import NonFiniteError
-from normtweak_core.quantize.drift import RunningDrift, drift
+from normtweak_core.quantization.drift import RunningDrift, drift
 
 
 def streams(seeded) -> tuple[torch.Tensor, torch.Tensor]:

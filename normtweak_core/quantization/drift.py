@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from normtweak_core.errors import NonFiniteError
-from normtweak_core.quantize.moments import ChannelMoments, RunningMoments
+from normtweak_core.quantization.moments import ChannelMoments, RunningMoments
 
 TINY = 1e-20  # in the place of a token's |target|^2 where that is zero
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from normtweak_core.quantize.moments import ChannelMoments, RunningMoments
+from normtweak_core.quantization.moments import ChannelMoments, RunningMoments
 
 
 def gathered(pieces) -> ChannelMoments:

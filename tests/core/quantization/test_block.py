@@ -8,23 +8,23 @@ import torch
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_linears
-from normtweak_core.quantize.block import (
+from normtweak_core.quantization.block import (
     BlockPlan,
     Streams,
     micro_batches,
     num_training_windows,
     quantize_block,
 )
-from normtweak_core.quantize.config import PropagationConfig, QuantizationConfig
-from normtweak_core.quantize.inputs import layer_input, linear_groups
-from normtweak_core.quantize.storage import (
+from normtweak_core.quantization.config import PropagationConfig, QuantizationConfig
+from normtweak_core.quantization.inputs import layer_input, linear_groups
+from normtweak_core.quantization.storage import (
     load_block,
     load_streams,
     save_block,
     save_streams,
     stream_hash,
 )
-from normtweak_core.quantize.walk import BlockWalk
+from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig
 
 OFF = NormTweakConfig(enabled=False)

@@ -6,11 +6,11 @@ import torch
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_blocks
-from normtweak_core.quantize.block import BlockPlan, quantize_block
-from normtweak_core.quantize.config import QuantizationConfig
-from normtweak_core.quantize.model_drift import model_drift
-from normtweak_core.quantize.storage import quantized_copy
-from normtweak_core.quantize.walk import BlockWalk
+from normtweak_core.quantization.block import BlockPlan, quantize_block
+from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.model_drift import model_drift
+from normtweak_core.quantization.storage import quantized_copy
+from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig
 
 SETTINGS = QuantizationConfig(bits=2, group_size=16), NormTweakConfig(enabled=False)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from normtweak_core.errors import HessianError, InputError
-from normtweak_core.quantize import gptq as gptq_module
-from normtweak_core.quantize.gptq import gptq, round_to_nearest, split_rows
-from normtweak_core.quantize.grid import GridSpec, fit_grid, quantize_to_codes
-from normtweak_core.quantize.hessian import InputStatistics, corrected_weight, inverse_cholesky
+from normtweak_core.quantization import gptq as gptq_module
+from normtweak_core.quantization.gptq import gptq, round_to_nearest, split_rows
+from normtweak_core.quantization.grid import GridSpec, fit_grid, quantize_to_codes
+from normtweak_core.quantization.hessian import InputStatistics, corrected_weight, inverse_cholesky
 from tests.reference import gptq_oracle
 
 

@@ -14,14 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
-from normtweak_core.quantize.config import QuantizationConfig
-from normtweak_core.quantize.drift import Drift, drift
-from normtweak_core.quantize.gptq import SolvedWeight, gptq, round_to_nearest, split_rows
-from normtweak_core.quantize.grid import GridSpec
-from normtweak_core.quantize.hessian import InputStatistics, corrected_weight
-from normtweak_core.quantize.inputs import RunBlock, layer_input, linear_groups
-from normtweak_core.quantize.report import BlockReport, LayerReport
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.drift import Drift, drift
+from normtweak_core.quantization.gptq import SolvedWeight, gptq, round_to_nearest, split_rows
+from normtweak_core.quantization.grid import GridSpec
+from normtweak_core.quantization.hessian import InputStatistics, corrected_weight
+from normtweak_core.quantization.inputs import RunBlock, layer_input, linear_groups
+from normtweak_core.quantization.report import BlockReport, LayerReport
+from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.report import TweakReport
 from normtweak_core.tweak.tweak import round_norms, tweak_norms, tweak_rate

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from normtweak_core.quantize.grid import GridSpec, fit_grid, quantize_to_codes, round_scale
+from normtweak_core.quantization.grid import GridSpec, fit_grid, quantize_to_codes, round_scale
 from normtweak_core.ternary.quantizers import absmean, binary
 from tests.reference import grid_oracle
 

@@ -12,10 +12,10 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from normtweak_core.model.streaming import BlockCall, StreamedModel
-from normtweak_core.quantize.block import Streams, micro_batches, run_stream
-from normtweak_core.quantize.inputs import RunBlock
-from normtweak_core.quantize.storage import quantized_copy
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.block import Streams, micro_batches, run_stream
+from normtweak_core.quantization.inputs import RunBlock
+from normtweak_core.quantization.storage import quantized_copy
+from normtweak_core.quantization.weight import QuantizedWeight
 
 
 class BlockWalk:

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from normtweak_core.errors import InputError
-from normtweak_core.quantize.grid import GridSpec, fit_grid
-from normtweak_core.quantize.hessian import inverse_cholesky, without_dead_columns
-from normtweak_core.quantize.weight import QuantizedWeight
+from normtweak_core.quantization.grid import GridSpec, fit_grid
+from normtweak_core.quantization.hessian import inverse_cholesky, without_dead_columns
+from normtweak_core.quantization.weight import QuantizedWeight
 
 # Columns updated together; changes speed only, never the result.
 BLOCK_SIZE = 128

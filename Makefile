@@ -25,7 +25,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.house
-	$(BIN)/codespell --skip "*/reference/models/*" -L caf flows tasks normtweak_core tests conf docs README.md
+	$(BIN)/codespell --skip "*/reference/models/*" -L caf flows tasks normtweak_core tests conf docs README.md CONTRIBUTING.md
 
 kill-test: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/flows/test_kill.py

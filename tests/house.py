@@ -33,11 +33,10 @@ GOALS = {
 }
 CEILINGS = {
     "functions longer than 60 lines": 3,
-    "folders of more than 16 files": 2,
-    "modules in import circles": 18,
-    "imports inside functions": 365,
-    "places that share eight lines": 67,
-    "README longer than 149 lines": 1,
+    "folders of more than 16 files": 1,
+    "modules in import circles": 16,
+    "imports inside functions": 363,
+    "places that share eight lines": 59,
 }
 
 

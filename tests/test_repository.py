@@ -1,5 +1,6 @@
 """Promises that the repository makes about itself."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from flows.recipes.polynomial import load_polynomial_recipe
 from flows.recipes.quantize import load_recipe
 from flows.recipes.ternary import load_ternary_recipe
 from tests import house
+from tests.benchmarks.results import DEFAULT_OUT, PAGES, split_page
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOOLS = Path(sys.executable).parent
@@ -28,16 +30,43 @@ def test_every_recipe_that_ships_is_valid(path):
     assert loaders.get(path.stem.partition("-")[0], load_recipe)(path).name
 
 
-def test_the_results_in_the_readme_are_those_the_script_wrote():
-    readme = (REPOSITORY / "README.md").read_text()
-    shown = readme.partition("<!-- stages -->")[2].partition("<!-- /stages -->")[0]
-    assert shown.strip() == (REPOSITORY / "docs/results/stages.md").read_text().strip()
+@pytest.mark.parametrize("name", PAGES)
+def test_the_results_on_a_page_are_those_the_script_wrote(name):
+    _, shown, _ = split_page((REPOSITORY / PAGES[name]).read_text(), name)
+    assert shown.strip() == (DEFAULT_OUT / f"{name}.md").read_text().strip()
 
 
-def test_the_polynomial_study_in_the_readme_is_the_one_the_script_wrote():
-    readme = (REPOSITORY / "README.md").read_text()
-    shown = readme.partition("<!-- polynomial -->")[2].partition("<!-- /polynomial -->")[0]
-    assert shown.strip() == (REPOSITORY / "docs/results/polynomial.md").read_text().strip()
+def test_every_link_and_picture_of_the_pages_leads_somewhere():
+    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]
+    lost = []
+    for page in pages:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+            file = (page.parent / target).resolve() if target else page
+            if not file.is_file():
+                lost.append(f"{page.name}: {target}")
+            elif anchor and anchor not in anchors(file.read_text()):
+                lost.append(f"{page.name}: {target}#{anchor}")
+    assert len(pages) > 10
+    assert lost == []
+
+
+def test_the_tree_in_the_documentation_is_that_of_the_packages():
+    tree = (REPOSITORY / "docs/architecture.md").read_text().split("```")[1]
+    package, told = "", {}
+    for indent, name in re.findall(r"^( {0,2})([\w.]+)/? ", tree, re.MULTILINE):
+        package = package if indent else name
+        told.setdefault(package, set()).update({name} if indent else set())
+    for package in house.PACKAGES:
+        folders = {one.parent.name for one in (REPOSITORY / package).glob("*/__init__.py")}
+        files = {one for one in told[package] if one.endswith(".py")}
+        assert told[package] - files == folders
+        assert all((REPOSITORY / package / one).is_file() for one in files)
+
+
+def anchors(text):
+    """Return what a link to a heading says, as GitHub makes it of the heading."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("tool", [["lint-imports"], ["ruff", "check", "."]], ids=lambda t: t[0])

@@ -1,10 +1,10 @@
-"""The full ablation: its tables and figures for the README.
+"""The full ablation: its tables and figures for docs/results.md.
 
     python -m tests.benchmarks.ablation [--recipe conf/ablation.yaml] [--out docs/results]
 
 Runs the command, or takes what `--result` of an earlier run says, and copies what it wrote:
-ablation.md (also into the README), ablation.json, ablation.parquet and a figure of each study. An
-ablation that is stopped goes on where it was.
+ablation.md (also into docs/results.md), ablation.json, ablation.parquet and a figure of each study.
+An ablation that is stopped goes on where it was.
 """
 
 import argparse
@@ -15,10 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY, machine
+from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY, machine, write_table
 
-README = REPOSITORY / "README.md"
-BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 SPENT = ("seconds", "cpu_seconds", "peak_rss_bytes")
 
 
@@ -51,7 +49,7 @@ def main() -> int:
 
 
 def copy(ablation: Path, out: Path, facts: dict[str, Any]) -> None:
-    """Put the files of an ablation into a folder; its tables into the README too, if it is ours."""
+    """Put the files of an ablation into a folder; its tables into the page too, if it is ours."""
     out.mkdir(parents=True, exist_ok=True)
     for figure in ablation.glob("*.png"):
         shutil.copy(figure, out / f"ablation-{figure.name}")
@@ -59,11 +57,7 @@ def copy(ablation: Path, out: Path, facts: dict[str, Any]) -> None:
     record = {"command": "python -m tests.benchmarks.ablation"} | facts
     record |= json.loads((ablation / "results.json").read_text())
     (out / "ablation.json").write_text(json.dumps(record, indent=1) + "\n")
-    tables = (ablation / "tables.md").read_text()
-    (out / "ablation.md").write_text(tables)
-    if out == DEFAULT_OUT:
-        before, rest = README.read_text().split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{tables}{END}{rest.split(END)[1]}")
+    write_table(out, "ablation", (ablation / "tables.md").read_text())
 
 
 if __name__ == "__main__":

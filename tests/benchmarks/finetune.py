@@ -5,7 +5,7 @@
 Each row is `normtweak quantize` (all stages) and then `normtweak finetune` on its export: with
 whole latent weights, at 2 bits also for twice as long, and with a low-rank update (QA-LoRA).
 Finished stages are cached. A model's rows take the place of its earlier ones in finetune.json,
-finetune.md and the table of the README.
+finetune.md and the table of docs/results.md.
 """
 
 import argparse
@@ -13,11 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY
+from tests.benchmarks.results import DEFAULT_OUT, write_table
 from tests.benchmarks.stages import reference_recipe
 
-README = REPOSITORY / "README.md"
-BEGIN, END = "<!-- finetune -->", "<!-- /finetune -->"
 MODELS = ["llama", "neox"]
 STEPS = {"block_steps": 200, "steps": 600}
 DATA = {"source": "generated", "samples": 1024, "length": 256}
@@ -96,11 +94,7 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
     kept.sort(key=lambda r: (MODELS.index(r["model"]), r["bits"], list(WAYS).index(r["way"])))
     content = {"rows": kept, "command": "python -m tests.benchmarks.finetune"}
     file.write_text(json.dumps(content, indent=1) + "\n")
-    text = table(kept)
-    (out / "finetune.md").write_text(text)
-    if out == DEFAULT_OUT:
-        before, rest = README.read_text().split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
+    write_table(out, "finetune", table(kept))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

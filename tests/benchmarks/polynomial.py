@@ -1,9 +1,10 @@
-"""The polynomial study in small: its table and figures for the README.
+"""The polynomial study in small: its table and figures for docs/results.md.
 
     python -m tests.benchmarks.polynomial [--recipe conf/polynomial-small.yaml] [--out docs/results]
 
-Runs the command and copies what it wrote: polynomial.md (also into the README), polynomial.json,
-polynomial-curves.png and polynomial-examples.png. A study that is stopped goes on where it was.
+Runs the command and copies what it wrote: polynomial.md (also into docs/results.md),
+polynomial.json, polynomial-curves.png and polynomial-examples.png. A study that is stopped goes on
+where it was.
 """
 
 import argparse
@@ -13,10 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY, machine
+from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY, machine, write_table
 
-README = REPOSITORY / "README.md"
-BEGIN, END = "<!-- polynomial -->", "<!-- /polynomial -->"
 SPENT = ("seconds", "training_seconds", "cpu_seconds", "peak_rss_bytes")
 
 
@@ -41,18 +40,14 @@ def main() -> int:
 
 
 def copy(study: Path, out: Path, facts: dict) -> None:
-    """Put the files of a study into a folder; its table into the README too, if that is ours."""
+    """Put the files of a study into a folder; its table into the page too, if that is ours."""
     out.mkdir(parents=True, exist_ok=True)
     for figure in ("curves", "examples"):
         shutil.copy(study / f"{figure}.png", out / f"polynomial-{figure}.png")
     record = {"command": "python -m tests.benchmarks.polynomial"} | facts
     record |= json.loads((study / "results.json").read_text())
     (out / "polynomial.json").write_text(json.dumps(record, indent=1) + "\n")
-    table = (study / "table.md").read_text()
-    (out / "polynomial.md").write_text(table)
-    if out == DEFAULT_OUT:
-        before, rest = README.read_text().split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{table}{END}{rest.split(END)[1]}")
+    write_table(out, "polynomial", (study / "table.md").read_text())
 
 
 if __name__ == "__main__":

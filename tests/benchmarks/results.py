@@ -10,6 +10,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_OUT = REPOSITORY / "docs" / "results"
+PAGES = {name: "docs/results.md" for name in ("ablation", "ternary", "finetune", "polynomial")}
+PAGES |= {"stages": "README.md"}
 
 
 def machine() -> dict[str, Any]:
@@ -41,6 +43,23 @@ def write_results(
     (out / f"{name}.json").write_text(json.dumps({"command": command} | facts, indent=1) + "\n")
     (out / f"{name}.md").write_text(text)
     return text
+
+
+def write_table(out: Path, name: str, text: str) -> None:
+    """Write NAME.md, and where the folder is the repository's also the page that shows it."""
+    (out / f"{name}.md").write_text(text)
+    if out == DEFAULT_OUT:
+        page = REPOSITORY / PAGES[name]
+        before, _, after = split_page(page.read_text(), name)
+        page.write_text(f"{before}\n{text}{after}")
+
+
+def split_page(page: str, name: str) -> tuple[str, str, str]:
+    """Return a page up to the mark of a table, the table, and the page from its second mark on."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = page.split(begin)
+    text, after = rest.split(end)
+    return before + begin, text, end + after
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:

@@ -14,10 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY
+from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY, write_table
 
-README = REPOSITORY / "README.md"
-BEGIN, END = "<!-- stages -->", "<!-- /stages -->"
 MODELS = ["llama", "neox", "stories"]
 
 OFF: dict[str, Any] = {
@@ -145,11 +143,7 @@ def write(out: Path, model: str, cells: list[dict[str, Any]]) -> None:
     kept.sort(key=lambda cell: order.index(cell["model"]))
     record = {"command": "python -m tests.benchmarks.stages", "cells": kept}
     file.write_text(json.dumps(record, indent=1) + "\n")
-    (out / "stages.md").write_text(table(kept))
-    if out == DEFAULT_OUT:
-        text = README.read_text()
-        before, rest = text.split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{table(kept)}{END}{rest.split(END)[1]}")
+    write_table(out, "stages", table(kept))
 
 
 def table(cells: list[dict[str, Any]]) -> str:

@@ -7,7 +7,7 @@ finished segments of a training, are cached, so a study that is stopped goes on 
 `--long` trains the best cell of each reference model on for an hour. Reference models train on the
 text they were trained on, less what is held out; stories260K, which needs the shared models and
 data beside the repository, on 700 stories of 1000. A model's cells take the place of its earlier
-ones in ternary.json, ternary.md and the README.
+ones in ternary.json, ternary.md and docs/results.md.
 """
 
 import argparse
@@ -22,11 +22,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flows.reports.figures.drift_lines import as_png
-from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY
+from tests.benchmarks.results import DEFAULT_OUT, write_table
 from tests.benchmarks.stages import OFF, story_recipe
 
-README = REPOSITORY / "README.md"
-BEGIN, END = "<!-- ternary -->", "<!-- /ternary -->"
 MODELS = ["llama", "neox", "stories"]
 
 STEPS, BATCH, LENGTH = 120, 8, 256  # 245,760 tokens a cell, about 3 minutes on 2 cores
@@ -176,12 +174,7 @@ def write(out: Path, kind: str, model: str, cells: list[dict[str, Any]]) -> None
     file.write_text(json.dumps(known, indent=1) + "\n")
     if kind == "cells":
         (out / f"ternary-cells-{model}.png").write_bytes(curves(model, cells))
-    text = tables(known)
-    (out / "ternary.md").write_text(text)
-    if out == DEFAULT_OUT:
-        readme = README.read_text()
-        before, rest = readme.split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
+    write_table(out, "ternary", tables(known))
 
 
 def long_curve(cell: dict[str, Any]) -> bytes:

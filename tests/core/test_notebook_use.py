@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 NOTEBOOK = """
 import json, sys
 from pathlib import Path
@@ -75,9 +75,8 @@ def test_the_core_alone_takes_a_folder_to_an_export_that_transformers_loads(tiny
     assert not {"prefect", "mlflow", "pandera", "flows", "tasks"} & set(found["packages"])
 
 
-def test_what_the_readme_shows_of_the_library_runs(tmp_path):
-    section = README.read_text().split("## As a library")[1]
-    (shown,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+def test_what_the_page_of_the_library_shows_runs(tmp_path):
+    (shown,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert "samples, length = 64, 256\n" in shown
     program = shown.replace("samples, length = 64, 256\n", "samples, length = 8, 64\n")
     (tmp_path / "notebook").mkdir()

@@ -1,4 +1,4 @@
-"""What an export takes when stock transformers has loaded it: the README's words on memory."""
+"""What an export takes when stock transformers has loaded it: what docs/formats.md says of it."""
 
 import pytest
 import torch

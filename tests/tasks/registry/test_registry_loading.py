@@ -107,12 +107,12 @@ def test_the_description_of_a_version_says_how_to_open_it(registry):
     assert whole.endswith(answer.strip())
 
 
-def test_the_readme_shows_what_a_version_says_of_itself():
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
+def test_the_page_of_the_registry_shows_what_a_version_says_of_itself():
+    page = (Path(__file__).parents[3] / "docs" / "registry.md").read_text()
     described = describe_version("models:/quickstart-llama-w2g64@champion")
     blocks = re.findall(r"```python\n.+?```", described, re.DOTALL)
     assert len(blocks) == 2
-    assert all(block in readme for block in blocks)
+    assert all(block in page for block in blocks)
 
 
 def test_models_open_three_ways_without_our_code(registry):

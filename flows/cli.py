@@ -6,18 +6,38 @@ import argparse
 import atexit
 import difflib
 import gc
+import importlib
 import importlib.metadata
 import os
 import sys
 from typing import NoReturn
 
+from flows.commands.command import STATE, Command
 from flows.commands.failures import exit_code, sigterm_raises
-from flows.commands.models import add_model_commands
-from flows.commands.options import STATE
-from flows.commands.recipes import add_recipe_commands
-from flows.commands.services import add_service_commands
 from normtweak_core.errors import InputError
 
+# Module under flows.commands, which is imported when its command is given, and summary.
+COMMANDS = {
+    "quantize": ("recipes", "quantize, verify, evaluate and register a model"),
+    "ternary": ("recipes", "train a model until its weights are ternary; verify and register it"),
+    "finetune": (
+        "recipes",
+        "train an export of quantize on, on its own grid; verify and register it",
+    ),
+    "plan": ("plan", "say what a run would need and find cached; write nothing"),
+    "polynomial": ("recipes", "study quantization-aware training on a small network"),
+    "ablate": ("recipes", "vary one factor of a recipe at a time and compare what comes of it"),
+    "evaluate": ("measuring", "measure any model on a text and on named tasks"),
+    "compare": ("measuring", "measure several models on the same tokens, in pairs"),
+    "verify": ("verify", "reopen an export with an independent reader and compare"),
+    "promote": ("aliases", "point an alias to a registered version, by hand"),
+    "rollback": ("aliases", "point an alias to the version it pointed to before"),
+    "rebuild": ("rebuild", "make a registered version again and compare the bytes"),
+    "clean": ("clean", "free disk: remove what no finished stage needs"),
+    "reference": ("reference", "train a built-in reference model"),
+    "ui": ("serving", "Prefect and MLflow pages on this machine, with their links"),
+    "serve": ("serving", "carry out the scheduled deployments of prefect.yaml"),
+}
 # Prefect, MLflow and torch make a million objects while they are imported, none of them garbage:
 # looking for it at Python's own pace takes a fifth of that time.
 COLLECTED_AFTER = (100_000, 20, 50)
@@ -56,17 +76,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises:
         InputError: There is no such command or option, or the command is not built yet.
     """
-    parser, names = build_parser()
     if not arguments:
         raise InputError("a command is needed, such as `normtweak quantize`; see normtweak --help.")
     first = arguments[0]
     if first in NOT_BUILT:
-        raise InputError(f"normtweak {first} is not built yet; built are {', '.join(names)}.")
-    if not first.startswith("-") and first not in names:
-        near = difflib.get_close_matches(first, [*names, *NOT_BUILT], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(names)}."
+        raise InputError(f"normtweak {first} is not built yet; built are {', '.join(COMMANDS)}.")
+    if not first.startswith("-") and first not in COMMANDS:
+        near = difflib.get_close_matches(first, [*COMMANDS, *NOT_BUILT], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}."
         raise InputError(f"{first} is not a command; {hint}")
-    return parser.parse_args(arguments)
+    return build_parser(first).parse_args(arguments)
 
 
 def _require_one_process() -> None:
@@ -83,8 +102,8 @@ def _require_one_process() -> None:
         )
 
 
-def build_parser() -> tuple[Parser, list[str]]:
-    """Return the parser of all commands, and their names."""
+def build_parser(given: str) -> Parser:
+    """Return the parser of the command that is given; of the others it knows the summaries."""
     version = importlib.metadata.version("normtweak")
     parser = Parser(
         prog="normtweak",
@@ -96,10 +115,12 @@ def build_parser() -> tuple[Parser, list[str]]:
     )
     parser.add_argument("--version", action="version", version=f"normtweak {version}")
     group = parser.add_subparsers(required=True, metavar="COMMAND", dest="command_name")
-    add_recipe_commands(group)
-    add_model_commands(group)
-    add_service_commands(group)
-    return parser, list(group.choices)
+    for name, (module, summary) in COMMANDS.items():
+        added = group.add_parser(name, help=summary)
+        if name == given:
+            command: Command = importlib.import_module(f"flows.commands.{module}").COMMANDS[name]
+            command.describe(added)
+    return parser
 
 
 if __name__ == "__main__":

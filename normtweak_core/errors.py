@@ -81,17 +81,26 @@ def given_by(key: str) -> Iterator[None]:
         raise
 
 
-class HessianError(ArithmeticError):
+class ForeseenError(Exception):
+    """A failure that is foreseen: people are told it by its summary, without a traceback."""
+
+    @property
+    def summary(self) -> str:
+        """What happened, without what only a log has room for."""
+        return str(self).partition("\n")[0]
+
+
+class HessianError(ForeseenError, ArithmeticError):
     """A damped Hessian could not be factorized at any damping that still means something."""
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(ForeseenError, ArithmeticError):
     """A weight, an activation or a loss is NaN or infinite."""
 
 
-class VerificationError(RuntimeError):
+class VerificationError(ForeseenError, RuntimeError):
     """An independent reader does not find in the export what was quantized."""
 
 
-class ProblemError(RuntimeError):
+class ProblemError(ForeseenError, RuntimeError):
     """The recipe said to fail on this: damping raised, tweak rolled back, layer left float."""

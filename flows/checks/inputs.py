@@ -53,6 +53,7 @@ class Ready:
     length: int  # tokens per calibration window
     disk: dict[str, int]  # bytes a run writes at most, by what they are
     warnings: list[str] = field(default_factory=list)
+    is_local: bool = False  # nothing has to come from the hub
 
 
 def preflight(
@@ -120,7 +121,8 @@ def check_inputs(
         length = checked_lengths(data, text, model_context(source.path))
     require_reader_files(source.path)
     check_tokens(source.path, data, measured)
-    return Ready(source, model_shape(source.path), length, {}, warnings)
+    is_local = only_local(data, measured, source)
+    return Ready(source, model_shape(source.path), length, {}, warnings, is_local)
 
 
 def check_machine(

@@ -1,19 +1,37 @@
 """Moving an alias by hand: `normtweak promote` and `normtweak rollback`."""
 
+import argparse
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.checks.services import check_services
+from flows.commands.command import STATE, Command
+from flows.commands.execution import print_line
+from flows.commands.failures import EXIT_OK
 from normtweak_core.errors import InputError
-from tasks.engine.environment import prepare_environment, state_root
+from tasks.engine.environment import prepare_environment, set_variables, state_root
 from tasks.registry.names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 URI = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>[1-9][0-9]*)")
+
+
+def run_promote(options: argparse.Namespace) -> int:
+    """Point an alias to a version and print what changed."""
+    set_variables(state_root())
+    print_line(promote(options.uri, options.alias))
+    return EXIT_OK
+
+
+def run_rollback(options: argparse.Namespace) -> int:
+    """Point an alias to the version it pointed to before, and print what changed."""
+    set_variables(state_root())
+    print_line(rollback(options.name, options.alias))
+    return EXIT_OK
 
 
 def promote(uri: str, alias: str) -> str:
@@ -110,3 +128,30 @@ def _registry() -> "tuple[MlflowClient, Path]":
 
 def _from(version: object) -> str:
     return "" if version is None else f"version {version} -> "
+
+
+def _add_promote(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uri", metavar="models:/NAME/VERSION", help="the version")
+    parser.add_argument("--alias", default="champion", help="default: champion")
+
+
+def _add_rollback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the registered model")
+    parser.add_argument("--alias", default="champion", help="default: champion")
+
+
+COMMANDS = {
+    "promote": Command(
+        "Move an alias, whatever the gate has said. The moves of an alias are kept in the\n"
+        f"registry.\n{STATE}",
+        ["promote models:/my-model/3", "promote models:/my-model/3 --alias staging"],
+        _add_promote,
+        run_promote,
+    ),
+    "rollback": Command(
+        f"Take back the last move of an alias; once more goes one step further back.\n{STATE}",
+        ["rollback my-model", "rollback my-model --alias candidate"],
+        _add_rollback,
+        run_rollback,
+    ),
+}

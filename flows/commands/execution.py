@@ -1,59 +1,48 @@
 """How a command is carried out: its variables, its server, its log, and where its result goes."""
 
+import importlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from flows.commands.failures import EXIT_OK, exit_code
-from flows.commands.first_line import first_line
 from normtweak_core.errors import InputError
-from tasks.engine.environment import log_plain_lines, prepare_environment, set_variables, state_root
+from tasks.engine.artifacts import sweep_temporaries, write_atomically
+from tasks.engine.cleaning import in_use
+from tasks.engine.environment import log_plain_lines, prepare_environment
 from tasks.engine.log_files import logged_to_file
+from tasks.engine.runs import mark_dead_runs, own_flow_runs
+from tasks.server.api import api_for_this_run
 
-# Prefect prints the traceback of a failed run; here a sentence and a log file take its place.
 _REGISTRY = ("tasks.registry.promotion", "mlflow.store.tracking.sqlalchemy_store")
-# Beside the module of its flow, what a command always comes to: two seconds of it in all.
+# Beside the module of its flow, what a command always comes to; imported while its server comes
+# up: two seconds of it in all.
 MODULES = {
     "quantize": (*_REGISTRY, "flows.reports.quantize_page", "flows.reports.figures.drift_channels"),
     "ternary": _REGISTRY,
     "finetune": _REGISTRY,
 }
-ENGINE_LEVEL_VARIABLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
 
-def carry_out(
-    command: str,
-    recipe: Any,
-    data: Any,
-    check: Callable[..., Any],
-    flow: Callable[[], dict[str, Any]],
-    result_file: Path | None,
-    show: Callable[[dict[str, Any]], None] | None = None,
-) -> int:
-    """Check a recipe of a language model, run its flow and print the summary.
+def lazily(reference: str) -> Callable[..., Any]:
+    """Return a function that imports `module:name` when it is called, and calls that."""
 
-    ``show`` prints another one than that of an export.
-    """
-    from flows.checks.inputs import only_local
+    def call(*arguments: Any) -> Any:
+        module, _, name = reference.partition(":")
+        return attrgetter(name)(importlib.import_module(module))(*arguments)
 
-    os.environ.setdefault(ENGINE_LEVEL_VARIABLE, "CRITICAL")
+    return call
+
+
+def quiet_libraries() -> None:
+    """Let the libraries of a run tell of failures alone; what the user has set stays."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of its tables
-    set_variables(state_root())  # before preflight: it may have to ask torch for GPUs
-    with first_line(f"{command} {recipe.name}: begins; all state lies under {state_root()}"):
-        ready = check(recipe, state_root(), result_file)
-    if only_local(data, recipe.evaluation, ready.source):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-    def show_export(result: dict[str, Any]) -> None:
-        from flows.reports.terminal import print_summary
-
-        print_summary(recipe.name, result)
-
-    return run_flow(command, flow, result_file, show or show_export)
 
 
 def run_flow(
@@ -73,36 +62,22 @@ def run_flow(
     root = prepare_environment()
 
     def work() -> int:
-        from tasks.engine.artifacts import write_atomically
-
-        result = _flow_result(flow, root, imported_meanwhile(command))
+        result = _flow_result(flow, root, [f"flows.{command}", *MODULES.get(command, ())])
         if result_file:
             text = json.dumps(result, indent=1) + "\n"
             write_atomically(result_file.resolve(), text.encode())
         code = show(result)
         return EXIT_OK if code is None else code
 
-    from tasks.engine.cleaning import in_use
-
     with in_use(root):
         return logged(command, work)
-
-
-def imported_meanwhile(command: str) -> list[str]:
-    """Return the modules that a command will need, to be imported while its server comes up."""
-    return [f"flows.{command}", *MODULES.get(command, ())]
 
 
 def _flow_result(
     flow: Callable[[], dict[str, Any]], root: Path, modules: list[str]
 ) -> dict[str, Any]:
-    from tasks.engine.artifacts import sweep_temporaries
-    from tasks.server.api import api_for_this_run
-
     sweep_temporaries(root)
     with api_for_this_run(root, modules):
-        from tasks.engine.runs import mark_dead_runs, own_flow_runs
-
         mark_dead_runs(root)
         with own_flow_runs(root):
             return flow()

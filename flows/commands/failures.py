@@ -12,19 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from normtweak_core.errors import (
-    HessianError,
-    InputError,
-    NonFiniteError,
-    ProblemError,
-    VerificationError,
-)
+from normtweak_core.errors import ForeseenError, InputError
 from tasks.engine.environment import HOME_VARIABLE
 from tasks.engine.log_files import log_file
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-FAILURES = (HessianError, NonFiniteError, ProblemError, VerificationError)
 # What takes less memory when it is lower, by command.
 LESS_MEMORY = {
     "quantize": "calibration.samples or calibration.length",
@@ -133,19 +126,7 @@ def failure(error: BaseException, command: str = "quantize") -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = error.filename or os.environ.get(HOME_VARIABLE) or "the state root"
         return f"the disk of {place} is full; make room and run the same command again: {RESUME}"
-    if isinstance(error, (*FAILURES, *_engine_failures())):
-        # Our log holds what follows, such as the last lines of a server's own.
-        return getattr(error, "summary", None) or str(error).partition("\n")[0]
-    return None
-
-
-def _engine_failures() -> tuple[type[BaseException], ...]:
-    # Imported when something has failed: tasks.stages.chain brings Prefect with it.
-    from tasks.engine.locks import LockTimeoutError
-    from tasks.server.api import ServerError
-    from tasks.stages.chain import StreamError
-
-    return StreamError, LockTimeoutError, ServerError
+    return error.summary if isinstance(error, ForeseenError) else None
 
 
 def say(sentence: str) -> None:

@@ -1,5 +1,6 @@
-"""What a run would do: disk, memory, time, and which stages it would find finished."""
+"""`normtweak plan`: disk, memory and time of a run, and which stages it would find finished."""
 
+import argparse
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -24,8 +25,14 @@ from flows.checks.training import (
     ternary_memory,
     ternary_work,
 )
+from flows.commands.command import Command, add_recipe
+from flows.commands.execution import print_line
+from flows.commands.failures import EXIT_OK
+from flows.pipeline.checks import CHECKS
 from flows.pipeline.planned import Stage
+from flows.recipes.file import read_with_overrides
 from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.kinds import kind_of
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
@@ -33,9 +40,23 @@ from normtweak_core.finetune.source import read_export_source
 from normtweak_core.model.hub import is_hub_id
 from normtweak_core.paths import given_path
 from normtweak_core.scratch import scratch_folder
-from tasks.engine.environment import set_variables
+from tasks.engine.environment import set_variables, state_root
 from tasks.engine.progress import readable_bytes, readable_seconds
 from tasks.models.export_folder import export_folder
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Print what a recipe would need; write nothing."""
+    values = read_with_overrides(options.recipe, options.overrides)
+    kind = kind_of(values)
+    recipe = kind.parse(values)
+    with scratch_environment(state_root()):
+        require_local_model(recipe, state_root())
+        ready = CHECKS[kind.name](recipe, state_root())
+        lines = plan_lines(recipe, ready, state_root())
+    for line in [*lines, *(f"warning {text}" for text in ready.warnings)]:
+        print_line(line)
+    return EXIT_OK
 
 
 @contextlib.contextmanager
@@ -189,3 +210,15 @@ def require_local_model(recipe: Any, root: Path) -> None:
             f"cache: run `hf download {config.source}` first."
         )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+COMMANDS = {
+    "plan": Command(
+        "Check a recipe of quantize, ternary or finetune as its command would, and print disk,\n"
+        "memory, time and finished stages. Nothing is written; a model of the hub must be in the\n"
+        "local cache already.",
+        ["plan conf/quickstart.yaml", "plan conf/ternary-quickstart.yaml --set ternary.steps=600"],
+        add_recipe,
+        run_plan,
+    )
+}

@@ -18,10 +18,14 @@ from pathlib import Path
 from types import FrameType
 
 from flows.checks.services import check_services
+from flows.commands.command import Command
 from flows.commands.first_line import first_line
+from flows.deploy import find_deployment_file, read_deployments, serve_deployments
 from normtweak_core.errors import InputError
+from tasks.engine.artifacts import sweep_temporaries
 from tasks.engine.environment import log_plain_lines, prepare_environment, set_variables, state_root
 from tasks.engine.root_layout import MLARTIFACTS, MLFLOW_LOG
+from tasks.engine.runs import mark_dead_runs
 from tasks.server.api import (
     API_VARIABLE,
     HOST,
@@ -88,8 +92,6 @@ def run_serve(options: argparse.Namespace) -> int:
         ServerError: The server did not come up.
         LockTimeoutError: Another `normtweak ui` or `serve` is just starting on the same root.
     """
-    from flows.deploy import find_deployment_file, read_deployments
-
     with first_line("serve: reads prefect.yaml and starts the server of Prefect"):
         specified = read_deployments(find_deployment_file())
         set_variables(state_root())
@@ -101,9 +103,6 @@ def run_serve(options: argparse.Namespace) -> int:
         prefect_pages(root, options.prefect_port) as prefect,
         serving(root),
     ):
-        from flows.deploy import serve_deployments
-        from tasks.engine.artifacts import sweep_temporaries
-
         sweep_temporaries(root)
         _say(f"Schedules and runs (Prefect): {page_of(prefect.url)}")
         titles = ", ".join(deployment.title for deployment in specified)
@@ -134,8 +133,6 @@ def prefect_pages(root: Path, port: int | None) -> Iterator["PageServer"]:
             server.wait()
             stack.enter_context(announce_server(root, server.url))
         stack.enter_context(api_for_this_run(root))
-        from tasks.engine.runs import mark_dead_runs
-
         mark_dead_runs(root)
         yield server
 
@@ -279,3 +276,40 @@ def _stopped_by_signals() -> Iterator[None]:
 
 def _say(line: str) -> None:
     print(line, flush=True)  # noqa: T201 - the answer to the command
+
+
+def _add_ui_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_port(parser, "--prefect-port", "port of the Prefect page")
+    _add_port(parser, "--mlflow-port", "port of the MLflow page")
+
+
+def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_port(parser, "--prefect-port", "port of the Prefect page")
+
+
+def _add_port(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
+    parser.add_argument(
+        flag, type=_port, metavar="PORT", help=f"{text} (default: the usual one or the next free)"
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535; found {text!r}")
+    return int(text)
+
+
+COMMANDS = {
+    "ui": Command(
+        "Start the Prefect server with its page and the MLflow page, and print where they are.",
+        ["ui", "ui --prefect-port 4300 --mlflow-port 5100"],
+        _add_ui_arguments,
+        run_ui,
+    ),
+    "serve": Command(
+        "Serve the deployments of prefect.yaml in this process until it is stopped.",
+        ["serve", "serve --prefect-port 4300"],
+        _add_serve_arguments,
+        run_serve,
+    ),
+}

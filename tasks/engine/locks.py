@@ -21,12 +21,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from normtweak_core.errors import ForeseenError
+
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 
 
-class LockTimeoutError(TimeoutError):
+class LockTimeoutError(ForeseenError, TimeoutError):
     """Another process held a lock for longer than we were told to wait."""
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from normtweak_core.errors import ForeseenError
 from tasks.engine.artifacts import write_atomically
 from tasks.engine.locks import exclusive, held
 from tasks.server.children import Child, last_lines
@@ -42,16 +43,12 @@ _CHILD_VARIABLES = {
 }
 
 
-class ServerError(RuntimeError):
-    """A server did not come up, ended, or does not answer.
-
-    Attributes:
-        summary: What happened and where the log is, if there is one, without its last lines.
-    """
+class ServerError(ForeseenError):
+    """A server did not come up, ended, or does not answer."""
 
     def __init__(self, problem: str, log: Path | None = None):
-        self.summary = f"{problem} See {log}" if log else problem
-        super().__init__(f"{problem} Last lines of {log}:\n{last_lines(log)}" if log else problem)
+        told = f"{problem} See {log}" if log else problem
+        super().__init__(f"{told}\nLast lines of it:\n{last_lines(log)}" if log else problem)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normtweak_core.errors import ForeseenError
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.tweak.config import NormTweakConfig
 from tasks.engine import events
@@ -34,7 +35,7 @@ class ChainSettings:
     export_dtype: str
 
 
-class StreamError(RuntimeError):
+class StreamError(ForeseenError):
     """A boundary made again differs from the one recorded: this machine computes differently."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from flows.cli import build_parser, main
+from flows.cli import COMMANDS, main
 from flows.commands import failures
 from flows.reports.terminal import print_summary, summary_lines
 from normtweak_core import errors
@@ -22,7 +22,6 @@ from tasks.server.api import ServerError
 from tests.flows.tiny_model import variables_of
 from tests.tiny_exports import quantize_all, save_tiny_model, tiny_config
 
-COMMANDS = build_parser()[1]
 RESULT = {
     "export_dir": "/somewhere/exports/tiny-w2g64-0123",
     "export_sha256": "0" * 64,

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.commands.bodies import first_line as telling
+from flows.commands import first_line as telling
 from tests.flows.tiny_model import ablation_values, ternary_values, write_project
 
 REPOSITORY = Path(__file__).parents[2]
 # Ends each command where it tells its first line, and says what was imported and how long it took.
 DRIVER = """
 import json, os, sys, time
-from flows.commands.bodies import first_line
+from flows.commands import first_line
 class Told(BaseException):
     pass
 def tell(line):

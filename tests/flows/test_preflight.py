@@ -11,6 +11,7 @@ from flows.recipes.quantize import parse_recipe
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.model.source import ModelFolder
+from tasks.engine.progress import readable_bytes
 from tests.flows.stage_keys import TASK_ITEMS
 from tests.flows.tiny_model import (
     HIDDEN,
@@ -168,4 +169,4 @@ def test_tasks_without_files_need_the_hub(project):
     ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2.5e13, "25.0 TB")]
 )
 def test_sizes_are_readable(count, text):
-    assert budget.readable_bytes(count) == text
+    assert readable_bytes(count) == text

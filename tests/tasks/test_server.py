@@ -93,7 +93,7 @@ def test_a_server_that_takes_too_long_is_reported_and_stopped(root, no_api, monk
     one = EmbeddedServer(root)
     one.start()
     child = psutil.Process(one.child.process.pid)
-    with pytest.raises(ServerError, match=r"within 0\.2 s; give it longer with PREFECT_\w+\. Last"):
+    with pytest.raises(ServerError, match=r"within 0\.2 s; give it longer with PREFECT_\w+\. See"):
         one.wait()
     assert not child.is_running()
     port = httpx.URL(one.url).port

@@ -179,7 +179,7 @@ def _read(entry: dict[str, Any], path: Path) -> DeploymentSpec:
         description=entry.get("description") or "",
         tags=entry.get("tags") or [],
         kind=kind,
-        recipe=kind.parse((entry.get("parameters") or {}).get("recipe") or {}),
+        recipe=kind.recipe.parse((entry.get("parameters") or {}).get("recipe") or {}),
         schedules=schedules,
         concurrency_limit={"limit": limit} if isinstance(limit, int) else limit,
     )

@@ -7,23 +7,23 @@ import pytest
 import yaml
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.recipes.ablation import parse_ablation_recipe
+from flows.recipes.ablation import AblationRecipe
 from flows.recipes.errors import known_keys, section_model
 from flows.recipes.file import apply_override
-from flows.recipes.finetune import parse_finetune_recipe
-from flows.recipes.polynomial import parse_polynomial_recipe
-from flows.recipes.quantize import parse_recipe
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.polynomial import PolynomialRecipe
+from flows.recipes.quantize import Recipe
 from flows.recipes.reference import RECIPES, reference
-from flows.recipes.ternary import parse_ternary_recipe
+from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.errors import InputError
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 PARSERS = {
-    "quantize": parse_recipe,
-    "ternary": parse_ternary_recipe,
-    "finetune": parse_finetune_recipe,
-    "ablate": parse_ablation_recipe,
-    "polynomial": parse_polynomial_recipe,
+    "quantize": Recipe.parse,
+    "ternary": TernaryRecipe.parse,
+    "finetune": FinetuneRecipe.parse,
+    "ablate": AblationRecipe.parse,
+    "polynomial": PolynomialRecipe.parse,
 }
 ROW = re.compile(r"^\| `(\S+)` \| (.+?) \| (.+?) \| (.+) \|$", re.MULTILINE)
 BOUND = re.compile(r"([≥>≤<]) ([0-9.]+)")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipes.ablation import load_ablation_recipe
-from flows.recipes.finetune import load_finetune_recipe
-from flows.recipes.polynomial import load_polynomial_recipe
-from flows.recipes.quantize import load_recipe
-from flows.recipes.ternary import load_ternary_recipe
+from flows.recipes.ablation import AblationRecipe
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.polynomial import PolynomialRecipe
+from flows.recipes.quantize import Recipe
+from flows.recipes.ternary import TernaryRecipe
 from tests import house
 from tests.benchmarks.results import DEFAULT_OUT, PAGES, split_page
 
@@ -22,12 +22,12 @@ TOOLS = Path(sys.executable).parent
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_that_ships_is_valid(path):
     loaders = {
-        "ablation": load_ablation_recipe,
-        "polynomial": load_polynomial_recipe,
-        "ternary": load_ternary_recipe,
-        "finetune": load_finetune_recipe,
+        "ablation": AblationRecipe.load,
+        "polynomial": PolynomialRecipe.load,
+        "ternary": TernaryRecipe.load,
+        "finetune": FinetuneRecipe.load,
     }
-    assert loaders.get(path.stem.partition("-")[0], load_recipe)(path).name
+    assert loaders.get(path.stem.partition("-")[0], Recipe.load)(path).name
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -8,7 +8,7 @@ from flows.checks.services import check_services
 from flows.commands.command import STATE, Command, add_result
 from flows.commands.execution import lazily, quiet_libraries, run_flow
 from flows.commands.first_line import first_line
-from flows.recipes.evaluation import parse_request
+from flows.recipes.evaluation import EvaluationRequest
 from normtweak_core.errors import InputError
 from tasks.engine.environment import set_variables, state_root
 
@@ -34,7 +34,7 @@ def run_compare(options: argparse.Namespace) -> int:
 def _measure(command: str, models: list[str], options: argparse.Namespace) -> int:
     text = {"path": options.text, "length": options.length, "max_tokens": options.max_tokens}
     tasks = options.tasks.split(",") if options.tasks else []
-    request = parse_request(
+    request = EvaluationRequest.parse(
         {
             "models": models,
             "against": options.against,

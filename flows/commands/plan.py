@@ -49,7 +49,7 @@ def run_plan(options: argparse.Namespace) -> int:
     """Print what a recipe would need; write nothing."""
     values = read_with_overrides(options.recipe, options.overrides)
     kind = kind_of(values)
-    recipe = kind.parse(values)
+    recipe = kind.recipe.parse(values)
     with scratch_environment(state_root()):
         require_local_model(recipe, state_root())
         ready = CHECKS[kind.name](recipe, state_root())

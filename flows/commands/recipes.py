@@ -8,6 +8,7 @@ from functools import partial
 from flows.commands.command import STATE, Command, add_recipe, add_result
 from flows.commands.execution import lazily, quiet_libraries, run_flow
 from flows.commands.first_line import first_line
+from flows.recipes.kinds import RECIPES
 from tasks.engine.environment import set_variables, state_root
 
 
@@ -15,13 +16,12 @@ from tasks.engine.environment import set_variables, state_root
 class RecipeCommand:
     """What the commands that carry out a recipe differ in; the flow has the command's name.
 
-    Functions are named, and imported when their turn comes: a wrong recipe is answered before what
-    checks a right one is read.
+    Its functions are named, and imported when their turn comes: a wrong recipe is answered before
+    what checks a right one is read.
     """
 
     text: str
     examples: tuple[str, ...]
-    load: str  # of a file and changes to it, to a recipe
     check: str  # of a recipe, the state root and the result file, to what is ready
     show: str = "flows.reports.terminal:print_summary"  # of the recipe's name and a result
 
@@ -35,7 +35,6 @@ RECIPE_COMMANDS = {
             "quantize conf/quickstart.yaml --set quantization.bits=3 --set seed=1",
             "quantize my.yaml --result result.json",
         ),
-        "flows.recipes.quantize:load_recipe",
         "flows.checks.inputs:preflight",
     ),
     "ternary": RecipeCommand(
@@ -45,7 +44,6 @@ RECIPE_COMMANDS = {
             "ternary conf/ternary-quickstart.yaml",
             "ternary conf/ternary-quickstart.yaml --set ternary.steps=1000",
         ),
-        "flows.recipes.ternary:load_ternary_recipe",
         "flows.checks.ternary:ternary_preflight",
     ),
     "finetune": RecipeCommand(
@@ -56,7 +54,6 @@ RECIPE_COMMANDS = {
             "finetune conf/finetune-quickstart.yaml --set model.source=EXPORT_DIR",
             "finetune my.yaml --set finetune.steps=2000",
         ),
-        "flows.recipes.finetune:load_finetune_recipe",
         "flows.checks.finetune:finetune_preflight",
     ),
     "polynomial": RecipeCommand(
@@ -67,7 +64,6 @@ RECIPE_COMMANDS = {
             "polynomial conf/polynomial-small.yaml",
             "polynomial conf/polynomial.yaml --set grid.bits=[1.58] --result result.json",
         ),
-        "flows.recipes.polynomial:load_polynomial_recipe",
         "flows.checks.polynomial:polynomial_preflight",
         "flows.reports.polynomial:print_study",
     ),
@@ -79,7 +75,6 @@ RECIPE_COMMANDS = {
             "ablate conf/ablation-small.yaml",
             "ablate conf/ablation.yaml --set ablation.studies.bits=[] --result result.json",
         ),
-        "flows.recipes.ablation:load_ablation_recipe",
         "flows.checks.ablation:ablation_preflight",
         "flows.reports.ablation:print_ablation",
     ),
@@ -89,7 +84,7 @@ RECIPE_COMMANDS = {
 def carry_out(name: str, options: argparse.Namespace) -> int:
     """Check a recipe, run the flow of this name and print what came of it."""
     command = RECIPE_COMMANDS[name]
-    recipe = lazily(command.load)(options.recipe, options.overrides)
+    recipe = RECIPES[name].load(options.recipe, options.overrides)
     quiet_libraries()
     set_variables(state_root())  # before the check: it may have to ask torch for GPUs
     with first_line(f"{name} {recipe.name}: begins; all state lies under {state_root()}"):

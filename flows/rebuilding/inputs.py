@@ -51,7 +51,7 @@ def find_inputs(
     if recorded.kind is FINETUNE:
         _find_parent(recorded, values, client, folder)
     try:
-        recipe = recorded.kind.parse(values)
+        recipe = recorded.kind.recipe.parse(values)
     except InputError as error:
         raise InputError(
             f"the recipe of {recorded.uri} is none for this version of the code: {error}"

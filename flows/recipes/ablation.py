@@ -1,14 +1,12 @@
 """The recipe of an ablation: a base, and the studies that change one factor of it at a time."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from flows.recipes.errors import sentences
-from flows.recipes.file import read_with_overrides
-from flows.recipes.quantize import QuantizedExport, Recipe, parse_recipe, refuse_infinite
+from flows.recipes.base import BaseRecipe
+from flows.recipes.quantize import QuantizedExport, Recipe
 from normtweak_core.ablation.config import (
     KEYS,
     AblationConfig,
@@ -28,7 +26,7 @@ BASE = "base"  # the study whose one value changes nothing
 NOT_READ = ("gate", "registry", "on_problem")  # of a recipe of quantize
 
 
-class AblationRecipe(BaseModel, frozen=True, extra="forbid"):
+class AblationRecipe(BaseRecipe, frozen=True, extra="forbid"):
     """The base of an ablation, and its studies.
 
     The base has the keys of a recipe of quantize but for `NOT_READ`: cells are not registered, and
@@ -45,6 +43,19 @@ class AblationRecipe(BaseModel, frozen=True, extra="forbid"):
     evaluation: EvaluationConfig = EvaluationConfig()
     export: QuantizedExport = QuantizedExport()
     ablation: AblationConfig = AblationConfig()
+
+    @classmethod
+    def refuse(cls, data: dict[str, Any]) -> None:
+        """Refuse sections that an ablation does not read.
+
+        Raises:
+            InputError: There is one.
+        """
+        if unread := [key for key in NOT_READ if key in data]:
+            raise InputError(
+                f"{unread[0]} is not read by normtweak ablate, whose cells are compared and not "
+                "registered: remove it."
+            )
 
     @model_validator(mode="after")
     def _every_study_has_an_effect(self) -> Self:
@@ -65,6 +76,7 @@ class AblationRecipe(BaseModel, frozen=True, extra="forbid"):
                 "ablation.studies.stage needs quantization.propagation.alpha above 0 for the "
                 "stages from propagation on; found 0: raise it, or leave the study out by []"
             )
+        base_recipe(self, self.seed)  # refuses what no cell could be
         return self
 
     @field_validator("evaluation")
@@ -107,36 +119,6 @@ class PlannedCell:
         return f"{what}, seed {self.recipe.seed}"
 
 
-def load_ablation_recipe(path: Path, overrides: list[str] | None = None) -> AblationRecipe:
-    """Return the recipe of a YAML file with ``KEY=VALUE`` overrides applied.
-
-    Raises:
-        InputError: The file is missing or is not YAML, a key is unknown, a value is of the wrong
-            type or out of range, or a study can have no effect on this base.
-    """
-    return parse_ablation_recipe(read_with_overrides(path, overrides))
-
-
-def parse_ablation_recipe(data: dict[str, Any]) -> AblationRecipe:
-    """Return the validated recipe of plain data.
-
-    Raises:
-        InputError: As `load_ablation_recipe`.
-    """
-    if unread := [key for key in NOT_READ if key in data]:
-        raise InputError(
-            f"{unread[0]} is not read by normtweak ablate, whose cells are compared and not "
-            "registered: remove it."
-        )
-    refuse_infinite(data)
-    try:
-        recipe = AblationRecipe.model_validate(data)
-    except ValidationError as error:
-        raise InputError(sentences(error, AblationRecipe)) from error
-    base_recipe(recipe, recipe.seed)  # refuses what no cell could be
-    return recipe
-
-
 def planned_cells(recipe: AblationRecipe, training_text: str) -> list[PlannedCell]:
     """Return the base with every seed of any study, then the cells of all studies.
 
@@ -174,4 +156,4 @@ def base_recipe(recipe: AblationRecipe, seed: int, changes: dict[str, Any] | Non
         for section in sections:
             place = place[section]
         place[leaf] = value
-    return parse_recipe(data)
+    return Recipe.parse(data)

@@ -113,7 +113,7 @@ def _told_by_the_section(
         error = InputError(str(error))
     elif error.key:
         # What a check of one key raises has its place; one of a whole section, that of the section.
-        error.key = called(place if model is None else f"{place}.{error.key}", names)
+        error.key = called(place if model is None else f"{place}.{error.key}".lstrip("."), names)
     return error.sentence
 
 

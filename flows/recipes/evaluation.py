@@ -1,11 +1,10 @@
 """What `normtweak evaluate` and `normtweak compare` are asked, as one pydantic model each."""
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from flows.recipes.errors import sentences
-from normtweak_core.errors import InputError
+from flows.recipes.base import Request
 from normtweak_core.evaluate.config import EvaluationConfig
 
 # What an option of the command sets.
@@ -25,8 +24,10 @@ OPTIONS = {
 }
 
 
-class EvaluationRequest(BaseModel, frozen=True, extra="forbid"):
+class EvaluationRequest(Request, frozen=True, extra="forbid"):
     """Models to measure, and on what."""
+
+    NAMES = OPTIONS
 
     models: list[str] = Field(
         min_length=1,
@@ -47,15 +48,3 @@ class EvaluationRequest(BaseModel, frozen=True, extra="forbid"):
         if len(set(self.models)) != len(self.models):
             raise ValueError(f"each model must be named once; found {', '.join(self.models)}")
         return self
-
-
-def parse_request(data: dict[str, Any]) -> EvaluationRequest:
-    """Return the validated request of a command's options.
-
-    Raises:
-        InputError: A value is out of range; the message names the option.
-    """
-    try:
-        return EvaluationRequest.model_validate(data)
-    except ValidationError as error:
-        raise InputError(sentences(error, EvaluationRequest, OPTIONS)) from error

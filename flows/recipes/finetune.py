@@ -1,20 +1,17 @@
 """The recipe of a fine-tuning of a quantized model, as one pydantic model."""
 
-from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
-from flows.recipes.file import read_with_overrides
-from flows.recipes.quantize import QuantizedExport, RegistryConfig
-from flows.recipes.training import parse_training_recipe
+from flows.recipes.base import RegisteredRecipe, RegistryConfig, refuse_unread
+from flows.recipes.quantize import TERNARY_FORMATS, QuantizedExport
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
-from normtweak_core.evaluate.gate import GateConfig, require_measured
+from normtweak_core.evaluate.gate import GateConfig
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.finetune.source import GRID, ExportSource
 from normtweak_core.model.config import ModelConfig
-from tasks.registry.names import NAME_PATTERN
 
 # Sections of other recipes that a fine-tuning does not read.
 NOT_READ = ("calibration", "norm_tweak", "final_tune", "on_problem", "ternary")
@@ -29,11 +26,9 @@ class StartModel(ModelConfig, frozen=True, extra="forbid"):
     )
 
 
-class FinetuneRecipe(BaseModel, frozen=True, extra="forbid"):
+class FinetuneRecipe(RegisteredRecipe, frozen=True, extra="forbid"):
     """One run of the finetune flow."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="Name of the registered model.")
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
     model: StartModel
     quantization: dict[str, Any] | None = Field(
         None, description="Width and grid come from the export: what is said here must agree."
@@ -44,40 +39,29 @@ class FinetuneRecipe(BaseModel, frozen=True, extra="forbid"):
     export: QuantizedExport = QuantizedExport()
     registry: RegistryConfig = RegistryConfig()
 
+    @classmethod
+    def refuse(cls, data: dict[str, Any]) -> None:
+        """Refuse a recipe without its export, and sections that a fine-tuning does not read.
+
+        Raises:
+            InputError: It is one.
+        """
+        if not isinstance(data.get("model"), dict) or "source" not in data["model"]:
+            raise InputError(
+                "model.source is required, the folder of an export; found none: give the folder "
+                "that normtweak quantize has printed, or models:/NAME@ALIAS."
+            )
+        refuse_unread(data, NOT_READ, "finetune")
+        super().refuse(data)
+
     @model_validator(mode="after")
-    def _gate_asks_for_what_is_measured(self) -> Self:
-        require_measured(self.gate, self.evaluation)
+    def _a_format_can_hold_it(self) -> Self:
+        if self.export.format in TERNARY_FORMATS:
+            raise ValueError(
+                f"export.format {self.export.format} is a format of ternary models: use auto, "
+                "compressed-tensors or gptq"
+            )
         return self
-
-
-def load_finetune_recipe(path: Path, overrides: list[str] | None = None) -> FinetuneRecipe:
-    """Return the recipe of a YAML file with ``KEY=VALUE`` overrides applied.
-
-    Raises:
-        InputError: The file is missing or is not YAML, a key is unknown, not built yet or not read
-            here, or a value is of the wrong type or out of range.
-    """
-    return parse_finetune_recipe(read_with_overrides(path, overrides))
-
-
-def parse_finetune_recipe(data: dict[str, Any]) -> FinetuneRecipe:
-    """Return the validated recipe of plain data.
-
-    Raises:
-        InputError: As `load_finetune_recipe`.
-    """
-    if not isinstance(data.get("model"), dict) or "source" not in data["model"]:
-        raise InputError(
-            "model.source is required, the folder of an export; found none: give the folder that "
-            "normtweak quantize has printed, or models:/NAME@ALIAS."
-        )
-    recipe = parse_training_recipe(data, FinetuneRecipe, "finetune", NOT_READ)
-    if recipe.export.format in ("bitnet", "gguf"):
-        raise InputError(
-            f"export.format {recipe.export.format} is a format of ternary models: use auto, "
-            "compressed-tensors or gptq."
-        )
-    return recipe
 
 
 def require_agreement(recipe: FinetuneRecipe, source: ExportSource) -> None:

@@ -1,12 +1,14 @@
-"""The three kinds of recipe that end in a registered version, told apart by their sections."""
+"""The recipes, by the command that carries them out, and the three that end in a version."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flows.recipes.finetune import parse_finetune_recipe
-from flows.recipes.quantize import parse_recipe
-from flows.recipes.ternary import parse_ternary_recipe
+from flows.recipes.ablation import AblationRecipe
+from flows.recipes.base import BaseRecipe, RegisteredRecipe
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.polynomial import PolynomialRecipe
+from flows.recipes.quantize import Recipe
+from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.calibration.config import CalibrationConfig
 
 
@@ -17,7 +19,7 @@ class RecipeKind:
     name: str  # of the flow and of its command
     data: str  # section of the text: what is calibrated with or trained on
     source: str  # key of the float model
-    parse: Callable[[dict[str, Any]], Any]
+    recipe: type[RegisteredRecipe]
 
     @property
     def entrypoint(self) -> str:
@@ -38,10 +40,16 @@ class RecipeKind:
         return found
 
 
-QUANTIZE = RecipeKind("quantize", "calibration", "model.source", parse_recipe)
-TERNARY = RecipeKind("ternary", "ternary.data", "model.source", parse_ternary_recipe)
-FINETUNE = RecipeKind("finetune", "finetune.data", "finetune.float_model", parse_finetune_recipe)
+QUANTIZE = RecipeKind("quantize", "calibration", "model.source", Recipe)
+TERNARY = RecipeKind("ternary", "ternary.data", "model.source", TernaryRecipe)
+FINETUNE = RecipeKind("finetune", "finetune.data", "finetune.float_model", FinetuneRecipe)
 KINDS = (QUANTIZE, TERNARY, FINETUNE)
+
+RECIPES: dict[str, type[BaseRecipe]] = {
+    **{kind.name: kind.recipe for kind in KINDS},
+    "ablate": AblationRecipe,
+    "polynomial": PolynomialRecipe,
+}
 
 
 def kind_of(values: dict[str, Any]) -> RecipeKind:

@@ -1,13 +1,11 @@
 """The recipe of the polynomial study, read and checked as the main recipe is."""
 
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from flows.recipes.errors import sentences
-from flows.recipes.file import read_with_overrides
-from normtweak_core.errors import InputError, keys_called
+from flows.recipes.base import BaseRecipe
+from normtweak_core.errors import keys_called
 from normtweak_core.model.source import resolve_device
 from normtweak_core.polynomial.config import (
     FloatTrainingConfig,
@@ -19,11 +17,10 @@ from normtweak_core.polynomial.config import (
 from tasks.registry.names import NAME_PATTERN
 
 
-class PolynomialRecipe(BaseModel, frozen=True, extra="forbid"):
+class PolynomialRecipe(BaseRecipe, frozen=True, extra="forbid"):
     """One polynomial study; the defaults are the full one."""
 
     name: str = Field("polynomial", pattern=NAME_PATTERN, description="Name of the flow run.")
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
     evaluations: int = Field(20, ge=1, description="Test losses on the way, the last included.")
     samples: SamplesConfig = SamplesConfig()
@@ -43,28 +40,6 @@ class PolynomialRecipe(BaseModel, frozen=True, extra="forbid"):
                     f"{key} must be at most samples.train, {self.samples.train}; found {batch}"
                 )
         return self
-
-
-def load_polynomial_recipe(path: Path, overrides: list[str] | None = None) -> PolynomialRecipe:
-    """Return the recipe of a YAML file with ``KEY=VALUE`` overrides applied.
-
-    Raises:
-        InputError: The file is missing or is not YAML, a key is unknown, a value is of the wrong
-            type or out of range, or the device is not there.
-    """
-    return parse_polynomial_recipe(read_with_overrides(path, overrides))
-
-
-def parse_polynomial_recipe(data: dict[str, Any]) -> PolynomialRecipe:
-    """Return the validated recipe of plain data.
-
-    Raises:
-        InputError: As `load_polynomial_recipe`.
-    """
-    try:
-        return PolynomialRecipe.model_validate(data)
-    except ValidationError as error:
-        raise InputError(sentences(error, PolynomialRecipe)) from error
 
 
 def study_device(recipe: PolynomialRecipe) -> str:

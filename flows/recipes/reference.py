@@ -11,22 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
-from flows.recipes.ablation import AblationRecipe
 from flows.recipes.errors import HINTS
-from flows.recipes.finetune import FinetuneRecipe
-from flows.recipes.polynomial import PolynomialRecipe
-from flows.recipes.quantize import Recipe
-from flows.recipes.ternary import TernaryRecipe
+from flows.recipes.kinds import RECIPES
 
-RECIPES: dict[str, type[BaseModel]] = {  # by the command that carries them out
-    "quantize": Recipe,
-    "ternary": TernaryRecipe,
-    "finetune": FinetuneRecipe,
-    "ablate": AblationRecipe,
-    "polynomial": PolynomialRecipe,
-}
 INTRODUCTION = """\
 # Recipes
 

@@ -52,19 +52,19 @@ def row(model: str, bits: int, way: str) -> dict[str, Any]:
     """Quantize and train on; return the numbers."""
     from flows.finetune import finetune
     from flows.quantize import quantize
-    from flows.recipes.finetune import parse_finetune_recipe
-    from flows.recipes.quantize import parse_recipe
+    from flows.recipes.finetune import FinetuneRecipe
+    from flows.recipes.quantize import Recipe
 
     base = reference_recipe(model)
     base["quantization"] = {"bits": bits, "group_size": 64}
-    start = quantize(parse_recipe(base))
+    start = quantize(Recipe.parse(base))
     recipe = {
         "name": f"study-finetune-{model}",
         "model": {"source": start["export_dir"]},
         "finetune": STEPS | {"data": DATA} | WAYS[way],
         "evaluation": base["evaluation"],
     }
-    result = finetune(parse_finetune_recipe(recipe))
+    result = finetune(FinetuneRecipe.parse(recipe))
     metrics = result["metrics"]
     return {
         "model": model,

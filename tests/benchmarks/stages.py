@@ -103,7 +103,7 @@ def cell(
 ) -> dict[str, Any]:
     """Run one cell and return its numbers."""
     from flows.quantize import quantize
-    from flows.recipes.quantize import parse_recipe
+    from flows.recipes.quantize import Recipe
 
     data = json.loads(json.dumps(base))
     data["quantization"] = {"bits": bits, "group_size": group_size}
@@ -113,7 +113,7 @@ def cell(
         for section in sections:
             place = place.setdefault(section, {})
         place[leaf] = value
-    result = quantize(parse_recipe(data))
+    result = quantize(Recipe.parse(data))
     metrics = result["metrics"]
     return {
         "model": model,

@@ -95,7 +95,7 @@ def base_recipe(model: str, root: Path) -> dict[str, Any]:
 def rounded_cell(model: str, base: dict[str, Any], name: str) -> dict[str, Any]:
     """Quantize to a ternary grid, one scale a row, without training the weights."""
     from flows.quantize import quantize
-    from flows.recipes.quantize import parse_recipe
+    from flows.recipes.quantize import Recipe
 
     recipe = {key: base[key] for key in ("name", "model", "evaluation")}
     recipe |= {"calibration": base["data"] | {"samples": 64}, "quantization": dict(TERNARY_GRID)}
@@ -105,14 +105,14 @@ def rounded_cell(model: str, base: dict[str, Any], name: str) -> dict[str, Any]:
         for section in sections:
             place = place.setdefault(section, {})
         place[leaf] = value
-    return row(model, {"method": name, "tokens": 0}, quantize(parse_recipe(recipe)))
+    return row(model, {"method": name, "tokens": 0}, quantize(Recipe.parse(recipe)))
 
 
 def trained_cell(
     model: str, base: dict[str, Any], norm: str, schedule: str, objective: str, steps: int = STEPS
 ) -> dict[str, Any]:
     """Train one combination."""
-    from flows.recipes.ternary import parse_ternary_recipe
+    from flows.recipes.ternary import TernaryRecipe
     from flows.ternary import ternary
 
     settings = NORMS[norm] | SCHEDULES[schedule] | OBJECTIVES[objective]
@@ -121,7 +121,7 @@ def trained_cell(
         data = data | {"samples": 8 * data["samples"]}
     recipe = {key: base[key] for key in ("name", "model", "evaluation")}
     recipe["ternary"] = settings | {"steps": steps, "batch": BATCH, "data": data}
-    result = ternary(parse_ternary_recipe(recipe))
+    result = ternary(TernaryRecipe.parse(recipe))
     facts = {"method": "training", "norm": norm, "schedule": schedule, "objective": objective}
     facts["tokens"] = steps * BATCH * LENGTH
     training = result["training"]

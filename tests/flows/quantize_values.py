@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy
 
-from flows.recipes.quantize import parse_recipe
+from flows.recipes.quantize import Recipe
 from flows.reports.quantize import Reports
 from normtweak_core.evaluate.channel_drift import ChannelDrift
 from normtweak_core.quantization.report import BlockReport, LayerReport
@@ -101,7 +101,7 @@ def reports(folder: Path, blocks=None, final_tune=True, metrics=None, **recipe) 
     folder.mkdir(exist_ok=True)
     blocks = blocks or [block(0), block(1, accepted=False, drift=0.3)]
     return Reports(
-        recipe=parse_recipe({"name": "Tiny.llama_w3", "quantization": {"bits": 3}} | recipe),
+        recipe=Recipe.parse({"name": "Tiny.llama_w3", "quantization": {"bits": 3}} | recipe),
         blocks=blocks,
         baseline=[block(one.block, accepted=None, drift=0.5) for one in blocks],
         final_tune=FinalTuneReport(held_out_before=0.5, held_out_after=0.4, accepted=True)

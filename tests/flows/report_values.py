@@ -3,10 +3,10 @@
 import math
 from pathlib import Path
 
-from flows.recipes.ablation import parse_ablation_recipe, planned_cells
-from flows.recipes.finetune import parse_finetune_recipe
-from flows.recipes.polynomial import parse_polynomial_recipe
-from flows.recipes.ternary import parse_ternary_recipe
+from flows.recipes.ablation import AblationRecipe, planned_cells
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.polynomial import PolynomialRecipe
+from flows.recipes.ternary import TernaryRecipe
 from flows.reports.ablation import Ablation
 from flows.reports.ablation import Cell as AblationCell
 from flows.reports.finetune import FinetuneReports
@@ -26,7 +26,7 @@ LOSSES = [2.0 - 0.125 * step for step in range(STEPS)]
 def ternary_reports(folder: Path, **recipe) -> TernaryReports:
     values = {"name": "tiny-ternary", "ternary": {"steps": STEPS, "batch": 2}}
     return TernaryReports(
-        recipe=parse_ternary_recipe(values | recipe),
+        recipe=TernaryRecipe.parse(values | recipe),
         num_blocks=3,
         cuts={
             "float": 1.5,
@@ -50,7 +50,7 @@ def ternary_reports(folder: Path, **recipe) -> TernaryReports:
 
 
 def finetune_reports(folder: Path, block_steps: int = 4) -> FinetuneReports:
-    recipe = parse_finetune_recipe(
+    recipe = FinetuneRecipe.parse(
         {
             "name": "tiny-tuned",
             "model": {"source": str(folder)},
@@ -92,7 +92,7 @@ def finetune_reports(folder: Path, block_steps: int = 4) -> FinetuneReports:
 
 def ablation() -> Ablation:
     """Return all studies of the defaults; the numbers follow from the place of a cell."""
-    recipe = parse_ablation_recipe({"name": "tiny-ablation"})
+    recipe = AblationRecipe.parse({"name": "tiny-ablation"})
     cells = []
     for place, planned in enumerate(planned_cells(recipe, "corpus.txt")):
         kl = 0.03 + 0.001 * place
@@ -126,7 +126,7 @@ def ablation() -> Ablation:
 
 def polynomial_study() -> Study:
     """Return every cell of the defaults; the numbers follow from the place of a cell."""
-    recipe = parse_polynomial_recipe({"name": "tiny-study"})
+    recipe = PolynomialRecipe.parse({"name": "tiny-study"})
     fits = [[0.01 * number] * 200 for number in range(EXAMPLES)]
     cells = [
         StudyCell(

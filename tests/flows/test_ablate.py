@@ -10,10 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from flows.recipes.ablation import (
-    AblationRecipe,
-    parse_ablation_recipe,
-)
+from flows.recipes.ablation import AblationRecipe
 from normtweak_core.ablation.config import STUDIES
 from tests.flows.page_reader import PageReader
 from tests.tiny_exports import save_tiny_model, tiny_config
@@ -55,7 +52,7 @@ def values(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def recipe(values) -> AblationRecipe:
-    return parse_ablation_recipe(copy.deepcopy(values))
+    return AblationRecipe.parse(copy.deepcopy(values))
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +221,7 @@ def test_an_ablation_leaves_tables_figures_numbers_and_its_recipe(first, recipe,
         "cells.parquet", "loss.png", "recipe.yaml", "report.html", "results.json", "stage.png",
         "tables.md",
     ]  # fmt: skip
-    assert parse_ablation_recipe(yaml.safe_load(written["recipe.yaml"])) == recipe
+    assert AblationRecipe.parse(yaml.safe_load(written["recipe.yaml"])) == recipe
     record = json.loads(written["results.json"])
     assert record["cells"] == first["cells"]
     assert record["base"]["seeds"] == [3, 4]

@@ -6,12 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.checks.ablation import ablation_preflight
-from flows.recipes.ablation import (
-    AblationRecipe,
-    load_ablation_recipe,
-    parse_ablation_recipe,
-    planned_cells,
-)
+from flows.recipes.ablation import AblationRecipe, planned_cells
 from flows.recipes.errors import known_keys
 from flows.recipes.quantize import Recipe
 from normtweak_core.ablation.config import STUDIES, StudiesConfig
@@ -32,7 +27,7 @@ def values(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def recipe(values) -> AblationRecipe:
-    return parse_ablation_recipe(copy.deepcopy(values))
+    return AblationRecipe.parse(copy.deepcopy(values))
 
 
 # Another accepted value of each key of an ablation that has all studies.
@@ -55,7 +50,7 @@ def changed(values: dict, key: str, value: object) -> AblationRecipe:
     for section in sections:
         place = place.setdefault(section, {})
     place[leaf] = value
-    return parse_ablation_recipe(data)
+    return AblationRecipe.parse(data)
 
 
 def planned(recipe: AblationRecipe) -> list[Recipe]:
@@ -67,7 +62,7 @@ def test_every_key_is_one_of_the_base_or_changes_the_cells(values):
     assert own == set(OTHER)
     assert set(known_keys(AblationRecipe)) - own <= set(known_keys(Recipe))
     full = values | {"ablation": {}}
-    before = planned(parse_ablation_recipe(full))
+    before = planned(AblationRecipe.parse(full))
     for key, value in OTHER.items():
         assert planned(changed(full, key, value)) != before, key
 
@@ -100,9 +95,9 @@ def test_the_text_of_the_study_is_the_named_one_that_of_the_base_or_the_training
         data["ablation"]["studies"] = LEFT_OUT | {"calibration": ["text", "random"]}
         data["ablation"]["seeds"] = {}
         data["calibration"] |= calibration
-        recipes = [parse_ablation_recipe(data)]
+        recipes = [AblationRecipe.parse(data)]
         data["ablation"]["text"] = "named.txt"
-        recipes.append(parse_ablation_recipe(data))
+        recipes.append(AblationRecipe.parse(data))
         return [
             {cell.calibration.path for cell in planned(one)[3:] if cell.calibration.path}
             for one in recipes
@@ -113,7 +108,7 @@ def test_the_text_of_the_study_is_the_named_one_that_of_the_base_or_the_training
 
 
 def test_the_full_ablation_has_every_study_and_its_stated_base():
-    recipe = load_ablation_recipe(REPOSITORY / "conf/ablation.yaml")
+    recipe = AblationRecipe.load(REPOSITORY / "conf/ablation.yaml")
     assert recipe.ablation.studies == StudiesConfig()
     assert (recipe.quantization.bits, recipe.calibration.samples, recipe.calibration.length) == (
         2, 64, 256,
@@ -121,7 +116,7 @@ def test_the_full_ablation_has_every_study_and_its_stated_base():
     cells = planned_cells(recipe, "training.jsonl")
     assert len(cells) == 3 + 3 * (4 + 3 + 5) + 2 + 5 + 4 + 6
     assert len({cell.recipe.model_dump_json() for cell in cells}) == 43
-    small = load_ablation_recipe(REPOSITORY / "conf/ablation-small.yaml", ["seed=3"])
+    small = AblationRecipe.load(REPOSITORY / "conf/ablation-small.yaml", ["seed=3"])
     assert small.seed == 3
     assert len({cell.recipe.model_dump_json() for cell in planned_cells(small, "")}) == 8
 
@@ -130,7 +125,7 @@ def test_a_text_that_is_also_measured_on_is_told(values, tmp_path):
     data = copy.deepcopy(values)
     data["ablation"]["studies"] = LEFT_OUT | {"calibration": ["text", "random"]}
     data["ablation"] |= {"seeds": {}, "text": data["evaluation"]["perplexity"]["path"]}
-    ready = ablation_preflight(parse_ablation_recipe(data), tmp_path)
+    ready = ablation_preflight(AblationRecipe.parse(data), tmp_path)
     assert ready.warnings == [
         "ablation.text and evaluation.perplexity.path are the same file: the perplexity of a cell "
         "is measured on text that it was calibrated with"

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from mlflow import MlflowClient
 
-from flows.recipes.quantize import parse_recipe
+from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError, VerificationError
 from normtweak_core.export import writer
 from tasks.engine.events import read_events
@@ -63,7 +63,7 @@ def run(model, home):
         # Part of the key of an export and of nothing before it.
         settings = {"max_length": next(lengths)}
         (model / "generation_config.json").write_text(json.dumps(settings))
-        return quantize(parse_recipe(recipe | {"export": {"format": form}}))
+        return quantize(Recipe.parse(recipe | {"export": {"format": form}}))
 
     return carry_out
 

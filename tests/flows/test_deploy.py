@@ -10,7 +10,7 @@ from prefect.utilities.schema_tools import validate
 
 from flows.deploy import find_deployment_file, read_deployments, served_deployment
 from flows.recipes.kinds import KINDS
-from flows.recipes.quantize import load_recipe
+from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def changed(tmp_path):
 
 def test_the_nightly_deployment_runs_the_quickstart_recipe():
     (nightly,) = read_deployments(REPOSITORY / "prefect.yaml")
-    assert nightly.recipe == load_recipe(REPOSITORY / "conf" / "quickstart.yaml")
+    assert nightly.recipe == Recipe.load(REPOSITORY / "conf" / "quickstart.yaml")
     assert nightly.title == "quantize/nightly (30 2 * * * UTC)"
 
 
@@ -79,7 +79,7 @@ def test_a_form_offers_what_its_flow_accepts_and_nothing_else(kind):
     assert export["properties"]["format"]["enum"] == FORMATS[kind.name]
     for form in FORMATS[kind.name]:
         values = {"name": "a", **LEAST[kind.name], "export": {"format": form}}
-        recipe = kind.parse(values)
+        recipe = kind.recipe.parse(values)
         # What the page and the run record keep is what Prefect itself takes again.
         kept = {"recipe": recipe.model_dump(mode="json")}
         assert validate(kept, schema, raise_on_error=False) == []

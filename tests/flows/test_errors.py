@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from flows.checks.inputs import preflight
-from flows.recipes.quantize import load_recipe
+from flows.recipes.quantize import Recipe
 from tests.flows import command_mistakes, input_mistakes, mistakes, service_mistakes
 from tests.flows.tiny_model import (
     ablation_values,
@@ -170,7 +170,7 @@ def test_a_mistake_is_answered_in_one_line(name, answers, folder):
 
 
 def test_the_recipe_of_these_tests_is_accepted_as_it_is(folder, tmp_path):
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = Recipe.load(folder / "recipe.yaml")
     assert recipe.model_dump(exclude_unset=True) == recipe_values(folder)
     with variables_of(tmp_path / "state") as home:
         ready = preflight(recipe, home)

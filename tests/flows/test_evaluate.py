@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from flows.recipes.evaluation import parse_request
-from flows.recipes.quantize import parse_recipe
+from flows.recipes.evaluation import EvaluationRequest
+from flows.recipes.quantize import Recipe
 from flows.reports.publish import page_address
 from normtweak_core.errors import InputError
 from tests.flows.page_reader import PageReader
@@ -37,7 +37,7 @@ def on_text(project, **more):
 
 
 def recipe_of(project, **evaluation):
-    return parse_recipe(
+    return Recipe.parse(
         {
             "name": "tiny-evaluated",
             "model": {"source": str(project / "model")},
@@ -61,7 +61,7 @@ def made(engine_environment, session_api, project):
 
 def asked(project, *models, **more):
     values = {"models": list(models), "evaluation": on_text(project)}
-    return parse_request(values | {"device": "cpu"} | more)
+    return EvaluationRequest.parse(values | {"device": "cpu"} | more)
 
 
 def test_a_registered_version_is_measured_as_its_run_measured_it(engine, project, made):
@@ -344,5 +344,5 @@ def test_windows_longer_than_a_models_context_are_refused(engine, project):
 )
 def test_a_wrong_option_is_named_as_the_user_wrote_it(change, message):
     with pytest.raises(InputError) as raised:
-        parse_request({"models": ["a"]} | change)
+        EvaluationRequest.parse({"models": ["a"]} | change)
     assert str(raised.value).rstrip(".") == message.rstrip(".")

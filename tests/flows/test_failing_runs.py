@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from flows.recipes.quantize import parse_recipe
+from flows.recipes.quantize import Recipe
 from normtweak_core.errors import ProblemError, VerificationError
 from normtweak_core.export.formats import compressed_tensors
 from tasks.engine.events import read_events
@@ -33,7 +33,7 @@ def failing_run(engine: Path, values: dict, error: type[Exception], match: str) 
 
     before = len(read_events(engine))
     with pytest.raises(error, match=match):
-        quantize(parse_recipe(values))
+        quantize(Recipe.parse(values))
     return {event["event"] for event in read_events(engine)[before:]}
 
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from flows.cli import main
-from flows.recipes.finetune import FinetuneRecipe, parse_finetune_recipe
-from flows.recipes.quantize import parse_recipe
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.quantize import Recipe
 from normtweak_core.training.trainer import Trainer
 from tasks.engine import events
 from tasks.engine.events import read_events
@@ -43,7 +43,7 @@ def project(tmp_path_factory, engine_environment, session_api):
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NORMTWEAK_HOME", str(engine_environment))
-        result = quantize(parse_recipe(recipe))
+        result = quantize(Recipe.parse(recipe))
     return folder, result
 
 
@@ -80,7 +80,7 @@ def test_what_contradicts_the_export_is_exit_code_2(
     told = failing(tmp_path, capsys, values(project) | {"quantization": section})
     assert re.search(text, told), told
     agreeing = values(project) | {"quantization": {"bits": 2, "group_size": 32}}
-    assert isinstance(parse_finetune_recipe(agreeing), FinetuneRecipe)
+    assert isinstance(FinetuneRecipe.parse(agreeing), FinetuneRecipe)
 
 
 def test_what_is_no_export_of_the_right_model_is_exit_code_2(project, tmp_path, capsys, engine):
@@ -121,7 +121,7 @@ def finished(project, engine_environment, session_api):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NORMTWEAK_HOME", str(engine_environment))
-        return finetune(parse_finetune_recipe(values(project, lr=3e-2)))
+        return finetune(FinetuneRecipe.parse(values(project, lr=3e-2)))
 
 
 def test_a_run_leaves_a_verified_registered_model_on_the_same_grid(project, finished):
@@ -166,11 +166,11 @@ def test_a_second_run_computes_nothing_and_an_export_of_it_can_be_trained_on(
 ):
     from flows.finetune import finetune
 
-    again = finetune(parse_finetune_recipe(values(project, lr=3e-2)))
+    again = finetune(FinetuneRecipe.parse(values(project, lr=3e-2)))
     assert all(again["cached"].values())
     assert again["export_sha256"] == finished["export_sha256"]
     further = values((project[0], finished), lr=3e-2, block_steps=0, steps=2)
-    deeper = finetune(parse_finetune_recipe(further))
+    deeper = finetune(FinetuneRecipe.parse(further))
     assert deeper["blocks"] == []
     assert deeper["metrics"]["start/kl/mean"] == finished["metrics"]["kl/mean"]
     assert deeper["export_sha256"] != finished["export_sha256"]
@@ -182,13 +182,13 @@ def test_a_registered_version_is_trained_on_as_its_folder_is(project, finished, 
 
     recipe = values(project, lr=3e-2) | {"name": "tiny-tuned-on"}
     recipe["model"] = {"source": "models:/tiny-to-tune@candidate"}
-    result = finetune(parse_finetune_recipe(recipe))
+    result = finetune(FinetuneRecipe.parse(recipe))
     assert result["export_sha256"] == finished["export_sha256"]
     assert all(result["cached"].values())  # the same content, wherever it lies
     page = (Path(result["reports_dir"]) / "report.html").read_text()
     assert "models:/tiny-to-tune@candidate (2 bits, " in page
     # Nothing was copied: the files of this machine's registry lie under the state root.
-    source = finetune_preflight(parse_finetune_recipe(recipe), engine).export
+    source = finetune_preflight(FinetuneRecipe.parse(recipe), engine).export
     assert source.folder.is_relative_to(engine / "mlartifacts")
     assert not (engine / "exports" / "imported").exists()
     code, again = rebuild_result(engine, "models:/tiny-tuned-on/1", tmp_path / "r.json")
@@ -211,7 +211,7 @@ def test_a_plan_finds_what_is_finished(project, finished, engine):
     from tasks.models.job import open_job
 
     def planned(**changes) -> dict[str, tuple[int, int]]:
-        recipe = parse_finetune_recipe(values(project, lr=3e-2, **changes))
+        recipe = FinetuneRecipe.parse(values(project, lr=3e-2, **changes))
         ready = finetune_preflight(recipe, engine)
         stages = finetune_stages(recipe, ready.export, open_job(ready.float_model, recipe.seed))
         return {stage.name: (stage.cached, stage.parts) for stage in stages}
@@ -231,7 +231,7 @@ def test_an_update_of_low_rank_leaves_nothing_but_codes(project, finished, engin
     from flows.finetune import finetune
 
     settings = {"lora": {"rank": 4, "lr_ratio": 0.05}, "block_steps": 0, "steps": 3}
-    result = finetune(parse_finetune_recipe(values(project, **settings)))
+    result = finetune(FinetuneRecipe.parse(values(project, **settings)))
     assert result["metrics"]["bits_per_weight"] == finished["metrics"]["bits_per_weight"]
     assert result["export_sha256"] != finished["export_sha256"]
     names = json.loads((Path(result["export_dir"]) / "normtweak.json").read_text())["tensors"]
@@ -290,7 +290,7 @@ def cut() -> None:
 def test_a_run_that_is_cut_off_goes_on_and_changes_no_byte(project, engine, monkeypatch):
     from flows.finetune import finetune
 
-    recipe = parse_finetune_recipe(values(project, lr=3e-2) | {"seed": 1})
+    recipe = FinetuneRecipe.parse(values(project, lr=3e-2) | {"seed": 1})
     record, begun = events.record, len(read_events(engine))
 
     def until_block_1(name: str, **told) -> None:

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
+from flows.recipes.base import NOT_BUILT
 from flows.recipes.errors import known_keys
-from flows.recipes.finetune import FinetuneRecipe, parse_finetune_recipe
-from flows.recipes.quantize import NOT_BUILT
+from flows.recipes.finetune import FinetuneRecipe
 from normtweak_core.finetune.source import ExportSource
 from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, write_other_items
 from tests.flows.tiny_model import recipe_values, variables_of, write_project
@@ -69,7 +69,7 @@ def keys_of(values: dict, project) -> dict[str, str]:
     from tasks.stages.training.finetune_blocks import TrainedBlockResult, trained_block_key
     from tasks.stages.training.segments import SegmentResult, segment_key
 
-    recipe = parse_finetune_recipe(values)
+    recipe = FinetuneRecipe.parse(values)
     source = ExportSource(
         project, "compressed-tensors", "float16", 2, 16, False, "full", "0" * 64,
         str(project / "model"), None, "0" * 64,

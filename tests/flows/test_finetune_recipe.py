@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from flows.recipes.finetune import parse_finetune_recipe
+from flows.recipes.finetune import FinetuneRecipe
 from normtweak_core.errors import InputError
 
 
 def refused(data: dict) -> str:
     with pytest.raises(InputError) as error:
-        parse_finetune_recipe(data)
+        FinetuneRecipe.parse(data)
     return str(error.value)
 
 

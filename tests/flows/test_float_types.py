@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.pipeline.float_types import EXACT, next_float_type, until_it_holds
-from flows.recipes.quantize import parse_recipe
-from flows.recipes.ternary import parse_ternary_recipe
+from flows.recipes.quantize import Recipe
+from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.formats.checks import FloatTypeError
 from tasks.results import FloatType, RefusedExport
@@ -63,7 +63,7 @@ def test_a_model_whose_activations_leave_float16_is_registered_where_it_generate
         "final_tune": {"enabled": False},
         "evaluation": {"perplexity": {"path": str(tmp_path / "text.txt")}},
     }
-    result = quantize(parse_recipe(values))
+    result = quantize(Recipe.parse(values))
     dtype, text = generated(result["export_dir"])
     assert dtype == torch.bfloat16
     assert text
@@ -82,7 +82,7 @@ def test_a_model_whose_activations_leave_float16_is_registered_where_it_generate
 
     asked = values | {"export": {"dtype": "float16"}}
     with pytest.raises(FloatTypeError, match=r"float16 does not: activations of block 0 reach"):
-        quantize(parse_recipe(asked))
+        quantize(Recipe.parse(asked))
 
 
 def test_a_ternary_model_whose_scales_leave_float16_is_trained_and_registered(engine, tmp_path):
@@ -101,14 +101,14 @@ def test_a_ternary_model_whose_scales_leave_float16_is_trained_and_registered(en
         },
         "evaluation": {"perplexity": {"path": str(tmp_path / "text.txt")}},
     }  # fmt: skip
-    result = ternary(parse_ternary_recipe(values))
+    result = ternary(TernaryRecipe.parse(values))
     lineage = json.loads((Path(result["reports_dir"]) / "lineage.json").read_text())
     assert lineage["export_dtype"] == "bfloat16"
     assert lineage["float_types_refused"].startswith("float16: the two scales of model.layers.")
     assert generated(result["export_dir"])[0] == torch.bfloat16
     assert "Float type: bfloat16" in (Path(result["reports_dir"]) / "summary.md").read_text()
     with pytest.raises(FloatTypeError, match="float16 does not: the two scales of"):
-        ternary(parse_ternary_recipe(values | {"export": {"dtype": "float16"}}))
+        ternary(TernaryRecipe.parse(values | {"export": {"dtype": "float16"}}))
 
 
 def refused(dtype: str, *holds: str) -> RefusedExport:

@@ -1,6 +1,6 @@
 """A whole run with `export.format: gptq`, where `make reader-gptq` has made its reader."""
 
-from flows.recipes.quantize import parse_recipe
+from flows.recipes.quantize import Recipe
 from tests.gptq_reader import needs_gptq_reader
 from tests.tiny_exports import save_tiny_model, tiny_config
 
@@ -14,7 +14,7 @@ def test_a_run_to_gptq_measures_the_same_model_as_the_default_format(engine, tmp
     (tmp_path / "text.txt").write_text("A text to look at what a model makes of it. " * 12)
     results = {
         form: quantize(
-            parse_recipe(
+            Recipe.parse(
                 {
                     "name": f"tiny-{form}",
                     "model": {"source": str(tmp_path / "model")},

@@ -9,10 +9,10 @@ from transformers import AutoTokenizer
 from flows.checks.ablation import ablation_preflight
 from flows.checks.inputs import preflight
 from flows.checks.ternary import ternary_preflight
-from flows.recipes.ablation import parse_ablation_recipe
-from flows.recipes.evaluation import parse_request
-from flows.recipes.quantize import parse_recipe
-from flows.recipes.ternary import parse_ternary_recipe
+from flows.recipes.ablation import AblationRecipe
+from flows.recipes.evaluation import EvaluationRequest
+from flows.recipes.quantize import Recipe
+from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.sets import build_calibration_set
 from normtweak_core.errors import InputError
@@ -57,7 +57,7 @@ def project(tmp_path):
 
 
 def test_a_token_that_no_text_holds_does_no_harm(project):
-    ready = preflight(parse_recipe(recipe_values(project)), project / "state")
+    ready = preflight(Recipe.parse(recipe_values(project)), project / "state")
     assert ready.shape.vocabulary == VOCABULARY
 
 
@@ -74,10 +74,10 @@ def test_a_token_in_a_text_is_told_with_file_and_line(project, text):
     file = project / f"{text}.txt"
     file.write_text("one text\nand <new> here\n" * 40)
     with pytest.raises(InputError) as refused:
-        preflight(parse_recipe(recipe_values(project)), project / "state")
+        preflight(Recipe.parse(recipe_values(project)), project / "state")
     assert str(refused.value) == f"{file} line 2 {FOUND}"
     with pytest.raises(InputError) as refused:
-        ternary_preflight(parse_ternary_recipe(ternary_values(project)), project / "state")
+        ternary_preflight(TernaryRecipe.parse(ternary_values(project)), project / "state")
     assert str(refused.value) == f"{file} line 2 {FOUND}"
 
 
@@ -88,7 +88,7 @@ def test_a_token_in_a_document_is_told_with_its_line(project):
     values = recipe_values(project)
     values["calibration"]["path"] = str(file)
     with pytest.raises(InputError, match=r"c\.jsonl line 3 must hold tokens of the model alone; "):
-        preflight(parse_recipe(values), project / "state")
+        preflight(Recipe.parse(values), project / "state")
 
 
 def test_a_token_in_the_text_of_an_ablation_is_told(project):
@@ -97,7 +97,7 @@ def test_a_token_in_the_text_of_an_ablation_is_told(project):
     values["ablation"]["text"] = str(project / "own.txt")
     (project / "own.txt").write_text("<new>")
     with pytest.raises(InputError, match=r"own\.txt line 1 must hold tokens of the model alone; "):
-        ablation_preflight(parse_ablation_recipe(values), project / "state")
+        ablation_preflight(AblationRecipe.parse(values), project / "state")
 
 
 @pytest.mark.parametrize(
@@ -122,25 +122,25 @@ def test_a_token_in_an_item_is_told_with_its_line(project, task, item):
     values = recipe_values(project)
     values["evaluation"] |= {"tasks": [task], "data": str(project / "items")}
     with pytest.raises(InputError, match=rf"{file} line 2 must hold tokens of the model alone; '<"):
-        preflight(parse_recipe(values), project / "state")
+        preflight(Recipe.parse(values), project / "state")
 
 
 def test_a_beginning_beyond_the_embedding_is_refused_where_something_begins_with_it(project):
     grow(project / "model", bos_token="<bos>")
     values = recipe_values(project)
-    preflight(parse_recipe(values), project / "state")
+    preflight(Recipe.parse(values), project / "state")
     values["calibration"] = {"source": "generated", "samples": 8, "length": 16}
     with pytest.raises(
         InputError, match=r"the bos_token of .*/model, which texts begin with, must have a row in"
     ):
-        preflight(parse_recipe(values), project / "state")
+        preflight(Recipe.parse(values), project / "state")
 
 
 def test_a_model_to_evaluate_is_asked_before_it_is_opened(project, engine_environment):
     from flows.pipeline.measuring import common_text, opened
 
     model, text = project / "model", project / "evaluation.txt"
-    request = parse_request(
+    request = EvaluationRequest.parse(
         {"models": [str(model)], "evaluation": {"perplexity": {"path": str(text)}}}
     )
     with opened(request.models, request) as models:

@@ -9,9 +9,10 @@ import inspect
 import pytest
 
 from flows.recipes.ablation import AblationRecipe
+from flows.recipes.base import NOT_BUILT
 from flows.recipes.errors import known_keys
 from flows.recipes.finetune import FinetuneRecipe
-from flows.recipes.quantize import NOT_BUILT, Recipe, parse_recipe
+from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.errors import InputError
 from tests.flows import (
@@ -111,7 +112,7 @@ def project(tmp_path_factory):
 def test_a_device_or_revision_that_is_not_there_is_refused(key, value, found, project):
     from tasks.models.job import open_job
 
-    recipe = parse_recipe(changed(recipe_values(project), key, value))
+    recipe = Recipe.parse(changed(recipe_values(project), key, value))
     with pytest.raises(InputError, match=found):
         open_job(recipe.model, recipe.seed)
 

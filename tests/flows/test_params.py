@@ -1,19 +1,19 @@
 import pytest
 import yaml
 
-from flows.recipes.quantize import Recipe, load_recipe, parse_recipe
+from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 
 
 def load(tmp_path, text, *overrides) -> Recipe:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    return load_recipe(path, list(overrides))
+    return Recipe.load(path, list(overrides))
 
 
 def refused(values) -> str:
     with pytest.raises(InputError) as error:
-        parse_recipe(values)
+        Recipe.parse(values)
     return str(error.value)
 
 
@@ -71,7 +71,7 @@ def test_not_built_keys_may_be_written_at_their_null_default():
         "quantization": {"activation_bits": None},
         "evaluation": {"tasks": [], "data": None},
     }
-    assert parse_recipe(values) == Recipe(name="a")
+    assert Recipe.parse(values) == Recipe(name="a")
 
 
 @pytest.mark.parametrize(
@@ -118,5 +118,5 @@ def test_the_shipped_recipes_are_accepted(path):
     from pathlib import Path
 
     folder = Path(__file__).parents[2] / "conf"
-    recipe = load_recipe(folder / path)
-    assert parse_recipe(yaml.safe_load((folder / path).read_text())) == recipe
+    recipe = Recipe.load(folder / path)
+    assert Recipe.parse(yaml.safe_load((folder / path).read_text())) == recipe

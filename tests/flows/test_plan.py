@@ -15,9 +15,9 @@ from flows.checks.training import (
 )
 from flows.commands.plan import memory_line
 from flows.pipeline.planned import Stage
-from flows.recipes.finetune import parse_finetune_recipe
-from flows.recipes.quantize import parse_recipe
-from flows.recipes.ternary import parse_ternary_recipe
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.quantize import Recipe
+from flows.recipes.ternary import TernaryRecipe
 from tasks.engine.progress import readable_seconds
 from tests.flows.tiny_model import recipe_values, ternary_values, write_project
 
@@ -115,7 +115,7 @@ def estimate(project, **changes):
     for key, inner in changes.items():
         values[key] = values.get(key, {}) | inner
     shape = budget.model_shape(project / "model")
-    return budget.time_estimate(budget.quantize_work(parse_recipe(values), shape, 16), speed=1e9)
+    return budget.time_estimate(budget.quantize_work(Recipe.parse(values), shape, 16), speed=1e9)
 
 
 def test_time_grows_with_the_work_and_falls_with_the_speed(project):
@@ -127,22 +127,22 @@ def test_time_grows_with_the_work_and_falls_with_the_speed(project):
     untweaked = estimate(project, norm_tweak={"enabled": False}).seconds
     assert untweaked["blocks"] < plain["blocks"]
     shape = budget.model_shape(project / "model")
-    recipe = parse_recipe(recipe_values(project))
+    recipe = Recipe.parse(recipe_values(project))
     fast = budget.time_estimate(budget.quantize_work(recipe, shape, 16), speed=2e9).seconds
     assert fast["blocks"] == plain["blocks"] / 2
 
 
 def test_rounding_to_nearest_passes_through_a_block_with_each_stream_once(project):
     shape = budget.model_shape(project / "model")
-    plain = budget.quantize_work(parse_recipe(recipe_values(project)), shape, 16)
+    plain = budget.quantize_work(Recipe.parse(recipe_values(project)), shape, 16)
     # Two streams of 8 windows of 16 tokens through every weight, and the search of the grid.
     assert plain["baseline"] == 2 * 8 * 16 * 81_920 + 400 * 81_920
     values = recipe_values(project) | {"norm_tweak": {"enabled": False}}
     values["quantization"] = {"method": "rtn", "propagation": {"alpha": 0}}
-    rounded = budget.quantize_work(parse_recipe(values), shape, 16)
+    rounded = budget.quantize_work(Recipe.parse(values), shape, 16)
     assert rounded["blocks"] == rounded["baseline"] == plain["baseline"]
     values["quantization"] = {"propagation": {"alpha": 0}}
-    solved = budget.quantize_work(parse_recipe(values), shape, 16)
+    solved = budget.quantize_work(Recipe.parse(values), shape, 16)
     statistics = 2 * 4 * 8 * 16 * 81_920  # the input of each group, float and quantized
     assert solved["blocks"] > plain["baseline"] + statistics
 
@@ -168,7 +168,7 @@ def test_memory_is_compared_with_that_of_the_device_that_computes():
 
 def test_memory_counts_both_models_where_both_are_held(project):
     shape = budget.model_shape(project / "model")
-    recipe = parse_recipe(recipe_values(project))
+    recipe = Recipe.parse(recipe_values(project))
     stages = budget.memory_bytes(recipe, shape, 16)
     # Evaluated are the float model, and the export in its own float type and in float32.
     assert stages["evaluate"] - stages["calibrate"] == shape.parameters * (2 + 4)
@@ -179,7 +179,7 @@ def test_a_training_counts_steps_teacher_and_what_a_backward_pass_keeps(project)
     shape = budget.model_shape(project / "model")
 
     def ternary(**keys):
-        recipe = parse_ternary_recipe(ternary_values(project, **keys))
+        recipe = TernaryRecipe.parse(ternary_values(project, **keys))
         work, memory = (of(recipe, shape, 16) for of in (ternary_work, ternary_memory))
         return work["training"], memory["training"]
 
@@ -204,7 +204,7 @@ def test_a_fine_tuning_counts_its_blocks_and_the_start(project):
     def finetune(**keys):
         values = {"name": "x", "model": {"source": "export"}}
         values |= {"finetune": {"steps": 4, "batch": 2, "data": data} | keys}
-        recipe = parse_finetune_recipe(values)
+        recipe = FinetuneRecipe.parse(values)
         return finetune_work(recipe, shape, 16), finetune_memory(recipe, shape, 16)
 
     work, memory = finetune(block_steps=10)

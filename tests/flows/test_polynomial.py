@@ -13,11 +13,7 @@ import pytest
 import yaml
 
 from flows.recipes.errors import known_keys
-from flows.recipes.polynomial import (
-    PolynomialRecipe,
-    load_polynomial_recipe,
-    parse_polynomial_recipe,
-)
+from flows.recipes.polynomial import PolynomialRecipe
 from normtweak_core.errors import InputError
 from normtweak_core.polynomial.config import cells_of
 from tests.flows.page_reader import PageReader
@@ -59,14 +55,14 @@ NO_STAGE = {"name", "device"}  # the name of the run; what decides the machine, 
 
 def refused(**changes) -> str:
     with pytest.raises(InputError) as error:
-        parse_polynomial_recipe({**TINY, **changes})
+        PolynomialRecipe.parse({**TINY, **changes})
     return str(error.value)
 
 
 def changed(key: str, value: object) -> PolynomialRecipe:
     section, _, leaf = key.rpartition(".")
     data = {**TINY, section: {**TINY[section], leaf: value}} if section else {**TINY, leaf: value}
-    return parse_polynomial_recipe(data)
+    return PolynomialRecipe.parse(data)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +95,7 @@ def test_a_mistake_in_the_recipe_is_one_sentence(changes, sentence):
 
 
 def test_the_full_study_is_what_the_defaults_say():
-    recipe = load_polynomial_recipe(REPOSITORY / "conf/polynomial.yaml")
+    recipe = PolynomialRecipe.load(REPOSITORY / "conf/polynomial.yaml")
     assert recipe == PolynomialRecipe()
     assert recipe.samples.train == 2_000_000
     assert recipe.float_training.epochs == 41
@@ -108,7 +104,7 @@ def test_the_full_study_is_what_the_defaults_say():
 
 
 def test_the_small_study_has_every_cell_of_the_full_one():
-    small = load_polynomial_recipe(REPOSITORY / "conf/polynomial-small.yaml", ["seed=3"])
+    small = PolynomialRecipe.load(REPOSITORY / "conf/polynomial-small.yaml", ["seed=3"])
     full = PolynomialRecipe()
     assert small.seed == 3
     assert small.grid.bits == full.grid.bits
@@ -122,11 +118,11 @@ def test_every_key_of_the_recipe_is_accounted_for():
 
 @pytest.mark.parametrize("key", OTHER)
 def test_changing_a_key_changes_a_stage(key, engine_environment):
-    assert stage_keys(changed(key, OTHER[key])) != stage_keys(parse_polynomial_recipe(TINY))
+    assert stage_keys(changed(key, OTHER[key])) != stage_keys(PolynomialRecipe.parse(TINY))
 
 
 def test_what_does_not_concern_a_cell_does_not_change_it(engine_environment):
-    before = stage_keys(parse_polynomial_recipe(TINY))
+    before = stage_keys(PolynomialRecipe.parse(TINY))
     for key in ("grid.bits", "grid.starts", "grid.learning_rates", "lora.rank"):
         after = stage_keys(changed(key, OTHER[key]))
         common = before.keys() & after.keys()
@@ -219,9 +215,9 @@ def test_a_study_leaves_a_table_two_figures_and_the_numbers(first, command):
     ]  # fmt: skip
     assert Path(result["results_dir"]).parent == command.root / "polynomial"
     assert len(Path(result["results_dir"]).name) == 12
-    assert load_polynomial_recipe(
+    assert PolynomialRecipe.load(
         Path(result["results_dir"]) / "recipe.yaml"
-    ) == parse_polynomial_recipe(TINY)
+    ) == PolynomialRecipe.parse(TINY)
     record = json.loads(files["results.json"])
     losses = {(c["bits"], c["start"], c["lr"], c["rank"]): c["loss"] for c in record["cells"]}
     assert len(losses) == 10

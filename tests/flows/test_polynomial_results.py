@@ -5,7 +5,7 @@ import time
 import pytest
 
 from flows.recipes.errors import known_keys
-from flows.recipes.polynomial import PolynomialRecipe, parse_polynomial_recipe, study_device
+from flows.recipes.polynomial import PolynomialRecipe, study_device
 from normtweak_core.errors import InputError
 from tests.flows.stage_bodies import TOLD, Bodies, first_difference
 from tests.flows.test_polynomial import OTHER, TINY, changed
@@ -36,7 +36,7 @@ def test_a_leaf_of_a_study_changes_a_result(key, stored, engine_environment, mon
     from flows.polynomial import train_study
 
     monkeypatch.setattr("flows.polynomial.show_cells", lambda study: None)
-    base, other = parse_polynomial_recipe(TINY), changed(key, OTHER[key])
+    base, other = PolynomialRecipe.parse(TINY), changed(key, OTHER[key])
     before = run_of(base, stored)
     train_study(before, base)
     after = run_of(other, stored, before.effects)
@@ -59,7 +59,7 @@ def test_the_name_is_that_of_the_page_and_of_the_folder(stored, engine_environme
     from flows.reports.polynomial_page import study_page
 
     monkeypatch.setattr("flows.polynomial.show_cells", lambda study: None)
-    recipes = parse_polynomial_recipe(TINY), changed("name", "other-study")
+    recipes = PolynomialRecipe.parse(TINY), changed("name", "other-study")
     studies = [train_study(run_of(recipe, stored), recipe)[0] for recipe in recipes]
     assert len({study.folder for study in studies}) == 2
     for study in studies:

@@ -7,7 +7,7 @@ import pytest
 from flows.checks import machine as budget
 from flows.checks.inputs import only_local, preflight
 from flows.checks.written_places import check_disk, check_state_root
-from flows.recipes.quantize import parse_recipe
+from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.model.source import ModelFolder
@@ -37,7 +37,7 @@ def recipe(folder, **changes):
     values = recipe_values(folder)
     for section, keys in changes.items():
         values[section] = values.get(section, {}) | keys
-    return parse_recipe(values)
+    return Recipe.parse(values)
 
 
 def test_the_sizes_of_a_model_come_from_its_headers(project):

@@ -11,7 +11,7 @@ import pytest
 
 from flows.rebuilding.inputs import find_inputs
 from flows.rebuilding.recorded import read_recorded
-from flows.recipes.quantize import parse_recipe
+from flows.recipes.quantize import Recipe
 from normtweak_core.model.fingerprint import fingerprint
 from tasks.engine import events
 from tasks.engine.events import read_events
@@ -44,7 +44,7 @@ def made(tmp_path_factory, engine_environment, session_api):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NORMTWEAK_HOME", str(engine_environment))
         patch.chdir(folder)  # the recipe's paths are relative
-        return Made(engine_environment, folder, quantize(parse_recipe(RECIPE)))
+        return Made(engine_environment, folder, quantize(Recipe.parse(RECIPE)))
 
 
 # What a version keeps
@@ -81,7 +81,7 @@ def test_an_equal_run_keeps_the_same_bytes_and_the_same_version(made, engine, mo
 
     before = registry_state(made.client)
     monkeypatch.chdir(made.folder)
-    again = quantize(parse_recipe(RECIPE))
+    again = quantize(Recipe.parse(RECIPE))
     assert (again["registered"]["version"], again["registered"]["created"]) == (1, False)
     assert registry_state(made.client) == before
 

@@ -8,9 +8,9 @@ import time
 import numpy
 import pytest
 
-from flows.recipes.finetune import parse_finetune_recipe
-from flows.recipes.quantize import parse_recipe
-from flows.recipes.ternary import parse_ternary_recipe
+from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.quantize import Recipe
+from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.errors import VerificationError
 from tests.flows import test_finetune_keys, test_recipe_keys, test_ternary_keys
 from tests.flows.stage_bodies import Bodies, first_difference, nothing_shown
@@ -85,7 +85,7 @@ def quantization(values: dict):
     from flows.quantize import make_quantized
     from tasks.stages.calibrate import calibration_length
 
-    recipe = parse_recipe(values)
+    recipe = Recipe.parse(values)
 
     def carry_out(run):
         items = score_float_model(run, recipe.evaluation)
@@ -106,14 +106,14 @@ GENERATED = {
 def scored_alone(values: dict):
     from flows.pipeline.measuring import score_float_model
 
-    recipe = parse_recipe(values)
+    recipe = Recipe.parse(values)
     return recipe, lambda run: score_float_model(run, recipe.evaluation)
 
 
 def calibrated_alone(values: dict):
     from flows.pipeline.run import calibration_set
 
-    recipe = parse_recipe(values)
+    recipe = Recipe.parse(values)
     return recipe, lambda run: calibration_set(run, recipe.calibration, "calibrate")
 
 
@@ -205,7 +205,7 @@ def ternary_training(values: dict):
     from flows.ternary import make_ternary
     from tasks.stages.calibrate import calibration_length
 
-    recipe = parse_ternary_recipe(values)
+    recipe = TernaryRecipe.parse(values)
 
     def carry_out(run):
         made = make_ternary(run, recipe)
@@ -245,7 +245,7 @@ def start(project, stored):
     from flows.quantize import make_quantized
 
     changes = QUANTIZED | {"quantization.bits": 2, "final_tune.enabled": False}
-    recipe = parse_recipe(with_values(project, recipe_values(project), changes))
+    recipe = Recipe.parse(with_values(project, recipe_values(project), changes))
     made = make_quantized(run_of(recipe, stored), recipe)
     return project / "state" / made.export.folder, made.export.export_sha256
 
@@ -258,9 +258,9 @@ def tuned(values: dict):
     from tasks.models.starting_point import StartingPoint, export_in_root
     from tasks.stages.calibrate import calibration_length
 
-    recipe = parse_finetune_recipe(values)
+    recipe = FinetuneRecipe.parse(values)
     # Of what the export cannot contradict: the reader of gptq is not everywhere.
-    plain = parse_finetune_recipe({**values, "export": {}})
+    plain = FinetuneRecipe.parse({**values, "export": {}})
     ready = finetune_preflight(plain, state_root())
 
     def carry_out(run):
@@ -299,7 +299,7 @@ def test_a_verification_ends_when_the_recipe_says(project, stored):
 
     changes = QUANTIZED | {"quantization.bits": 2, "final_tune.enabled": False}
     changes |= {"export.verify_timeout": 0.2}
-    recipe = parse_recipe(with_values(project, recipe_values(project), changes))
+    recipe = Recipe.parse(with_values(project, recipe_values(project), changes))
     run = run_of(recipe, stored)
     with pytest.raises(VerificationError, match=r"must finish within 0\.2 s; it did not"):
         verify(run, recipe.export, make_quantized(run, recipe).export)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.recipes.errors import known_keys
-from flows.recipes.evaluation import EvaluationRequest, parse_request
+from flows.recipes.evaluation import EvaluationRequest
 from normtweak_core.errors import InputError
 from tests.flows.stage_bodies import StageBodies
 from tests.flows.stage_keys import TASK_ITEMS, changed, write_other_items
@@ -72,7 +72,7 @@ def request_of(project: Path, changes: dict) -> EvaluationRequest:
     values["models"] = filled(project, values["models"])
     for key, value in changes.items():
         values = changed(values, key, filled(project, value))
-    return parse_request(values)
+    return EvaluationRequest.parse(values)
 
 
 def evaluated(request: EvaluationRequest, stored: dict) -> dict:

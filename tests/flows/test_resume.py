@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 
 from flows.checks.inputs import preflight
-from flows.recipes.quantize import parse_recipe
+from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from tasks.engine.events import read_events
 from tasks.tables.drift import DRIFT, stages_of
@@ -55,7 +55,7 @@ def run(recipe, home):
             for section in sections:
                 place = place.setdefault(section, {})
             place[leaf] = value
-        return quantize(parse_recipe(data))
+        return quantize(Recipe.parse(data))
 
     return carry_out
 
@@ -100,7 +100,7 @@ def test_the_first_run_executes_everything_and_the_second_nothing(run, first, ho
 
 
 def test_going_on_needs_room_only_for_what_is_not_there(run, first, recipe, home, monkeypatch):
-    wanted = parse_recipe(recipe)
+    wanted = Recipe.parse(recipe)
     disk = preflight(wanted, home).disk
     calibration, streams, blocks, exports, fixed = disk.values()
     left = exports // 2 + fixed

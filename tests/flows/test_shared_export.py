@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from flows.recipes.quantize import load_recipe, parse_recipe
+from flows.recipes.quantize import Recipe
 from flows.reports.quantize import recipe_sha256
 from tests.tiny_exports import save_tiny_model, tiny_config
 
@@ -26,7 +26,7 @@ def check(recipe, result: dict) -> None:
     """What is said about the export, here and in the registry, is about this recipe."""
     reports = Path(result["reports_dir"])
     assert reports.parent == Path(result["export_dir"]) / "reports"
-    assert load_recipe(reports / "recipe.yaml") == recipe
+    assert Recipe.load(reports / "recipe.yaml") == recipe
     tags, stored = registered(result)
     assert tags["recipe_sha256"] == recipe_sha256(recipe)
     lineage = json.loads((reports / "lineage.json").read_text())
@@ -54,11 +54,11 @@ def test_recipes_of_one_export_keep_apart_what_is_theirs(engine, tmp_path):
         "final_tune": {"enabled": False},
         "evaluation": {"perplexity": {"path": str(tmp_path / "text.txt")}},
     }
-    first = parse_recipe(values)
+    first = Recipe.parse(values)
     registry = {"alias": "nightly", "promote_to": "stable"}
-    named = parse_recipe(values | {"name": "tiny-second", "registry": registry})
+    named = Recipe.parse(values | {"name": "tiny-second", "registry": registry})
     shorter = {"path": str(tmp_path / "text.txt"), "max_tokens": 64}
-    evaluated = parse_recipe(values | {"evaluation": {"perplexity": shorter}})
+    evaluated = Recipe.parse(values | {"evaluation": {"perplexity": shorter}})
 
     results = [quantize(first)]
     check(first, results[0])

@@ -3,7 +3,7 @@
 import pytest
 
 from flows.recipes.errors import known_keys
-from flows.recipes.ternary import TernaryRecipe, parse_ternary_recipe
+from flows.recipes.ternary import TernaryRecipe
 from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, write_other_items
 from tests.flows.tiny_model import ternary_values, variables_of, write_model, write_project
 
@@ -72,7 +72,7 @@ def keys_of(values: dict) -> dict[str, str]:
     from tasks.stages.training.ternary import training_origin
     from tasks.stages.training.ternary_export import ternary_export_key
 
-    recipe = parse_ternary_recipe(values)
+    recipe = TernaryRecipe.parse(values)
     job, config = open_job(recipe.model, recipe.seed), recipe.ternary
     keys = {"data": calibration_key(job, config.data)}
     data = made(CalibrationResult, keys["data"])

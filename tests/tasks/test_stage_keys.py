@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipes.quantize import parse_recipe
-from flows.recipes.ternary import parse_ternary_recipe
+from flows.recipes.quantize import Recipe
+from flows.recipes.ternary import TernaryRecipe
 from tests.flows.stage_keys import changed, made, stage_keys
 from tests.flows.tiny_model import recipe_values, ternary_values, write_project
 from tests.tasks.stage_sources import core_modules_of, declared_stages
@@ -37,7 +37,7 @@ def keys(project: Path, **sections: dict) -> dict[str, str]:
     values = recipe_values(project)
     for section, content in {"final_tune": {"enabled": True}, **sections}.items():
         values = changed(values, section, content)
-    return stage_keys(parse_recipe(values))
+    return stage_keys(Recipe.parse(values))
 
 
 def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -140,7 +140,7 @@ def test_the_split_of_a_training_is_in_the_key_of_its_segments(project, edited):
     from tasks.stages.training.surgery import SurgeryResult
     from tasks.stages.training.ternary import training_origin
 
-    recipe = parse_ternary_recipe(ternary_values(project))
+    recipe = TernaryRecipe.parse(ternary_values(project))
     job = open_job(recipe.model, recipe.seed)
     data, surgery = made(CalibrationResult, "data"), made(SurgeryResult, "surgery")
     before = training_origin(job, data, surgery, recipe.ternary)
@@ -251,7 +251,7 @@ def test_a_hub_data_set_counts_by_its_commit_which_is_asked_once_a_run(project, 
     commits = iter(["a" * 40, "b" * 40, "b" * 40])
     monkeypatch.setattr(jobs, "hub_data_revision", lambda path: next(commits))
     config = CalibrationConfig(source="dataset", path="owner/data", samples=8, length=16)
-    model = parse_recipe(recipe_values(project)).model
+    model = Recipe.parse(recipe_values(project)).model
 
     def run():
         job = jobs.open_job(model, 0)

@@ -36,7 +36,7 @@ CEILINGS = {
     "folders of more than 16 files": 1,
     "modules in import circles": 16,
     "imports inside functions": 363,
-    "places that share eight lines": 59,
+    "places that share eight lines": 56,
 }
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 
 from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.training.batches import require_whole_parts
 
 
 class LoraConfig(BaseModel, frozen=True, extra="forbid"):
@@ -59,9 +60,5 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
                 f"finetune.lr is only read without finetune.lora, whose rate is lr_ratio times "
                 f"the layer's mean scale; found {self.lr:g}: remove it"
             )
-        if self.batch % self.accumulate:
-            raise ValueError(
-                f"finetune.accumulate must divide batch; found {self.accumulate} parts of "
-                f"{self.batch} windows"
-            )
+        require_whole_parts(self.batch, self.accumulate)
         return self

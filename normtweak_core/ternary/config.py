@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field, JsonValue, field_validator, model_validat
 from pydantic.json_schema import SkipJsonSchema
 
 from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.training.batches import require_whole_parts
 
 # For forms; out of range, a share is refused in a sentence of its own.
 SHARE: dict[str, JsonValue] = {"minimum": 0, "maximum": 1}
@@ -117,9 +118,5 @@ class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
                     f"ternary.{key} is only read with {needed}; found {getattr(self, key)}: "
                     "remove it"
                 )
-        if self.batch % self.accumulate:
-            raise ValueError(
-                f"ternary.accumulate must divide batch; found {self.accumulate} parts of "
-                f"{self.batch} windows"
-            )
+        require_whole_parts(self.batch, self.accumulate)
         return self

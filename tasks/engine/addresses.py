@@ -4,11 +4,13 @@ Asked before a run starts, in seconds and with the standard library alone.
 """
 
 import http.client
+import json
 import re
 import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from normtweak_core.errors import InputError
@@ -80,6 +82,14 @@ def answer(service: Service, value: str, path: str) -> tuple[int, bytes]:
         raise no_answer(service, value, error.reason) from error
     except (OSError, http.client.HTTPException) as error:
         raise no_answer(service, value, error) from error
+
+
+def as_json(body: bytes) -> Any:
+    """Return the value that an answer holds, or None where it is no JSON."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
 
 
 def require_open_port(service: Service, value: str, parts: SplitResult) -> None:

@@ -1,13 +1,12 @@
 """Which Prefect API the person has named, and whether it answers; no Prefect."""
 
-import json
 import os
 import tomllib
 
 from normtweak_core.errors import InputError
 from normtweak_core.given_files import read_utf8
 from normtweak_core.paths import given_path
-from tasks.engine.addresses import Service, answer, require_open_port, split_address
+from tasks.engine.addresses import Service, answer, as_json, require_open_port, split_address
 
 VARIABLE = "PREFECT_API_URL"
 ENGINE = Service(
@@ -59,7 +58,7 @@ def check_engine(url: str) -> None:
             require_open_port(ENGINE, url, parts)
         return
     status, body = answer(ENGINE, url, "/health")
-    if status in GUARDED or (status == 200 and _is_true(body)):
+    if status in GUARDED or (status == 200 and as_json(body) is True):
         return
     raise InputError(
         "must be the address of a Prefect API, which ends in /api",
@@ -67,10 +66,3 @@ def check_engine(url: str) -> None:
         found=f"what answers at {url} is none (status {status})",
         remedy="correct the address",
     )
-
-
-def _is_true(body: bytes) -> bool:
-    try:
-        return json.loads(body) is True
-    except ValueError:
-        return False

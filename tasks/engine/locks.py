@@ -26,6 +26,7 @@ from normtweak_core.errors import ForeseenError
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+Seconds = float | None
 
 
 class LockTimeoutError(ForeseenError, TimeoutError):
@@ -167,34 +168,29 @@ class FlockLockManager:
         self.__init__(state["directory"])
 
     def acquire_lock(
-        self,
-        key: str,
-        holder: str,
-        acquire_timeout: float | None = None,
-        hold_timeout: float | None = None,
+        self, key: str, holder: str, acquire_timeout: Seconds = None, hold_timeout: Seconds = None
     ) -> bool:
         """Wait for the lock; False when `acquire_timeout` passed. It is held until released."""
-        end = _deadline(acquire_timeout)
-        while not self._try(key, holder):
-            if time.monotonic() >= end:
-                return False
+        attempts = self._attempts(key, holder, acquire_timeout)
+        while (held := next(attempts)) is None:
             time.sleep(POLL_SECONDS)
-        return True
+        return held
 
     async def aacquire_lock(
-        self,
-        key: str,
-        holder: str,
-        acquire_timeout: float | None = None,
-        hold_timeout: float | None = None,
+        self, key: str, holder: str, acquire_timeout: Seconds = None, hold_timeout: Seconds = None
     ) -> bool:
         """As `acquire_lock`, without blocking the event loop."""
-        end = _deadline(acquire_timeout)
-        while not self._try(key, holder):
-            if time.monotonic() >= end:
-                return False
+        attempts = self._attempts(key, holder, acquire_timeout)
+        while (held := next(attempts)) is None:
             await asyncio.sleep(POLL_SECONDS)
-        return True
+        return held
+
+    def _attempts(self, key: str, holder: str, seconds: float | None) -> Iterator[bool | None]:
+        """Yield whether the lock is held, once that is settled, and None as long as it is not."""
+        end = _deadline(seconds)
+        while not self._try(key, holder):
+            yield False if time.monotonic() >= end else None
+        yield True
 
     def release_lock(self, key: str, holder: str) -> None:
         """Free the lock.

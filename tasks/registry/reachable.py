@@ -1,7 +1,6 @@
 """Whether a registry can be worked with, asked before anything slow is done for it; no MLflow."""
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 from urllib.parse import SplitResult
@@ -9,7 +8,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from normtweak_core.errors import InputError
 from normtweak_core.paths import given_path
-from tasks.engine.addresses import Service, answer, require_open_port, split_address
+from tasks.engine.addresses import Service, answer, as_json, require_open_port, split_address
 from tasks.engine.environment import HOME_VARIABLE, default_variables
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -137,8 +136,5 @@ def _check_server(uri: str) -> None:
 
 
 def _is_object(body: bytes) -> bool:
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return False
+    value = as_json(body)
     return isinstance(value, dict) and not {"experiment", "error_code"}.isdisjoint(value)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 import flows.ablate
-from flows.recipes.ablation import AblationRecipe, parse_ablation_recipe, planned_cells
+from flows.recipes.ablation import AblationRecipe, planned_cells
 from flows.reports.ablation import Ablation
 from flows.reports.quantize import recipe_sha256
 from normtweak_core.ablation.config import STUDIES
@@ -63,7 +63,7 @@ def recipe_of(project, key: str, value=None) -> AblationRecipe:
     }
     if key == "ablation.text":
         value = value and str(project / value)
-    return parse_ablation_recipe(values if value is None else changed(values, key, value))
+    return AblationRecipe.parse(values if value is None else changed(values, key, value))
 
 
 def computed(recipe: AblationRecipe, stored: dict, monkeypatch) -> tuple[list, list]:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow.artifacts
@@ -27,30 +27,46 @@ from tasks.registry.reachable import check_registry
 from tasks.registry.registered import download_export, download_reports, find_version
 
 
-@pytest.fixture
-def served(registry):
+@dataclass(frozen=True)
+class Server:
+    """A server of MLflow, and the folder of its files."""
+
+    uri: str
+    files: Path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, empty_database):
+    root = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_database, root / "mlflow.db")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    files = registry.root / "served"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", registry.uri]
-    command += ["--artifacts-destination", str(files)]
-    log = (registry.root / "server.log").open("w")
-    server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    command += ["--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(root / "files")]
+    log = (root / "server.log").open("w")
+    running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        uri = f"http://127.0.0.1:{port}"
+        found = Server(f"http://127.0.0.1:{port}", root / "files")
         for _ in range(3000):
             try:
-                check_registry(uri)
+                check_registry(found.uri)
                 break
             except InputError:
-                assert server.poll() is None, (registry.root / "server.log").read_text()
+                assert running.poll() is None, (root / "server.log").read_text()
                 time.sleep(0.1)
-        yield replace(registry, uri=uri)
+        yield found
     finally:
-        os.killpg(server.pid, signal.SIGKILL)  # its workers too
-        server.wait()
+        os.killpg(running.pid, signal.SIGKILL)  # its workers too
+        running.wait()
+
+
+@pytest.fixture
+def served(registry, server):
+    """A registry on the server; what another test has put there has other names and content."""
+    return replace(registry, uri=server.uri)
 
 
 def check_linked(registered: dict, client) -> None:
@@ -87,7 +103,8 @@ def test_a_server_holds_what_sqlite_would(served, engine, monkeypatch):
     assert int(version.version) == 2
     assert version.tags["parent_version"] == "1"
     assert version.tags["perplexity/quantized"] == "12.5"
-    models = served.logged_models()
+    own = {one.tags["logged_model_id"] for one in served.versions()}
+    models = [model for model in served.logged_models() if model.model_id in own]
     assert [model.status for model in models] == [LoggedModelStatus.READY] * 2
     assert {metric.key: metric.value for metric in models[0].metrics} == dict(served.metrics)
     assert client.get_run(models[0].source_run_id).info.status == "FINISHED"
@@ -119,16 +136,17 @@ def test_a_server_holds_what_sqlite_would(served, engine, monkeypatch):
 def test_what_a_rebuild_reads_comes_from_a_server_as_well(served, tmp_path):
     lineage = ("source_sha256", "recipe_sha256", "calibration_sha256")
     told = {name: str(number) * 64 for number, name in enumerate(lineage)}
+    served = replace(served.with_seed(2), name="tiny-again")
     served.register(tags=told)
     client, sha256 = served.client, payload_sha256(served.export)
     for number, alias in (("1", None), (None, "candidate")):
-        version = find_version(client, "tiny-w4", number, alias)
-        assert version.uri == "models:/tiny-w4/1"
+        version = find_version(client, "tiny-again", number, alias)
+        assert version.uri == "models:/tiny-again/1"
         assert told.items() <= version.tags.items()
-    with pytest.raises(InputError, match=r"models:/tiny-w4@nobody must be in the registry"):
-        find_version(client, "tiny-w4", None, "nobody")
-    with pytest.raises(InputError, match=r"models:/tiny-w4/9 must be in the registry"):
-        find_version(client, "tiny-w4", "9", None)
+    with pytest.raises(InputError, match=r"models:/tiny-again@nobody must be in the registry"):
+        find_version(client, "tiny-again", None, "nobody")
+    with pytest.raises(InputError, match=r"models:/tiny-again/9 must be in the registry"):
+        find_version(client, "tiny-again", "9", None)
     reports = download_reports(client, version, tmp_path / "reports-of-it")
     assert (reports / "drift.md").read_text() == "# drift"
     copied = download_export(client, sha256, tmp_path / "export-of-it")
@@ -137,12 +155,13 @@ def test_what_a_rebuild_reads_comes_from_a_server_as_well(served, tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_an_export_to_train_on_is_copied_from_a_server_once(served, tmp_path, monkeypatch):
+def test_an_export_to_train_on_is_copied_from_a_server_once(served, server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", served.uri)
     monkeypatch.setenv("NORMTWEAK_HOME", str(tmp_path / "state"))
     told = dict.fromkeys(("source_sha256", "recipe_sha256", "calibration_sha256"), "1" * 64)
+    served = replace(served.with_seed(3), name="tiny-trained")
     served.register(tags=told)
-    source, root = "models:/tiny-w4@candidate", tmp_path / "state"
+    source, root = "models:/tiny-trained@candidate", tmp_path / "state"
     with pytest.raises(InputError) as refused:
         export_folder(source, root, writes=False)
     assert str(refused.value) == (
@@ -158,7 +177,9 @@ def test_an_export_to_train_on_is_copied_from_a_server_once(served, tmp_path, mo
     assert (export_folder(source, root, writes=False) / "mark").exists()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     shutil.rmtree(folder)
-    shutil.rmtree(served.root / "served")
+    model = served.versions()[0].tags["logged_model_id"]
+    (place,) = server.files.rglob(model)
+    shutil.rmtree(place)
     with pytest.raises(InputError, match="must have its files in the registry; they are gone: gi"):
         export_folder(source, root)
     assert list(folder.parent.iterdir()) == []

@@ -25,9 +25,10 @@ from flows.quantize import (
     quantize_model,
 )
 from flows.recipes.ablation import AblationRecipe, PlannedCell, planned_cells
+from flows.recipes.file import recipe_sha256
 from flows.recipes.quantize import Recipe
-from flows.reports.ablation import Ablation, Cell, publish_ablation, show_cells
-from flows.reports.quantize import recipe_sha256
+from flows.reports.ablation import Ablation, Cell, show_cells
+from flows.reports.publish import publish
 from tasks.engine.environment import peak_rss_bytes, state_root
 from tasks.models.job import open_job
 from tasks.results import BlockResult, FinalTuneResult
@@ -72,9 +73,9 @@ def ablate(recipe: AblationRecipe) -> dict[str, Any]:
             for cell in planned
         ],
     )
-    folder = publish_ablation(ablation)
+    publish(ablation.report())
     return {
-        "results_dir": str(folder),
+        "results_dir": str(ablation.folder),
         "studies": ablation.studies(),
         "cells": ablation.rows(),
         "reading": ablation.readings(),

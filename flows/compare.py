@@ -15,12 +15,12 @@ from flows.pipeline.operated import operated
 from flows.pipeline.run import Stages
 from flows.pipeline.run_name import run_name
 from flows.recipes.evaluation import EvaluationRequest
-from flows.reports.comparison import comparison_page
-from flows.reports.publish import PAGE, publish_page
+from flows.reports.comparison import comparison_report
+from flows.reports.publish import publish
 from flows.reports.results import Measured
+from normtweak_core.evaluate.metric import read_metrics
 from normtweak_core.evaluate.scores import Estimate, named
 from normtweak_core.evaluate.task_scores import TaskComparison
-from tasks.engine.artifacts import write_atomically
 from tasks.engine.environment import peak_rss_bytes, state_root
 from tasks.engine.root_layout import EVALUATIONS
 from tasks.models.addresses import MeasuredModel
@@ -127,11 +127,9 @@ def _pair(
         metrics |= {k: v for k, v in beside.metrics.items() if k.startswith(BETWEEN)}
     for task, scores in alone[first].scores.items():
         both = TaskComparison(float_scores=scores, quantized_scores=alone[second].scores[task])
-        metrics |= {
-            name: value
-            for name, value in both.metrics().items()
-            if name.endswith(("/drop", "/drop_stderr", "/mcnemar_p"))
-        }
+        for metric in read_metrics(both.metrics()).values():
+            if metric.of in ("drop", "mcnemar_p"):
+                metrics |= metric.named()
     return {"first": addresses[first], "second": addresses[second], "metrics": metrics}
 
 
@@ -140,9 +138,4 @@ def _write(result: dict[str, Any]) -> list[str]:
     folder = (
         state_root() / EVALUATIONS / f"compare-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "comparison.json", text.encode())
-    page = folder / PAGE
-    write_atomically(page, comparison_page(result).encode())
-    publish_page("comparison", page)
-    return [str(folder / "comparison.json"), str(page)]
+    return [str(file) for file in publish(comparison_report(folder, result))]

@@ -12,11 +12,9 @@ from flows.pipeline.operated import operated
 from flows.pipeline.run import Stages
 from flows.pipeline.run_name import run_name
 from flows.recipes.evaluation import EvaluationRequest
-from flows.reports.evaluation import evaluation_page
-from flows.reports.evaluation_report import write_evaluation
-from flows.reports.publish import PAGE, publish_page
-from flows.reports.results import Measured
-from tasks.engine.artifacts import write_atomically
+from flows.reports.evaluation import evaluation_report
+from flows.reports.publish import publish
+from flows.reports.results import Measured, write_evaluation
 from tasks.engine.environment import peak_rss_bytes, state_root
 from tasks.engine.root_layout import EVALUATIONS
 from tasks.models.addresses import MeasuredModel
@@ -48,12 +46,10 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
         "settings": measured.settings() | {"dtype": subjects[0].dtype},
     }
     files = write_evaluation(folder, measured, 0, request.models[0], request.against)
-    page = folder / PAGE
     beside_bytes = float(models[1].size_bytes) if request.against else None
-    write_atomically(page, evaluation_page(result, beside_bytes).encode())
-    publish_page("evaluation", page)
+    files += publish(evaluation_report(folder, result, beside_bytes))
     return result | {
-        "files": [str(file) for file in [*files, page]],
+        "files": [str(file) for file in files],
         "cached": run.cached,
         "seconds": time.monotonic() - began,
         "peak_rss_bytes": peak_rss_bytes(),

@@ -24,8 +24,9 @@ from flows.pipeline.run import (
 from flows.pipeline.run_name import run_name
 from flows.pipeline.training import Shown, train, training_data, training_facts
 from flows.recipes.finetune import FinetuneRecipe
-from flows.reports.evaluation_report import write_evaluation
-from flows.reports.finetune import FinetuneReports, publish_finetune_reports, show_trained_blocks
+from flows.reports.finetune import FinetuneReports, show_trained_blocks
+from flows.reports.publish import publish
+from flows.reports.results import write_evaluation
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.finetune.source import GRID
 from normtweak_core.training.rates import Rates
@@ -104,7 +105,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
         float_type=made.float_type,
         float_bytes=payload_bytes(run.job.source.path),
     )
-    files = publish_finetune_reports(reports)
+    files = publish(reports.report())
     files += write_evaluation(
         reports.folder, measured, recipe.seed, recipe.name, run.job.source.name
     )

@@ -12,7 +12,8 @@ from flows.pipeline.operated import operated
 from flows.pipeline.run import Run, read_json
 from flows.pipeline.run_name import run_name
 from flows.recipes.polynomial import PolynomialRecipe, study_device
-from flows.reports.polynomial import Study, StudyCell, publish_study, show_cells
+from flows.reports.polynomial import Study, StudyCell, show_cells
+from flows.reports.publish import publish
 from normtweak_core.polynomial.config import cells_of
 from tasks.engine.environment import peak_rss_bytes
 from tasks.stages.polynomial import (
@@ -41,9 +42,9 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
         job=PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, device),
     )
     study, training_seconds = train_study(run, recipe)
-    folder = publish_study(study)
+    publish(study.report())
     return {
-        "results_dir": str(folder),
+        "results_dir": str(study.folder),
         "float_loss": study.float_report["test_loss"],
         "cells": study.rows(),
         "reading": study.readings(),

@@ -23,8 +23,9 @@ from flows.pipeline.run import (
 )
 from flows.pipeline.run_name import run_name
 from flows.recipes.quantize import Recipe
-from flows.reports.evaluation_report import write_evaluation
-from flows.reports.quantize import Reports, publish_reports, rolled_back, show_blocks
+from flows.reports.publish import publish
+from flows.reports.quantize import Reports, rolled_back, show_blocks
+from flows.reports.results import write_evaluation
 from normtweak_core.errors import ProblemError
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.quantization.config import PropagationConfig, QuantizationConfig
@@ -115,7 +116,7 @@ def quantize(recipe: Recipe) -> dict[str, Any]:
         float_type=made.quantized.float_type,
         float_bytes=payload_bytes(run.job.source.path),
     )
-    files = publish_reports(reports)
+    files = publish(reports.report())
     files += write_evaluation(
         reports.folder, measured, recipe.seed, recipe.name, run.job.source.name
     )

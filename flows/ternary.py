@@ -24,8 +24,9 @@ from flows.pipeline.run import (
 from flows.pipeline.run_name import run_name
 from flows.pipeline.training import Shown, train, training_data, training_facts
 from flows.recipes.ternary import TernaryRecipe
-from flows.reports.evaluation_report import write_evaluation
-from flows.reports.ternary import TernaryReports, publish_ternary_reports, step_metrics
+from flows.reports.publish import publish
+from flows.reports.results import write_evaluation
+from flows.reports.ternary import TernaryReports, step_metrics
 from normtweak_core.export.payload import payload_bytes
 from tasks.engine.environment import state_root
 from tasks.models.job import open_job
@@ -88,7 +89,7 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
         float_type=made.float_type,
         float_bytes=payload_bytes(run.job.source.path),
     )
-    files = publish_ternary_reports(reports)
+    files = publish(reports.report())
     files += write_evaluation(
         reports.folder, measured, recipe.seed, recipe.name, run.job.source.name
     )

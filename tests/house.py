@@ -33,10 +33,9 @@ GOALS = {
 }
 CEILINGS = {
     "functions longer than 60 lines": 3,
-    "folders of more than 16 files": 1,
-    "modules in import circles": 16,
-    "imports inside functions": 301,
-    "places that share eight lines": 18,
+    "modules in import circles": 6,
+    "imports inside functions": 273,
+    "places that share eight lines": 11,
 }
 
 

@@ -11,8 +11,8 @@ from flows.checks.known_tokens import check_tokens
 from flows.checks.machine import FIXED_DISK, disk_bytes
 from flows.pipeline.remaining import Shares, has_results, quantize_shares
 from flows.recipes.ablation import AblationRecipe, planned_cells
+from flows.recipes.file import recipe_sha256
 from flows.recipes.quantize import Recipe
-from flows.reports.quantize import recipe_sha256
 from normtweak_core.errors import InputError
 from normtweak_core.export.formats.checks import check_exportable
 from normtweak_core.model.source import REFERENCE_PREFIX

@@ -23,7 +23,7 @@ _REGISTRY = ("tasks.registry.promotion", "mlflow.store.tracking.sqlalchemy_store
 # Beside the module of its flow, what a command always comes to; imported while its server comes
 # up: two seconds of it in all.
 MODULES = {
-    "quantize": (*_REGISTRY, "flows.reports.quantize_page", "flows.reports.figures.drift_channels"),
+    "quantize": _REGISTRY,
     "ternary": _REGISTRY,
     "finetune": _REGISTRY,
 }

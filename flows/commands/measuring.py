@@ -13,7 +13,6 @@ from normtweak_core.errors import InputError
 from tasks.engine.environment import set_variables, state_root
 
 MODEL = "folder, hub id, reference:NAME, models:/NAME/VERSION, models:/NAME@ALIAS or GGUF file"
-SHOW = {"evaluate": "print_evaluation", "compare": "print_comparison"}
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -55,7 +54,7 @@ def _measure(command: str, models: list[str], options: argparse.Namespace) -> in
         given = [*models, *([options.against] if options.against else [])]
         check_services(state_root(), registry=any(name.startswith("models:") for name in given))
     flow = partial(lazily(f"flows.{command}:{command}"), request)
-    show = lazily(f"flows.reports.evaluation_summary:{SHOW[command]}")
+    show = partial(lazily("flows.reports.terminal:show"), command)
     return run_flow(command, flow, options.result, show)
 
 

@@ -23,7 +23,6 @@ class RecipeCommand:
     text: str
     examples: tuple[str, ...]
     check: str  # of a recipe, the state root and the result file, to what is ready
-    show: str = "flows.reports.terminal:print_summary"  # of the recipe's name and a result
 
 
 RECIPE_COMMANDS = {
@@ -65,7 +64,6 @@ RECIPE_COMMANDS = {
             "polynomial conf/polynomial.yaml --set grid.bits=[1.58] --result result.json",
         ),
         "flows.checks.polynomial:polynomial_preflight",
-        "flows.reports.polynomial:print_study",
     ),
     "ablate": RecipeCommand(
         "Quantize and evaluate a base and the cells of up to seven studies: calibration source,\n"
@@ -76,7 +74,6 @@ RECIPE_COMMANDS = {
             "ablate conf/ablation.yaml --set ablation.studies.bits=[] --result result.json",
         ),
         "flows.checks.ablation:ablation_preflight",
-        "flows.reports.ablation:print_ablation",
     ),
 }
 
@@ -92,7 +89,8 @@ def carry_out(name: str, options: argparse.Namespace) -> int:
     if ready is not None and ready.is_local:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     flow = partial(lazily(f"flows.{name}:{name}"), recipe)
-    return run_flow(name, flow, options.result, partial(lazily(command.show), recipe.name))
+    show = partial(lazily("flows.reports.terminal:show"), name, recipe.name)
+    return run_flow(name, flow, options.result, show)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from flows.commands.command import Command, GivenPath
 from flows.commands.execution import logged, print_line
 from flows.commands.failures import EXIT_OK
 from flows.commands.first_line import first_line
-from flows.reports.verification import report_lines
+from flows.reports.terminal import verification_lines
 from normtweak_core.export.verification.verify import reader_python, verify_export
 from tasks.engine.environment import REPOSITORY
 
@@ -18,7 +18,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
     def work() -> int:
         found = verify_export(options.export_dir, reader, options.timeout)
-        for line in report_lines(options.export_dir, found):
+        for line in verification_lines(options.export_dir, found):
             print_line(line)
         return EXIT_OK
 

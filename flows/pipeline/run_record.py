@@ -10,7 +10,7 @@ from prefect.runtime import deployment, flow_run
 
 from flows.pipeline.places import NOTHING
 from flows.recipes.kinds import kind_of
-from flows.reports.words import markdown_table
+from flows.reports.markdown import markdown_table
 from normtweak_core.export.verification.verify import read_manifest
 from tasks.engine.artifacts import write_atomically
 from tasks.server.api import is_embedded
@@ -139,7 +139,7 @@ def samples_lines(samples: list[dict[str, str]]) -> list[str]:
     """Return the samples as a Markdown table with a line above it; none: nothing."""
     if not samples:
         return []
-    rows: list[tuple[object, ...]] = [tuple(_cell(one[key]) for key in COLUMNS) for one in samples]
+    rows = [[_cell(one[key]) for key in COLUMNS] for one in samples]
     table = markdown_table(tuple(COLUMNS.values()), rows, "lll")
     return ["What it writes, greedily, beside the float model:", "\n".join(table)]
 
@@ -148,6 +148,6 @@ def _cell(text: str) -> str:
     """Return a text for a cell of a Markdown table: a line, with nothing that is markup."""
     line = " ".join(text.split())
     line = line if len(line) <= MOST_CHARACTERS else line[: MOST_CHARACTERS - 1] + "…"
-    for mark in "\\`*_<>[]|#":
+    for mark in "\\`*_<>[]#":
         line = line.replace(mark, f"\\{mark}")
     return line or NOTHING

@@ -1,9 +1,12 @@
 """The recipe as text: a YAML file, and ``KEY=VALUE`` pairs that change single keys of it."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from normtweak_core.errors import InputError
 from normtweak_core.given_files import read_utf8
@@ -142,3 +145,14 @@ def _reason(error: yaml.YAMLError) -> str:
         return ""
     line = error.problem_mark.line + 1
     return f", line {line}: {error.problem}" if error.problem else f", line {line}"
+
+
+def recipe_yaml(recipe: BaseModel) -> str:
+    """Return every value of a recipe as YAML, defaults included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def recipe_sha256(recipe: BaseModel) -> str:
+    """Return the hash of every value of a recipe, defaults included."""
+    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,36 +1,63 @@
-"""What people look at after an ablation: per study a table, a figure and a sentence.
+"""What is told of an ablation: per study a table, a picture and a sentence, and every cell.
 
 Times are those of stages when they were made, so that an ablation whose cells are all there writes
 equal bytes.
 """
 
-import base64
 import json
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import Any
 
 from flows.recipes.ablation import BASE, AblationRecipe
+from flows.recipes.file import recipe_sha256, recipe_yaml
 from flows.recipes.quantize import Recipe
-from flows.reports.ablation_page import CELLS, ablation_page
-from flows.reports.ablation_text import ablation_markdown, study_markdown
-from flows.reports.publish import PAGE, artifact_key, publish_page, publish_table
-from flows.reports.quantize import recipe_sha256
+from flows.reports.document import Cell as Shown
+from flows.reports.document import (
+    Column,
+    Document,
+    Drawing,
+    Section,
+    Table,
+    Tile,
+    Words,
+    number,
+    recipe_sections,
+    rows_table,
+)
+from flows.reports.figures.ablation import Bar, study_plot
+from flows.reports.publish import Report, Rows, publish_table, without_hashes
 from normtweak_core.ablation.config import TITLES, Value, value_name
 from normtweak_core.ablation.reading import Comparison, Measured, Spread, compare
-from tasks.engine.artifacts import write_atomically
 from tasks.engine.environment import state_root
-from tasks.engine.progress import readable_seconds
 from tasks.engine.root_layout import ABLATIONS
+from tasks.tables.ablation import ABLATION
 
-if TYPE_CHECKING:
-    pass
-
-TABLES, RESULTS, RECIPE = "tables.md", "results.json", "recipe.yaml"
+CELLS, TABLES, RESULTS, RECIPE = "cells.parquet", "tables.md", "results.json", "recipe.yaml"
+ELSEWHERE = ("recipe_sha256", "export_sha256", "perplexity_float")  # of the lead and the table
+# Of a study; the verdict stands where a narrow window does not hide it.
+COLUMNS = (
+    "value",
+    "verdict",
+    "seeds",
+    "perplexity, times float",
+    "against the base",
+    "KL",
+    "KL against the base",
+    "top-1 agreement",
+    "bits/weight",
+    "seconds",
+)
+HOW_TO_READ = (
+    "Numbers are means ± standard deviation over seeds; differences are taken seed by seed, and "
+    "verdicts are on KL: with several seeds by a paired t interval of 95 %, with one seed by the "
+    "range of the base over its seeds. Seconds: calibration, blocks and final tune, as if a cell "
+    "shared nothing."
+)
+OF_PICTURE = (
+    "Large points are means over the seeds, bars the standard deviation, small points single "
+    "seeds; the line is the mean of the base."
+)
 
 
 @dataclass(frozen=True)
@@ -76,9 +103,9 @@ class Row:
         """What people call the value."""
         return BASE if self.study == BASE else value_name(self.study, self.value)
 
-    def spread(self, of: Callable[[Measured], float]) -> Spread:
-        """Return mean and deviation of one number over the seeds."""
-        return Spread.of([of(cell.measured) for cell in self.cells])
+    def spread(self, name: str) -> Spread:
+        """Return mean and deviation of a field of `Measured` over the seeds."""
+        return Spread.of([getattr(cell.measured, name) for cell in self.cells])
 
 
 @dataclass(frozen=True)
@@ -130,10 +157,61 @@ class Ablation:
         """Return a sentence for every study."""
         return {study: reading(rows) for study, rows in self.tables().items()}
 
+    def report(self) -> Report:
+        """Return the ablation as it is written and shown.
+
+        Writing raises:
+            TableError: A number of a cell is not finite or out of range.
+        """
+        readings, tables = self.readings(), self.tables()
+        base = [cell.measured for cell in self.base.cells]
+        studies = {
+            study: _study_section(self.source, rows, readings[study], base)
+            for study, rows in tables.items()
+        }
+        document = Document(
+            "Ablation",
+            self.recipe.name,
+            _lead(self),
+            _tiles(self),
+            [
+                *studies.values(),
+                Section("Every cell", [_cells_table(self)]),
+                *recipe_sections(recipe_yaml(self.recipe)),
+            ],
+        )
+        record = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "base": _plain(self.base),
+            "studies": self.studies(),
+            "reading": readings,
+            "cells": self.rows(),
+        }
+        return Report(
+            name=self.recipe.name,
+            folder=self.folder,
+            document=document,
+            data={
+                CELLS: (ABLATION, ABLATION.of(self.rows())),
+                RESULTS: json.dumps(record, indent=1, allow_nan=False) + "\n",
+                RECIPE: recipe_yaml(self.recipe),
+            },
+            texts={TABLES: document.only(*(section.title for section in studies.values()))},
+            shown={
+                study: (document.only(section.title), readings[study])
+                for study, section in studies.items()
+            },
+            tables={"cells": self.shown_cells()},
+        )
+
+    def shown_cells(self) -> tuple[Rows, str]:
+        """Return the cells, as many as there are by now, and what they are."""
+        return without_hashes(self.rows()), f"Every cell; base: {self.source}"
+
 
 def reading(rows: list[Row]) -> str:
     """Return what the comparisons of a study say, the best value first."""
-    best = min(rows, key=lambda row: row.spread(lambda one: one.kl).mean)
+    best = min(rows, key=lambda row: row.spread("kl").mean)
     lead = f"least divergence: {best.name}"
     groups: dict[str, list[str]] = {}
     for row in rows:
@@ -149,80 +227,87 @@ def reading(rows: list[Row]) -> str:
     return "; ".join([lead, *said])
 
 
-def publish_ablation(ablation: Ablation) -> Path:
-    """Write the reports, show them on the page of the flow run, and return their folder.
-
-    Raises:
-        TableError: A number of a cell is not finite or out of range.
-    """
-    from prefect.artifacts import create_markdown_artifact
-
-    figures = write_ablation(ablation)
-    name = ablation.recipe.name
-    readings = ablation.readings()
-    for study, rows in ablation.tables().items():
-        picture = base64.b64encode(figures[study]).decode()
-        create_markdown_artifact(
-            key=artifact_key(name, study),
-            markdown=study_markdown(rows, readings[study])
-            + f"\n![{TITLES[study]}](data:image/png;base64,{picture})\n",
-            description=readings[study],
-        )
-    show_cells(ablation)
-    publish_page(name, ablation.folder / PAGE)
-    return ablation.folder
-
-
 def show_cells(ablation: Ablation) -> None:
     """Show the cells, as many as there are by now, on the page of the flow run."""
-    rows = [
-        {key: value for key, value in row.items() if not key.endswith("sha256")}
-        for row in ablation.rows()
+    publish_table(ablation.recipe.name, "cells", *ablation.shown_cells())
+
+
+def _tiles(ablation: Ablation) -> list[Tile]:
+    ratio, kl = (ablation.base.spread(name).mean for name in ("ratio", "kl"))
+    cells = len({cell.recipe_sha256 for cell in ablation.cells})
+    return [
+        Tile("Perplexity of the base", f"{ratio:.4f}", "times float"),
+        Tile("KL of the base", f"{kl:.4f}", "nats per token, from the float model"),
+        Tile("Studies", str(len(ablation.tables())), f"{cells} distinct cells"),
     ]
-    publish_table(ablation.recipe.name, "cells", rows, f"Every cell; base: {ablation.source}")
 
 
-def write_ablation(ablation: Ablation) -> dict[str, bytes]:
-    """Write tables, numbers, recipe, page and figures; return the figures by study.
-
-    Raises:
-        TableError: As `publish_ablation`.
-    """
-    from flows.reports.figures.ablation import Bar, study_plot
-    from tasks.tables.ablation import ABLATION
-
-    ABLATION.write(ablation.folder / CELLS, ABLATION.of(ablation.rows()))
-    base = [cell.measured for cell in ablation.base.cells]
-    figures = {
-        study: study_plot(
-            f"{ablation.source}: {TITLES[study]}",
-            [Bar(row.name, [cell.measured for cell in row.cells]) for row in rows],
-            base,
+def _lead(ablation: Ablation) -> str:
+    """Return what the base is and how the numbers are to be read."""
+    recipe, base = ablation.recipe, ablation.base
+    metrics = base.cells[0].metrics
+    q, tweak = recipe.quantization, recipe.norm_tweak
+    group = "one scale a row" if q.group_size is None else f"groups of {q.group_size}"
+    calibration = recipe.calibration
+    length = "" if calibration.length is None else f" of {calibration.length} tokens"
+    stages = [q.method.upper()]
+    stages += [f"propagation {q.propagation.alpha:g}"] if q.propagation.alpha else []
+    if tweak.enabled:
+        stages.append(
+            f"norm tweak ({tweak.loss} loss, {tweak.target} target, {tweak.schedule} schedule, lr "
+            f"{tweak.lr:g}, {tweak.iterations} {'pass' if tweak.iterations == 1 else 'passes'})"
         )
-        for study, rows in ablation.tables().items()
-    }
-    readings = ablation.readings()
-    values = ablation.recipe.model_dump(mode="json")
-    record = {
-        "recipe": values,
-        "base": _plain(ablation.base),
-        "studies": ablation.studies(),
-        "reading": readings,
-        "cells": ablation.rows(),
-    }
-    text = ablation_markdown(
-        ablation.recipe, ablation.source, ablation.base, ablation.tables(), readings
+    stages += [f"final tune of {recipe.final_tune.steps} steps"] * recipe.final_tune.enabled
+    ratio, kl = (_spread(base.spread(name)).text for name in ("ratio", "kl"))
+    seeds = f"{len(base.cells)} seed" + "s" * (len(base.cells) > 1)
+    return (
+        f"Base: {ablation.source}, {q.bits} bits in {group}; {', '.join(stages)}; "
+        f"{calibration.samples} windows{length}, source {calibration.source}. Float perplexity "
+        f"{metrics['perplexity/float']:.3f} on {metrics['tokens']:.0f} tokens; base over {seeds}: "
+        f"{ratio} times float, KL {kl}. {HOW_TO_READ}"
     )
-    files = {
-        TABLES: text.encode(),
-        RESULTS: (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(),
-        RECIPE: yaml.safe_dump(values, sort_keys=False).encode(),
-        PAGE: ablation_page(ablation, figures).encode(),
-        **{f"{study}.png": figure for study, figure in figures.items()},
-    }
-    for name, data in files.items():
-        write_atomically(ablation.folder / name, data)
-    return figures
+
+
+def _study_section(source: str, rows: list[Row], said: str, base: list[Measured]) -> Section:
+    title = TITLES[rows[0].study]
+    columns = [Column(name, numbers=name not in ("value", "verdict")) for name in COLUMNS]
+    table = Table(columns, [_study_cells(row) for row in rows], "Value by value")
+    bars = [Bar(row.name, [cell.measured for cell in row.cells]) for row in rows]
+    png = study_plot(f"{source}: {title}", bars, base)
+    picture = Drawing(OF_PICTURE, png=png, file=f"{rows[0].study}.png")
+    words = Words(f"{said[0].upper()}{said[1:]}.")
+    return Section(title[0].upper() + title[1:], [table, words, picture])
+
+
+def _study_cells(row: Row) -> list[Shown | str]:
+    """Return the line of a value below `COLUMNS`."""
+    comparison = row.comparison
+    same = comparison.verdict == "base"
+    return [
+        row.name,
+        comparison.verdict,
+        number(len(row.cells), "d"),
+        _spread(row.spread("ratio")),
+        "" if same else _spread(comparison.ratio, "+.2%"),
+        _spread(row.spread("kl")),
+        "" if same else _spread(comparison.kl, "+.4f"),
+        _spread(row.spread("agreement"), ".1%"),
+        number(row.cells[0].metrics["bits_per_weight"], ".2f"),
+        number(row.spread("seconds").mean, ".0f"),
+    ]
+
+
+def _spread(spread: Spread, form: str = ".4f") -> Shown:
+    return number(spread.mean, form, spread.deviation)
+
+
+def _cells_table(ablation: Ablation) -> Table:
+    rows = [
+        {name: value for name, value in row.items() if name not in ELSEWHERE}
+        | {"problems": len(cell.problems)}
+        for row, cell in zip(ablation.rows(), ablation.cells, strict=True)
+    ]
+    return rows_table(rows, f"What the problems were stands in {CELLS}")
 
 
 def _cell_row(cell: Cell, is_base: bool) -> dict[str, Any]:
@@ -249,13 +334,13 @@ def _cell_row(cell: Cell, is_base: bool) -> dict[str, Any]:
 
 
 def _plain(row: Row) -> dict[str, Any]:
-    numbers: dict[str, Callable[[Measured], float]] = {
-        "perplexity_ratio": lambda one: one.ratio,
-        "kl": lambda one: one.kl,
-        "top1_agreement": lambda one: one.agreement,
-        "seconds": lambda one: one.seconds,
+    fields = {
+        "perplexity_ratio": "ratio",
+        "kl": "kl",
+        "top1_agreement": "agreement",
+        "seconds": "seconds",
     }
-    spreads = {name: vars(row.spread(of)) for name, of in numbers.items()}
+    spreads = {name: vars(row.spread(field)) for name, field in fields.items()}
     comparison = {
         "perplexity": vars(row.comparison.ratio),
         "kl": vars(row.comparison.kl),
@@ -263,30 +348,3 @@ def _plain(row: Row) -> dict[str, Any]:
     }
     seeds = [cell.recipe.seed for cell in row.cells]
     return {"value": row.value, "seeds": seeds, **spreads, "against_base": comparison}
-
-
-def print_ablation(name: str, result: dict[str, Any]) -> None:
-    """Write the summary of an ablation to standard output."""
-    for label, text in ablation_summary(name, result):
-        print(f"{label + ':':<12} {text}", file=sys.stdout)  # noqa: T201
-
-
-def ablation_summary(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines of the summary as (label, text).
-
-    Args:
-        name: Of the recipe.
-        result: What the flow returned.
-    """
-    cached = result["cached"]
-    time = (
-        f"{readable_seconds(result['seconds'])}, {sum(cached.values())} of {len(cached)} cells "
-        "cached"
-    )
-    return [
-        ("ablation", name),
-        *result["reading"].items(),
-        ("time", time),
-        ("tables", str(Path(result["results_dir"]) / TABLES)),
-        ("page", str(Path(result["results_dir"]) / PAGE)),
-    ]

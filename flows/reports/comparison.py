@@ -5,22 +5,23 @@ import math
 from pathlib import Path
 from typing import Any
 
-from flows.reports.html import (
+from flows.reports.document import (
     Cell,
     Code,
     Column,
-    Page,
+    Document,
     Section,
     Table,
     Tile,
     Words,
     environment_section,
+    measured,
     number,
-    page_html,
 )
-from flows.reports.run import size_drawing
+from flows.reports.figures.pareto import size_section
+from flows.reports.publish import Report
+from normtweak_core.evaluate.metric import Metric, read_metrics
 from tasks.engine.progress import readable_bytes
-from tasks.tables.evaluation import stderr_name
 
 # Told in columns of their own, or the same for all.
 ELSEWHERE = ("tokens", "size_bytes", "bits_per_weight")
@@ -33,28 +34,33 @@ PAIRED = (
 )
 
 
-def comparison_page(result: dict[str, Any]) -> str:
-    """Return the page of a comparison as one HTML file; equal results give equal text.
+def comparison_report(folder: Path, result: dict[str, Any]) -> Report:
+    """Return a comparison as it is written and shown.
 
     Args:
+        folder: Where it goes.
         result: ``models``: name, address, size_bytes, bits_per_weight or None, and flat metrics,
             ``perplexity`` among them; ``pairs``: first, second, and flat metrics of the second
             beside the first; ``settings``: plain values; ``environment``: versions by name.
     """
     models, pairs = _with_short_names(result)
     points = [
-        (model["name"], model["size_bytes"], model["metrics"], "perplexity") for model in models
+        (model["name"], model["size_bytes"], read_metrics(model["metrics"])["perplexity"])
+        for model in models
     ]
+    settings = json.dumps(result["settings"], indent=2, ensure_ascii=False)
     sections = [
         Section("Models", [_models_table(models), Words("± is one standard error.")]),
-        Section("Quality against size", [size_drawing(points)]),
+        size_section(points),
         Section("Pairs", [Words(PAIRED), _pairs_table(pairs)]),
-        Section("Settings", [Code(_json(result["settings"]), "The settings as JSON")]),
+        Section("Settings", [Code(settings, "The settings as JSON")]),
         environment_section(result["environment"]),
     ]
     title = f"{len(models)} models compared"
     lead = ", ".join(model["name"] for model in models)
-    return page_html(Page("Comparison", title, lead, _tiles(models), sections))
+    document = Document("Comparison", title, lead, _tiles(models), sections)
+    text = json.dumps(result, indent=1, sort_keys=True) + "\n"
+    return Report("comparison", folder, document, {"comparison.json": text})
 
 
 def _with_short_names(result: dict[str, Any]) -> tuple[list[dict], list[dict]]:
@@ -86,68 +92,51 @@ def _tiles(models: list[dict[str, Any]]) -> list[Tile]:
 
 
 def _models_table(models: list[dict[str, Any]]) -> Table:
-    measured = _Measured([model["metrics"] for model in models])
+    heads, cells = _measures([model["metrics"] for model in models])
+    addressed = any(model["name"] != model["address"] for model in models)
     columns = [
-        Column("model", numbers=False),
-        Column("address", numbers=False),
+        *(Column(name, numbers=False) for name in ("model", "address")[: 1 + addressed]),
         Column("MB"),
         Column("bits per weight"),
-        *map(Column, measured.names),
+        *heads,
     ]
-    if all(model["name"] == model["address"] for model in models):
-        columns.pop(1)
-    rows = []
-    for model in models:
-        told = (Cell(model["name"]), Cell(model["address"]))
-        rows.append(
-            (
-                *(told if columns[1].title == "address" else told[:1]),
-                number(model["size_bytes"] / 1e6, ",.2f"),
-                number(model["bits_per_weight"], ".3f"),
-                *measured.cells(model["metrics"]),
-            )
+    rows = [
+        (
+            *(model["name"], model["address"])[: 1 + addressed],
+            number(model["size_bytes"] / 1e6, ",.2f"),
+            number(model["bits_per_weight"], ".3f"),
+            *line,
         )
+        for model, line in zip(models, cells, strict=True)
+    ]
     return Table(columns, rows, "Every model by itself")
 
 
 def _pairs_table(pairs: list[dict[str, Any]]) -> Table:
-    measured = _Measured([pair["metrics"] for pair in pairs])
-    columns = [
-        Column("first", numbers=False),
-        Column("second", numbers=False),
-        *(Column(name.removesuffix("/mean")) for name in measured.names),
-    ]
-    rows = [(pair["first"], pair["second"], *measured.cells(pair["metrics"])) for pair in pairs]
+    heads, cells = _measures([pair["metrics"] for pair in pairs])
+    columns = [*(Column(name, numbers=False) for name in ("first", "second")), *heads]
+    rows = [(pair["first"], pair["second"], *line) for pair, line in zip(pairs, cells, strict=True)]
     return Table(columns, rows, "Every pair of models")
 
 
-class _Measured:
-    """Every value of some rows, each with its standard error, written alike in a column."""
-
-    def __init__(self, rows: list[dict[str, float]]):
-        found = dict.fromkeys(name for row in rows for name in row)
-        self.names = [
-            name for name in found if not name.endswith("stderr") and name not in ELSEWHERE
-        ]
-        self._forms = {name: _form(name, rows) for name in self.names}
-
-    def cells(self, metrics: dict[str, float]) -> list[Cell]:
-        """Return the cells of a row; a value that it lacks is an empty one."""
-        return [
-            number(metrics.get(name), self._forms[name], metrics.get(stderr_name(name)))
-            for name in self.names
-        ]
+def _measures(rows: list[dict[str, float]]) -> tuple[list[Column], list[list[Cell]]]:
+    """Return a column for every measure of some rows, and the cells; what a row lacks is empty."""
+    read = [read_metrics(row) for row in rows]
+    by_name: dict[str, list[Metric]] = {}
+    for row in read:
+        for name, metric in row.items():
+            if name not in ELSEWHERE:
+                by_name.setdefault(name, []).append(metric)
+    forms = {name: _form(found) for name, found in by_name.items()}
+    cells = [[measured(row.get(name), form) for name, form in forms.items()] for row in read]
+    return [Column(found[0].full_name) for found in by_name.values()], cells
 
 
-def _form(name: str, rows: list[dict[str, float]]) -> str:
+def _form(metrics: list[Metric]) -> str:
     """Return how a column is written: at least two digits of its smallest error are seen."""
-    if name.endswith("mcnemar_p"):
+    if metrics[0].of == "mcnemar_p":
         return ".3g"
-    errors = [row[stderr_name(name)] for row in rows if row.get(stderr_name(name))]
+    errors = [one.stderr for one in metrics if one.stderr]
     digits = 1 - math.floor(math.log10(min(errors))) if errors else 4
-    signed = "difference" in name or name.endswith("/drop")
+    signed = metrics[0].is_difference
     return f"{'+' if signed else ''}.{min(max(digits, 4), 8)}f"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,21 +1,22 @@
-"""The page of an evaluation: one model by itself, or beside the model it is compared with."""
+"""What is told of an evaluation: one model by itself, or beside the model it is compared with."""
 
 import json
+from pathlib import Path
 from typing import Any
 
-from flows.reports.evaluation_summary import measured_on
-from flows.reports.html import (
+from flows.reports.document import (
     Code,
-    Page,
+    Document,
     Section,
     Tile,
     Words,
-    environment,
     environment_section,
-    page_html,
+    measured,
 )
-from flows.reports.run import metrics_table, size_section
-from flows.reports.words import percent
+from flows.reports.figures.pareto import size_section
+from flows.reports.measures import measured_on, metrics_table, quality_tiles
+from flows.reports.publish import Report
+from normtweak_core.evaluate.metric import read_metrics
 from tasks.engine.progress import readable_bytes
 
 PAIRED = (
@@ -25,10 +26,11 @@ PAIRED = (
 )
 
 
-def evaluation_page(result: dict[str, Any], beside_bytes: float | None) -> str:
-    """Return the page of an evaluation as one HTML file; equal results give equal text.
+def evaluation_report(folder: Path, result: dict[str, Any], beside_bytes: float | None) -> Report:
+    """Return an evaluation as it is written and shown; its tables are files of their own.
 
     Args:
+        folder: Where its page goes.
         result: ``model``, ``against`` or None, flat ``metrics`` and ``settings``, as the flow
             returns them.
         beside_bytes: Size of the model it is beside; None: there is none.
@@ -37,35 +39,29 @@ def evaluation_page(result: dict[str, Any], beside_bytes: float | None) -> str:
     metrics, beside = dict(sorted(result["metrics"].items())), result["against"]
     sections = [Section("Result", [metrics_table(metrics), *([Words(PAIRED)] if beside else [])])]
     if beside is not None and beside_bytes is not None:
-        points = [
-            (beside, beside_bytes, metrics, "perplexity/float"),
-            (result["model"], metrics["size_bytes"], metrics, "perplexity/quantized"),
+        found = read_metrics(metrics)
+        models = [
+            (beside, beside_bytes, found["perplexity/float"]),
+            (result["model"], metrics["size_bytes"], found["perplexity/quantized"]),
         ]
-        sections.append(size_section(points))
+        sections.append(size_section(models))
     settings = json.dumps(result["settings"], indent=2, ensure_ascii=False)
     sections += [
         Section("Settings", [Code(settings, "The settings as JSON")]),
-        environment_section(environment()),
+        environment_section(),
     ]
     lead = f"Measured on {measured_on(result['settings'], metrics['tokens'])}"
     lead += f", beside {beside}." if beside else "."
-    return page_html(Page("Evaluation", result["model"], lead, _tiles(metrics, beside), sections))
+    tiles = _tiles(metrics, beside is not None)
+    document = Document("Evaluation", result["model"], lead, tiles, sections)
+    return Report("evaluation", folder, document, {})
 
 
-def _tiles(metrics: dict[str, float], beside: str | None) -> list[Tile]:
-    size = readable_bytes(metrics["size_bytes"])
+def _tiles(metrics: dict[str, float], beside: bool) -> list[Tile]:
     bits = metrics.get("bits_per_weight")
-    sized = Tile("Size", size, "" if bits is None else f"{bits:.3f} bits per weight")
-    if beside is None:
-        return [Tile("Perplexity", f"{metrics['perplexity/float']:.3f}"), sized]
-    return [
-        Tile(
-            "Perplexity",
-            f"{metrics['perplexity/quantized']:.3f}",
-            f"{metrics['perplexity/float']:.3f} beside it, "
-            f"{percent(metrics['perplexity/ratio'] - 1, signed=True)}",
-        ),
-        Tile("KL divergence", f"{metrics['kl/mean']:.4f}", "nats per token"),
-        Tile("Same first choice", percent(metrics["top1_agreement"]), "of positions"),
-        sized,
-    ]
+    note = "" if bits is None else f"{bits:.3f} bits per weight"
+    sized = Tile("Size", readable_bytes(metrics["size_bytes"]), note)
+    if beside:
+        return [*quality_tiles(metrics, "model beside it"), sized]
+    perplexity = measured(read_metrics(metrics)["perplexity/float"], ".3f")
+    return [Tile("Perplexity", perplexity.text), sized]

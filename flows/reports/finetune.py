@@ -1,17 +1,13 @@
-"""What people look at after a fine-tuning: what each part brought, curves, the training text."""
+"""What is told of a fine-tuning: what each block brought, and what every training tells."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from flows.reports.html import Cell, Column, Section, Table, drawing, number
-from flows.reports.training import (
-    PLOT,
-    TrainingReports,
-    publish_training_artifacts,
-    write_training_reports,
-)
-from flows.reports.training_page import Told
-from flows.reports.words import markdown_table, precision, result_rows
+from flows.reports.document import Column, Section, Table, number
+from flows.reports.figures.drift_lines import drift_figure
+from flows.reports.figures.inline_svg import drawing
+from flows.reports.publish import Report
+from flows.reports.training import TrainingReports, training_report
+from normtweak_core.evaluate.metric import read_metrics
 from normtweak_core.finetune.source import ExportSource
 from normtweak_core.training.rates import Rates
 from tasks.engine.live_page import show_table
@@ -19,7 +15,6 @@ from tasks.models.export_folder import REGISTERED
 from tasks.stages.training.finetune_blocks import TrainedBlockResult
 
 DISTANCE = "Distance: |output - float output| / |float output| of tokens of held-out windows."
-COLUMNS = ("", "float", "before", "after", "difference to float")
 
 
 @dataclass(frozen=True)
@@ -82,12 +77,31 @@ class FinetuneReports(TrainingReports):
             "parent_export_sha256": self.source.payload_sha256,
         }
 
-
-def publish_finetune_reports(reports: FinetuneReports) -> list[Path]:
-    """Write the reports under the export folder, publish them in Prefect, return the files."""
-    files = write_finetune_reports(reports)
-    publish_training_artifacts(reports, lambda plot: _summary(reports, plot))
-    return files
+    def report(self) -> Report:
+        """Return the fine-tuning as it is written and shown."""
+        config, kept = self.recipe.finetune, self.distance_kept
+        rates = Rates(config.steps, config.scale_lr)
+        float_model, after = self.models("after")
+        perplexity = read_metrics(self.start)["perplexity/quantized"]
+        return training_report(
+            self,
+            [
+                {"step": step + 1, "loss": loss, "learning_rate": rates.lr_at(step)}
+                for step, loss in enumerate(self.losses)
+            ],
+            section=_blocks_section(self),
+            training=f"{config.steps} steps of {config.batch} windows, {self.tokens:,} tokens, on "
+            f"the float model's logits, in {config.dtype}.",
+            measured_as="divergence on held-out windows",
+            kind="Fine-tuning",
+            lead=_lead(self),
+            own="after",
+            models=[float_model, ("before", self.start["size_bytes"], perplexity), after],
+            before=self.start,
+            after_result=""
+            if kept is None
+            else f" Of the distance to the float perplexity, {100 * kept:.0f} % are left.",
+        )
 
 
 def show_trained_blocks(blocks: list[TrainedBlockResult]) -> None:
@@ -97,110 +111,41 @@ def show_trained_blocks(blocks: list[TrainedBlockResult]) -> None:
             "block": block.block,
             "distance before": float(f"{block.distance_before:.4g}"),
             "distance after": float(f"{block.distance_after:.4g}"),
-            "outcome": "kept" if block.accepted else "rolled back",
+            "outcome": _outcome(block),
         }
         for block in blocks
     ]
     show_table("blocks", rows, DISTANCE)
 
 
-def write_finetune_reports(reports: FinetuneReports) -> list[Path]:
-    """Write the reports under the export folder and return the files."""
-    rates = Rates(reports.recipe.finetune.steps, reports.recipe.finetune.scale_lr)
-    rows = [
-        {"step": step + 1, "loss": loss, "learning_rate": rates.lr_at(step)}
-        for step, loss in enumerate(reports.losses)
-    ]
-    return write_training_reports(
-        reports,
-        _summary(reports, PLOT),
-        _told(reports),
-        rows,
-        {
-            "title": f"{reports.recipe.name}: fine-tuning end to end",
-            "measured_as": "divergence on held-out windows",
-        },
-    )
+def _outcome(block: TrainedBlockResult) -> str:
+    return "kept" if block.accepted else "rolled back"
 
 
-def _summary(reports: FinetuneReports, plot: str) -> str:
-    config, source = reports.recipe.finetune, reports.source
-    blocks = [
-        (
-            block.block,
-            f"{block.distance_before:.4f}",
-            f"{block.distance_after:.4f}",
-            "kept" if block.accepted else "rolled back",
-        )
-        for block in reports.blocks
-    ]
-    return "\n".join(
-        [
-            f"# {reports.recipe.name}",
-            "",
-            f"`{_start(reports)}` ({_grid(source)}), trained on towards "
-            f"`{source.float_name}`: {_what(reports)}. Export: `{reports.export.name}`.",
-            "",
-            *markdown_table(COLUMNS, _results(reports), "lrrrr"),
-            "",
-            f"On {reports.metrics['tokens']:,.0f} predicted tokens{precision(reports.metrics)}."
-            + _left(reports),
-            "",
-            f"Float type: {reports.float_type.in_words()}.",
-            "",
-            "## Block by block",
-            "",
-            f"{config.block_steps} steps a block. {DISTANCE}",
-            "",
-            *markdown_table(("block", "before", "after", ""), blocks, "rrrl"),
-            "",
-            "## End to end",
-            "",
-            f"{_training(reports)}",
-            "",
-            *markdown_table(
-                ("step", "divergence on held-out windows"),
-                [(step, f"{loss:.4f}") for step, loss in reports.held_out.items()],
-                "rr",
-            ),
-            "",
-            f"![Loss and learning rate over the steps]({plot})",
-            "",
-        ]
-    )
-
-
-def _told(reports: FinetuneReports) -> Told:
-    source, metrics = reports.source, reports.metrics
-    return Told(
-        kind="Fine-tuning",
-        lead=f"{_start(reports)} ({_grid(source)}), trained on towards {source.float_name}: "
-        f"{_what(reports)}. Export: {reports.export.name}.",
-        columns=COLUMNS,
-        results=_results(reports),
-        models=[
-            ("float", reports.float_bytes, metrics, "perplexity/float"),
-            ("before", reports.start["size_bytes"], reports.start, "perplexity/quantized"),
-            ("after", metrics["size_bytes"], metrics, "perplexity/quantized"),
-        ],
-        own=[_blocks_section(reports)],
-        training=_training(reports),
-        held_out="divergence on held-out windows",
-        after_result=_left(reports),
+def _lead(reports: FinetuneReports) -> str:
+    """Return what was trained on, towards what, and which of its values."""
+    source, lora = reports.source, reports.recipe.finetune.lora
+    asked = reports.recipe.model.source
+    start = asked if asked.startswith(REGISTERED) else source.folder.name
+    group = f"groups of {source.group_size}" if source.group_size else "one group a row"
+    what = "whole weights"
+    if lora is not None:
+        what = f"an update of rank {lora.rank}, merged before rounding"
+    return (
+        f"{start} ({source.bits} bits, {group}), trained on towards {source.float_name}: {what}, "
+        "scales and norms."
     )
 
 
 def _blocks_section(reports: FinetuneReports) -> Section:
-    from flows.reports.figures.drift_lines import drift_figure
-
-    columns = (Column("block"), Column("before"), Column("after"), Column("outcome", numbers=False))
+    columns = (*map(Column, ("block", "before", "after")), Column("outcome", numbers=False))
     blocks = reports.blocks
     rows = [
         (
             number(block.block, "d"),
             number(block.distance_before),
             number(block.distance_after),
-            Cell("kept" if block.accepted else "rolled back"),
+            _outcome(block),
         )
         for block in blocks
     ]
@@ -214,54 +159,3 @@ def _blocks_section(reports: FinetuneReports) -> Section:
     }
     picture = drawing(drift_figure(series, "", "relative distance"), "blocks", caption)
     return Section("Block by block", [picture, table])
-
-
-def _start(reports: FinetuneReports) -> str:
-    """Return what people call the export that was trained on."""
-    asked = reports.recipe.model.source
-    return asked if asked.startswith(REGISTERED) else reports.source.folder.name
-
-
-def _grid(source: ExportSource) -> str:
-    group = f"groups of {source.group_size}" if source.group_size else "one group a row"
-    return f"{source.bits} bits, {group}"
-
-
-def _what(reports: FinetuneReports) -> str:
-    lora, what = reports.recipe.finetune.lora, "whole weights"
-    if lora is not None:
-        what = f"an update of rank {lora.rank}, merged before rounding"
-    return f"{what}, scales and norms"
-
-
-def _training(reports: FinetuneReports) -> str:
-    config = reports.recipe.finetune
-    return (
-        f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens, on the "
-        f"float model's logits, in {config.dtype}. {reports.kept}"
-    )
-
-
-def _results(reports: FinetuneReports) -> list[tuple[str, ...]]:
-    start = dict(
-        zip(
-            ("perplexity", "KL divergence (nats per token)", "same first choice"),
-            (
-                f"{reports.start['perplexity/quantized']:.3f}",
-                f"{reports.start['kl/mean']:.4f}",
-                f"{100 * reports.start['top1_agreement']:.1f} %",
-            ),
-            strict=True,
-        )
-    )
-    return [
-        (what, whole, start.get(what, ""), trained, difference)
-        for what, whole, trained, difference in result_rows(reports.metrics)
-    ]
-
-
-def _left(reports: FinetuneReports) -> str:
-    kept = reports.distance_kept
-    if kept is None:
-        return ""
-    return f" Of the distance to the float perplexity, {100 * kept:.0f} % are left."

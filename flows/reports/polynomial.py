@@ -1,31 +1,45 @@
-"""What people look at after a polynomial study: a table, the reading, two figures, a page.
+"""What is told of a polynomial study: losses, what they say of the paper's claims, curves, fits.
 
 Nothing in the files depends on when or how fast a study ran: equal studies write equal bytes.
 """
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from flows.recipes.file import recipe_sha256, recipe_yaml
 from flows.recipes.polynomial import PolynomialRecipe
-from flows.reports.polynomial_page import study_page
-from flows.reports.polynomial_text import study_markdown
-from flows.reports.publish import PAGE, publish_page, publish_table
-from flows.reports.quantize import recipe_sha256
+from flows.reports.document import Cell as Shown
+from flows.reports.document import (
+    Column,
+    Document,
+    Drawing,
+    Section,
+    Table,
+    Tile,
+    number,
+    recipe_sections,
+    rows_table,
+)
+from flows.reports.figures.polynomial import Curve, Example, curves_plot, examples_plot
+from flows.reports.publish import Report, Rows, publish_table, without_hashes
 from normtweak_core.polynomial.config import EXAMPLES, Cell, width_name
 from normtweak_core.polynomial.reading import Row, readings
-from tasks.engine.artifacts import write_atomically
 from tasks.engine.environment import state_root
-from tasks.engine.progress import readable_seconds
 from tasks.engine.root_layout import POLYNOMIAL
 
 TABLE, RESULTS, RECIPE = "table.md", "results.json", "recipe.yaml"
 CURVES, EXAMPLE_FITS = "curves.png", "examples.png"
+CLAIM = ("claim", "verdict", "figures", "detail")
+OF_CURVES = (
+    "Test loss by step, a panel a start: the colour is the width, the kind of line the learning "
+    "rate; the black line is the float network."
+)
+OF_EXAMPLES = (
+    "Polynomials of the test set: the points of a sample, its fit, and what networks answer."
+)
 SHOWN_WIDTH = 1.58  # of the examples; the lowest width where the grid has none of it
 
 
@@ -75,64 +89,136 @@ class Study:
         """Return claims, verdicts and sentences."""
         return [dataclasses.asdict(claim) for claim in readings([one.row for one in self.cells])]
 
+    def report(self) -> Report:
+        """Return the study as it is written and shown."""
+        claims = self.readings()
+        heads = [Column(name, numbers=False) for name in CLAIM]
+        table = Table(heads, [tuple(claim[name] for name in CLAIM) for claim in claims])
+        curves = [
+            Curve(one.cell, [(step, loss) for step, loss in one.report["curve"]])
+            for one in self.cells
+        ]
+        pictures = [
+            Drawing(
+                OF_CURVES, png=curves_plot(curves, self.float_report["test_loss"]), file=CURVES
+            ),
+            Drawing(OF_EXAMPLES, png=examples_plot(_examples(self)), file=EXAMPLE_FITS),
+        ]
+        document = Document(
+            "Polynomial study",
+            self.recipe.name,
+            _lead(self),
+            _tiles(self),
+            [
+                Section("Losses", [_losses_table(self)]),
+                Section("Claims of the paper", [table]),
+                Section("Training curves", pictures[:1]),
+                Section("Fits", pictures[1:]),
+                Section("Every cell", [_cells_table(self)]),
+                *recipe_sections(recipe_yaml(self.recipe)),
+            ],
+        )
+        record = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "float": {
+                "curve": self.float_report["curve"],
+                "loss": self.float_report["test_loss"],
+                "network_sha256": self.float_sha256,
+            },
+            "cells": [
+                row | {"curve": one.report["curve"]}
+                for row, one in zip(self.rows(), self.cells, strict=True)
+            ],
+            "reading": claims,
+        }
+        return Report(
+            name=self.recipe.name,
+            folder=self.folder,
+            document=document,
+            data={
+                RESULTS: json.dumps(record, indent=1) + "\n",
+                RECIPE: recipe_yaml(self.recipe),
+            },
+            texts={TABLE: document.only("Losses", "Claims of the paper")},
+            tables={"cells": self.shown_cells()},
+        )
 
-def publish_study(study: Study) -> Path:
-    """Write the reports, link the page from the flow run, and return their folder."""
-    folder = write_study(study)
-    show_cells(study)
-    publish_page(study.recipe.name, folder / PAGE)
-    return folder
+    def shown_cells(self) -> tuple[Rows, str]:
+        """Return the cells, as many as there are by now, and what they are."""
+        return without_hashes(self.rows()), "Loss on test examples, by cell"
 
 
 def show_cells(study: Study) -> None:
     """Show the cells, as many as there are by now, on the page of the flow run."""
+    publish_table(study.recipe.name, "cells", *study.shown_cells())
+
+
+def _tiles(study: Study) -> list[Tile]:
+    best = min(study.cells, key=lambda one: one.row.loss)
+    how = f"{width_name(best.cell.bits)}, {best.cell.start}, learning rate {best.cell.lr:g}"
+    return [
+        Tile("Float network", f"{study.float_report['test_loss']:.5f}", "test loss"),
+        Tile("Best cell", f"{best.row.loss:.5f}", how),
+        Tile("Cells", str(len(study.cells))),
+    ]
+
+
+def _lead(study: Study) -> str:
+    """Return what was trained for how long, and what a loss is."""
+    recipe, trained = study.recipe, study.float_report
+    return (
+        f"Test loss (mean square error, {recipe.samples.test} samples). Float network: "
+        f"{trained['test_loss']:.5f} after {trained['curve'][-1][0]} steps "
+        f"of {recipe.float_training.batch} samples; cells: "
+        f"{study.cells[0].report['curve'][-1][0]} steps of "
+        f"{recipe.grid.batch}, learning rate at the start of a cosine to zero."
+    )
+
+
+def _losses_table(study: Study) -> Table:
+    """Return the losses, a row per start and rate, the pretrained network before it first."""
+    widths = list(dict.fromkeys(one.cell.bits for one in study.cells))
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    for one in study.cells:
+        cell, before = one.cell, ("pretrained", "not trained")
+        if cell.start == "pretrained":
+            found.setdefault(before, {})[cell.bits] = one.row.before
+        found.setdefault(_row_name(cell), {})[cell.bits] = one.row.loss
+    columns = [
+        *(Column(name, numbers=False) for name in ("start", "learning rate")),
+        *(Column(width_name(bits)) for bits in widths),
+    ]
+    rows: list[list[Shown | str]] = [
+        [*name, *(number(row[bits], ".5f") for bits in widths)] for name, row in found.items()
+    ]
+    return Table(columns, rows, "Test loss by width")
+
+
+def _row_name(cell: Cell) -> tuple[str, str]:
+    if cell.rank is None:
+        return cell.start, f"{cell.lr:g}"
+    return f"LoRA of rank {cell.rank}", f"{cell.lr:g} of a level"
+
+
+def _cells_table(study: Study) -> Table:
     rows = [
-        {key: value for key, value in row.items() if not key.endswith("sha256")}
+        {
+            "width": width_name(row["bits"]),
+            "start": row["start"],
+            "learning rate": row["lr"],
+            "LoRA rank": row["rank"],
+            "loss before": row["loss_before"],
+            "loss": row["loss"],
+            "steps": row["steps"],
+        }
         for row in study.rows()
     ]
-    publish_table(study.recipe.name, "cells", rows, "Loss on test examples, by cell")
+    forms = {"learning rate": "g", "loss before": ".5f", "loss": ".5f"}
+    return rows_table(rows, "Cell by cell", forms)
 
 
-def write_study(study: Study) -> Path:
-    """Write table, results, recipe, figures and page, each whole; return their folder."""
-    from flows.reports.figures.polynomial import Curve, curves_plot, examples_plot
-
-    curves = [
-        Curve(one.cell, [(step, loss) for step, loss in one.report["curve"]]) for one in study.cells
-    ]
-    record = {
-        "recipe": study.recipe.model_dump(mode="json"),
-        "float": {
-            "curve": study.float_report["curve"],
-            "loss": study.float_report["test_loss"],
-            "network_sha256": study.float_sha256,
-        },
-        "cells": [
-            row | {"curve": one.report["curve"]}
-            for row, one in zip(study.rows(), study.cells, strict=True)
-        ],
-        "reading": study.readings(),
-    }
-    recipe = yaml.safe_dump(study.recipe.model_dump(mode="json"), sort_keys=False)
-    figures = {
-        CURVES: curves_plot(curves, study.float_report["test_loss"]),
-        EXAMPLE_FITS: examples_plot(_examples(study)),
-    }
-    files = {
-        TABLE: study_markdown(study).encode(),
-        RESULTS: (json.dumps(record, indent=1) + "\n").encode(),
-        RECIPE: recipe.encode(),
-        PAGE: study_page(study, figures[CURVES], figures[EXAMPLE_FITS]).encode(),
-        **figures,
-    }
-    for name, data in files.items():
-        write_atomically(study.folder / name, data)
-    return study.folder
-
-
-def _examples(study: Study) -> list[Any]:
-    from flows.reports.figures.polynomial import Example
-    from normtweak_core.polynomial.data import POINTS, make_samples
+def _examples(study: Study) -> list[Example]:
+    from normtweak_core.polynomial.data import POINTS, make_samples  # imports torch
 
     shown = shown_cell(study.cells)
     samples = make_samples(EXAMPLES, study.recipe.samples.degree, study.recipe.seed, "test")
@@ -143,10 +229,10 @@ def _examples(study: Study) -> list[Any]:
         f"{name}, trained": shown.report["examples_after"],
     }
     examples = []
-    for number in range(EXAMPLES):
-        points, fit = samples.inputs[number].tolist(), samples.curves[number].tolist()
+    for index in range(EXAMPLES):
+        points, fit = samples.inputs[index].tolist(), samples.curves[index].tolist()
         outputs = {
-            label: (values[number][: len(fit)], values[number][len(fit) :])
+            label: (values[index][: len(fit)], values[index][len(fit) :])
             for label, values in found.items()
         }
         examples.append(Example((points[:POINTS], points[POINTS:]), fit, outputs))
@@ -161,35 +247,3 @@ def shown_cell(cells: list[StudyCell]) -> StudyCell:
         (one for one in cells if one.cell.bits == width and one.cell.rank is None),
         key=lambda one: (one.cell.start != "pretrained", one.row.loss),
     )
-
-
-def print_study(name: str, result: dict[str, Any]) -> None:
-    """Write the summary of a study to standard output."""
-    for label, text in study_summary(name, result):
-        print(f"{label + ':':<12} {text}", file=sys.stdout)  # noqa: T201
-
-
-def study_summary(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines of the summary as (label, text).
-
-    Args:
-        name: Of the recipe.
-        result: What the flow returned.
-    """
-    cells, cached = result["cells"], result["cached"]
-    lines = [("study", name), ("float", f"test loss {result['float_loss']:.5f}")]
-    for bits in dict.fromkeys(row["bits"] for row in cells):
-        best = min((row for row in cells if row["bits"] == bits), key=lambda row: row["loss"])
-        how = f"lr {best['lr']:g}" if best["rank"] is None else f"LoRA of rank {best['rank']}"
-        lines.append(
-            (width_name(bits), f"best test loss {best['loss']:.5f} ({best['start']}, {how})")
-        )
-    lines += [
-        ("reading", f"{c['claim']}: {c['verdict']} ({c['figures']})") for c in result["reading"]
-    ]
-    time = (
-        f"{readable_seconds(result['seconds'])}, {sum(cached.values())} of {len(cached)} "
-        "trainings cached"
-    )
-    folder = Path(result["results_dir"])
-    return [*lines, ("time", time), ("table", str(folder / TABLE)), ("page", str(folder / PAGE))]

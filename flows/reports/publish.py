@@ -1,34 +1,107 @@
-"""How a page of a run is reached from Prefect's pages.
+"""A result is written to its folder, and shown on the page of its run.
 
-Those remove a ``file://`` address from a link, and browsers follow none from a page of a server, so
-our server hands the reports out itself (`tasks.server.report_pages`). The link names no host: it
-holds whichever port `normtweak ui` gets. A Prefect server that is not ours has no such page: there
-the artifact holds what the page says. Where MLflow has a server, its page of the report is linked.
+Prefect's pages remove a ``file://`` address from a link, and browsers follow none from a page of a
+server, so our server hands the reports out itself (`tasks.server.report_pages`). The link names no
+host: it holds whichever port `normtweak ui` gets. A Prefect server that is not ours has no such
+page: there the artifact holds what the page says. Where MLflow has a server, its page of the report
+is linked.
+
+Nothing in a file depends on when or where a run took place: equal runs write equal bytes.
 """
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import httpx
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+
+from flows.reports.document import Document
+from flows.reports.html import to_html
+from flows.reports.markdown import to_markdown
+from tasks.engine.artifacts import write_atomically
 from tasks.engine.client import sync_client
 from tasks.engine.environment import state_root
 from tasks.engine.live_page import artifact_key, show_table
 from tasks.server.report_pages import ADDRESS, PAGE
 
-__all__ = ["PAGE", "artifact_key", "page_address", "publish_page", "publish_table"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from tasks.tables.frame import Table
+
+__all__ = ["PAGE", "Report", "artifact_key", "publish", "publish_table", "write"]
+
+Rows = list[dict[str, Any]]
 
 
-def publish_page(name: str, page: Path) -> None:
-    """Link a written page from the current flow run, or show there what it says.
+@dataclass(frozen=True)
+class Report:
+    """A result as it is written and shown."""
 
-    Args:
-        name: Of the recipe.
-        page: Under the state root.
+    name: str  # of the recipe: what is shown is called after it
+    folder: Path
+    document: Document  # its page; its pictures are written as well
+    data: Mapping[str, "str | tuple[Table, DataFrame]"]  # files
+    texts: Mapping[str, Document] = field(default_factory=dict)  # Markdown files
+    shown: Mapping[str, tuple[Document, str]] = field(default_factory=dict)  # and descriptions
+    tables: Mapping[str, tuple[Rows, str]] = field(default_factory=dict)  # and descriptions
+
+
+def write(report: Report) -> list[Path]:
+    """Write the files of a result, each whole, and return them; the page is the last.
+
+    Raises:
+        TableError: A table holds what it may not.
     """
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+    report.folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Any] = {
+        **report.data,
+        **{name: to_markdown(text, "named") for name, text in report.texts.items()},
+        **report.document.pictures(),
+        PAGE: to_html(report.document),
+    }
+    for name, content in files.items():
+        if isinstance(content, tuple):
+            table, frame = content
+            table.write(report.folder / name, frame)
+        else:
+            data = content.encode() if isinstance(content, str) else content
+            write_atomically(report.folder / name, data)
+    return [report.folder / name for name in files]
 
-    key = artifact_key(name, "page")
+
+def publish(report: Report) -> list[Path]:
+    """Write the files of a result, show them on the page of the current flow run, return them.
+
+    Raises:
+        TableError: As `write`.
+    """
+    files = write(report)
+    for key, (rows, description) in report.tables.items():
+        publish_table(report.name, key, rows, description)
+    for key, (text, description) in report.shown.items():
+        # Both of Prefect's pages draw an image inside the text; its image artifact would print the
+        # whole address, 40 kB of it, below the picture.
+        create_markdown_artifact(
+            key=artifact_key(report.name, key),
+            markdown=to_markdown(text, "inside"),
+            description=description,
+        )
+    publish_page(report)
+    return files
+
+
+def publish_page(report: Report) -> None:
+    """Link a written page from the current flow run, or show there what it says."""
+    key, page = artifact_key(report.name, "page"), report.folder / PAGE
     if _is_served(page):
         create_link_artifact(
             key=key,
@@ -37,11 +110,10 @@ def publish_page(name: str, page: Path) -> None:
             description=f"Opens while `normtweak ui` or `normtweak serve` runs. The file: `{page}`",
         )
         return
-    from flows.reports.page_text import page_text
-
-    text = page_text(page.read_text(encoding="utf-8"))
     create_markdown_artifact(
-        key=key, markdown=text, description=f"The report, without its pictures. The file: `{page}`"
+        key=key,
+        markdown=to_markdown(report.document),
+        description=f"The report, without its pictures. The file: `{page}`",
     )
 
 
@@ -55,8 +127,7 @@ def publish_registry_link(name: str, registered: dict[str, Any]) -> None:
     address = os.environ["MLFLOW_TRACKING_URI"].rstrip("/")
     if not address.startswith(("http://", "https://")):
         return
-    from mlflow import MlflowClient
-    from prefect.artifacts import create_link_artifact
+    from mlflow import MlflowClient  # three seconds, and an evaluation needs none of it
 
     client = MlflowClient(tracking_uri=address, registry_uri=address)
     version = client.get_model_version(registered["name"], str(registered["version"]))
@@ -71,8 +142,6 @@ def publish_registry_link(name: str, registered: dict[str, Any]) -> None:
 
 def _is_served(page: Path) -> bool:
     """Tell whether the Prefect server of this run hands out this very page."""
-    import httpx
-
     with sync_client() as client:
         pages = str(client.api_url).rstrip("/").removesuffix("/api")
     try:
@@ -88,7 +157,14 @@ def page_address(page: Path) -> str:
     return ADDRESS + quote(page.relative_to(state_root()).as_posix())
 
 
-def publish_table(name: str, report: str, rows: list[dict[str, Any]], description: str) -> None:
+def without_hashes(rows: Rows) -> Rows:
+    """Return rows as a page shows them."""
+    return [
+        {key: value for key, value in row.items() if not key.endswith("sha256")} for row in rows
+    ]
+
+
+def publish_table(name: str, report: str, rows: Rows, description: str) -> None:
     """Show a table on the page of the current flow run; one that has grown there is replaced.
 
     Args:
@@ -97,7 +173,5 @@ def publish_table(name: str, report: str, rows: list[dict[str, Any]], descriptio
         rows: Of the table.
         description: What it tells.
     """
-    from prefect.artifacts import create_table_artifact
-
     if not show_table(report, rows, description):
         create_table_artifact(key=artifact_key(name, report), table=rows, description=description)

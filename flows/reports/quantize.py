@@ -1,38 +1,22 @@
-"""What people look at: the block table, the calibration report, the summary and the drift plot.
+"""What is told of a quantization: drift and errors block by block, and what every run tells."""
 
-The same content goes to files under the export, to the registry and, as artifacts, to the page of
-the flow run. Nothing in it depends on when or where the run took place: equal runs write equal
-bytes. Several recipes can lead to one export, so each of them has a folder of its own there, with
-the recipe in it.
-"""
-
-import base64
-import hashlib
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from flows.recipes.quantize import Recipe
-from flows.reports.publish import PAGE, artifact_key, publish_page, publish_table
-from flows.reports.words import (
-    CHANNELS_PLOT,
-    DRIFT_TABLE,
-    PLOT,
-    blocks_markdown,
-    calibration_markdown,
-    percent,
-    summary_markdown,
-)
-from normtweak_core.quantization.report import BlockReport
+from flows.reports.document import Cell, Column, Drawing, Section, Table, Words, number
+from flows.reports.figures.drift_channels import channel_figure
+from flows.reports.figures.drift_lines import drift_figure, drift_plot
+from flows.reports.figures.inline_svg import drawing
+from flows.reports.publish import Report, Rows
+from flows.reports.run import VERDICTS, RunReports, Told, run_report
+from normtweak_core.quantization.report import BlockReport, LayerReport
 from normtweak_core.tweak.report import FinalTuneReport
-from tasks.engine.artifacts import write_atomically
 from tasks.engine.live_page import show_table
-from tasks.results import FloatType
+from tasks.tables.blocks import BLOCKS, block_frame, tweak_outcome
+from tasks.tables.drift import DRIFT, drift_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,35 +24,39 @@ if TYPE_CHECKING:
     from normtweak_core.evaluate.channel_drift import ChannelDrift
     from tasks.tables.drift import Stage
 
-FOLDER = "reports"
-TABLE = "blocks.parquet"
-LONGEST_TAG = 4000  # characters; MLflow takes 5000
+TABLE, DRIFT_TABLE = "blocks.parquet", "drift.parquet"
+PLOT, CHANNELS_PLOT = "drift.png", "drift-channels.png"
 TABLE_DESCRIPTION = (
     "Drift is |x_q - x_f| / |x_f| behind a block: rounded to nearest (RTN), as quantized, and "
     "after the norm tweak. Errors are relative, means over the block's linears."
 )
+BY_BLOCK, BY_CHANNEL = "Drift, block by block", "Drift, channel by channel"
+ERRORS = "Errors, block by block"
+NO_NORMS = "no norm of this model has a weight"
+OF_ERRORS = (
+    "Relative errors of the linears of each block. Weight error is |W - Q| / |W|; output error is "
+    "the same of a layer's output over the calibration tokens, where W carries the correction for "
+    "its input's error."
+)
+OF_DRIFT = (
+    "|x_q - x_f| / |x_f| behind each block: how far the quantized stream is from the float stream "
+    "on the calibration set."
+)
+OF_CHANNELS = (
+    "Mean and variance of each channel on the calibration set against the float model's, in its "
+    "deviations. Above, block by block: the median over channels and, shaded, the middle half. "
+    "Below: one dot a channel behind the last block. drift.parquet holds every number."
+)
 
 
 @dataclass(frozen=True)
-class Reports:
-    """Everything the reports of one run are made of."""
+class Reports(RunReports):
+    """Everything the reports of one quantization are made of."""
 
-    recipe: Recipe
     blocks: list[BlockReport]
     baseline: list[BlockReport]  # round to nearest, for the drift plot
     drift: "dict[Stage, ChannelDrift]"  # of every channel, at each stage of the run
     final_tune: FinalTuneReport | None
-    quality: dict[str, Any]
-    metrics: dict[str, float]
-    origin: dict[str, str]  # hashes and names of what the export was made from, and its own
-    export: Path  # its folder
-    float_type: FloatType
-    float_bytes: int  # size of the float model's files
-
-    @property
-    def folder(self) -> Path:
-        """Where the reports go: no other recipe that leads to this export writes there."""
-        return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
 
     def problems(self) -> list[str]:
         """Return what a person must act on, one sentence each."""
@@ -103,22 +91,42 @@ class Reports:
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
         config = self.recipe.quantization
-        return self.origin | {
-            **self.float_type.tags(),
-            "recipe_sha256": recipe_sha256(self.recipe),
+        return super().lineage() | {
             "bits": str(config.bits),
             "group_size": str(config.group_size or "channel"),
             "method": config.method,
-            **remarks(self.problems(), self.notes()),
         }
 
+    def report(self) -> Report:
+        """Return the run as it is written and shown.
 
-def remarks(problems: list[str], notes: list[str]) -> dict[str, str]:
-    """Return the tags that say what became of a run."""
-    return {
-        "problems": "; ".join(problems)[:LONGEST_TAG] or "none",
-        "notes": "; ".join(notes)[:LONGEST_TAG] or "none",
-    }
+        Writing raises:
+            TableError: A number of a block or channel is not finite or cannot be, or a layer occurs
+                twice.
+        """
+        blocks = block_frame(self.blocks, self.baseline)
+        told = Told(
+            kind="Quantization",
+            lead=f"{self.recipe.model.source} {_scheme(self.recipe)}.",
+            own="quantized",
+            models=self.models("quantized"),
+            stages=[
+                ("calibration", VERDICTS[self.quality["verdict"]]),
+                ("float type", self.float_type.in_words()),
+                ("norm tweak", _tweaks_outcome(self.blocks)),
+                ("final tune", _final_outcome(self.final_tune)),
+            ],
+            sections=[_drift_section(self), _channels_section(self), _errors_section(self.blocks)],
+            summary=[BY_BLOCK],
+            texts={"blocks.md": [BY_BLOCK, ERRORS]},
+            text="Calibration set",
+            text_name="calibration",
+        )
+        data = {
+            TABLE: (BLOCKS, blocks),
+            DRIFT_TABLE: (DRIFT, drift_frame(self.drift)),
+        }
+        return run_report(self, told, data, {"blocks": (block_rows(blocks), TABLE_DESCRIPTION)})
 
 
 def rolled_back(tune: FinalTuneReport) -> str:
@@ -129,102 +137,15 @@ def rolled_back(tune: FinalTuneReport) -> str:
     )
 
 
-def publish_reports(reports: Reports) -> list[Path]:
-    """Write the reports under the export folder, publish them in Prefect, return the files.
-
-    Raises:
-        TableError: A number of a block or channel is not finite or cannot be, or a layer occurs
-            twice.
-    """
-    files = write_reports(reports)
-    publish_artifacts(reports)
-    return files
-
-
-def write_reports(reports: Reports) -> list[Path]:
-    """Write the reports under the export folder and return the files.
-
-    Raises:
-        TableError: As `publish_reports`.
-    """
-    from flows.reports.figures.drift_channels import channel_figure
-    from flows.reports.figures.drift_lines import drift_plot
-    from flows.reports.quantize_page import quantize_page
-    from tasks.tables.blocks import BLOCKS, block_frame
-    from tasks.tables.drift import DRIFT, drift_frame
-
-    folder = reports.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    BLOCKS.write(folder / TABLE, block_frame(reports.blocks, reports.baseline))
-    DRIFT.write(folder / DRIFT_TABLE, drift_frame(reports.drift))
-    texts = {
-        "blocks.md": blocks_markdown(reports.recipe, BLOCKS.read(folder / TABLE)),
-        "calibration.md": calibration_markdown(reports.recipe, reports.quality),
-        "summary.md": _summary(reports, PLOT),
-        "recipe.yaml": yaml.safe_dump(reports.recipe.model_dump(mode="json"), sort_keys=False),
-        "lineage.json": json.dumps(reports.lineage(), indent=1, sort_keys=True) + "\n",
-    }
-    title = f"{reports.recipe.name}: drift of the quantized stream"
-    channels_title = f"{reports.recipe.name}: mean and variance of each channel"
-    pictures = {
-        PLOT: drift_plot(_drift_series(reports), title),
-        CHANNELS_PLOT: channel_figure(reports.drift, channels_title),
-    }
-    texts[PAGE] = quantize_page(reports, _drift_series(reports), pictures[CHANNELS_PLOT])
-    for name, text in texts.items():
-        write_atomically(folder / name, text.encode())
-    for name, picture in pictures.items():
-        write_atomically(folder / name, picture)
-    return [folder / name for name in (TABLE, DRIFT_TABLE, *texts, *pictures)]
-
-
-def publish_artifacts(reports: Reports) -> None:
-    """Show the written reports on the page of the current flow run.
-
-    Raises:
-        TableError: The written table is not valid any more.
-    """
-    from prefect.artifacts import create_markdown_artifact
-
-    from tasks.tables.blocks import BLOCKS
-
-    folder = reports.folder
-    name = reports.recipe.name
-    publish_table(name, "blocks", block_rows(BLOCKS.read(folder / TABLE)), TABLE_DESCRIPTION)
-    create_markdown_artifact(
-        key=artifact_key(name, "calibration"),
-        markdown=(folder / "calibration.md").read_text(encoding="utf-8"),
-        description=f"Calibration set: {reports.quality['verdict']}",
-    )
-    # Both of Prefect's pages draw an image inside the text; its image artifact would print the
-    # whole address, 40 kB of it, below the picture.
-    picture = base64.b64encode((folder / PLOT).read_bytes()).decode()
-    publish_page(name, folder / PAGE)
-    ratio = reports.metrics["perplexity/ratio"]
-    create_markdown_artifact(
-        key=artifact_key(name, "summary"),
-        markdown=_summary(reports, f"data:image/png;base64,{picture}"),
-        description=f"Perplexity {percent(ratio - 1, signed=True)} against the float model",
-    )
-
-
 def show_blocks(blocks: list[BlockReport]) -> None:
     """Show the finished blocks on the page of the run; the baseline is added at its end."""
-    from tasks.tables.blocks import block_frame
-
     rows = block_rows(block_frame(blocks, blocks))
     for row in rows:
         del row["drift RTN"]
     show_table("blocks", rows, TABLE_DESCRIPTION)
 
 
-def recipe_sha256(recipe: Recipe) -> str:
-    """Return the hash of every value of a recipe, defaults included."""
-    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def block_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
+def block_rows(table: "pd.DataFrame") -> Rows:
     """Return one row a block, numbers rounded for reading, from the table of layers."""
     return [
         {
@@ -246,7 +167,57 @@ def _rounded(value: float) -> float | str:
     return "" if math.isnan(value) else float(f"{value:.4g}")
 
 
-def _drift_series(reports: Reports) -> dict[str, list[float]]:
+def _scheme(recipe: Recipe) -> str:
+    """Return what was made of the model, such as "in 4 bits by GPTQ"."""
+    config = recipe.quantization
+    method = {"gptq": "GPTQ", "rtn": "round to nearest"}[config.method]
+    groups = f"groups of {config.group_size}" if config.group_size else "one scale per row"
+    grid = "symmetric" if config.symmetric else "asymmetric"
+    return f"in {config.bits} bits by {method} ({grid}, {groups})"
+
+
+def _tweaks_outcome(blocks: list[BlockReport]) -> str:
+    tweaks = {block.block: block.tweak for block in blocks if block.tweak}
+    if not tweaks:
+        return "off"
+    if not any(tweak.trained for tweak in tweaks.values()):
+        return f"nothing to train: {NO_NORMS}"
+    back = [str(index) for index, tweak in tweaks.items() if tweak.outcome == "rolled back"]
+    kept = sum(tweak.accepted for tweak in tweaks.values())
+    where = f"; rolled back in {', '.join(back)}" if back else ""
+    return f"kept in {kept} of {len(tweaks)} blocks{where}"
+
+
+def _final_outcome(final_tune: FinalTuneReport | None) -> str:
+    if final_tune is None:
+        return "off"
+    if not final_tune.trained:
+        return f"nothing to train: {NO_NORMS}"
+    return (
+        f"{final_tune.outcome}: held-out divergence {final_tune.held_out_before:.4g} → "
+        f"{final_tune.held_out_after:.4g} nats per token"
+    )
+
+
+def _drift_section(reports: Reports) -> Section:
+    # The final tune comes last, and only where the recipe asks for it.
+    tuned = reports.drift["final tune"].relative_norm() if "final tune" in reports.drift else None
+    columns = [
+        *map(Column, ("block", "round to nearest", "quantized", "tweaked")),
+        Column("norm tweak", numbers=False),
+        *([] if tuned is None else [Column("final tune")]),
+    ]
+    rows = [
+        (
+            number(block.block, "d"),
+            number(rounded.drift_quantized),
+            number(block.drift_quantized),
+            number(block.drift_tweaked),
+            tweak_outcome(block),
+            *([] if tuned is None else [number(tuned[block.block])]),
+        )
+        for block, rounded in zip(reports.blocks, reports.baseline, strict=True)
+    ]
     method = {"gptq": "after GPTQ", "rtn": "after rounding"}[reports.recipe.quantization.method]
     series = {
         "round to nearest alone": [block.drift_quantized for block in reports.baseline],
@@ -254,21 +225,60 @@ def _drift_series(reports: Reports) -> dict[str, list[float]]:
     }
     if reports.recipe.norm_tweak.enabled:
         series["after the norm tweak"] = [block.drift_tweaked for block in reports.blocks]
-    if "final tune" in reports.drift:
-        series["after the final tune"] = reports.drift["final tune"].relative_norm().tolist()
+    if tuned is not None:
+        series["after the final tune"] = tuned.tolist()
+    title = f"{reports.recipe.name}: drift of the quantized stream"
+    png = drift_plot(series, title)
+    lines = drawing(drift_figure(series, ""), "drift", OF_DRIFT, png, PLOT)
+    more = Words(f"Mean and variance of every channel: {CHANNELS_PLOT} and {DRIFT_TABLE}.")
+    return Section(BY_BLOCK, [lines, Table(columns, rows, "Drift by block"), more])
+
+
+def _channels_section(reports: Reports) -> Section:
+    title = f"{reports.recipe.name}: mean and variance of each channel"
+    png = channel_figure(reports.drift, title)
+    return Section(BY_CHANNEL, [Drawing(OF_CHANNELS, png=png, file=CHANNELS_PLOT)])
+
+
+def _errors_section(blocks: list[BlockReport]) -> Section:
+    heads = ("bits", "weight error", "output error", "damping", "ridge", "dead columns")
+    columns = (Column("block"), Column("layer", numbers=False), *map(Column, heads))
+    rows = [
+        (
+            number(block.block, "d"),
+            layer.layer,
+            number(layer.bits, "d"),
+            number(layer.weight_error),
+            number(layer.output_error),
+            _raised(layer.percdamp, layer.damping_raised),
+            _raised(layer.ridge, layer.ridge_raised),
+            number(layer.dead_columns, "d"),
+        )
+        for block in blocks
+        for layer in block.layers
+    ]
+    table = Table(columns, rows, "Every quantized linear")
+    series = _error_series([block.layers for block in blocks])
+    if not series:  # every linear was left in float
+        return Section(ERRORS, [table])
+    figure = drift_figure(series, "", "relative error")
+    return Section(ERRORS, [drawing(figure, "errors", OF_ERRORS), table])
+
+
+def _raised(value: float, raised: bool) -> Cell:
+    return Cell(f"{value:g} (raised)" if raised else f"{value:g}", value)
+
+
+def _error_series(layers: list[list[LayerReport]]) -> dict[str, list[float]]:
+    """Return mean and worst errors by block; a kind that some block lacks is left out."""
+    weights = [[layer.weight_error for layer in block] for block in layers]
+    outputs = [
+        [layer.output_error for layer in block if layer.output_error is not None]
+        for block in layers
+    ]
+    series = {}
+    for name, values in (("weight error", weights), ("output error", outputs)):
+        if all(values):
+            series[f"{name}, mean of the linears"] = [sum(one) / len(one) for one in values]
+            series[f"{name}, worst linear"] = [max(one) for one in values]
     return series
-
-
-def _summary(reports: Reports, plot: str) -> str:
-    return summary_markdown(
-        reports.recipe,
-        reports.metrics,
-        reports.blocks,
-        reports.final_tune,
-        reports.quality,
-        reports.problems(),
-        reports.notes(),
-        reports.float_type,
-        reports.export.name,
-        plot,
-    )

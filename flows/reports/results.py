@@ -1,14 +1,19 @@
-"""What a run has found, as its reports take it."""
+"""What a run has found, as its reports take it, and its files: a table, and the whole as JSON."""
 
 import hashlib
 import importlib.metadata
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from normtweak_core.evaluate.task_scores import TaskScores
+from tasks.engine.artifacts import write_atomically
+from tasks.registry.window_losses import FACTS, MEASURED, WINDOWS, WindowLosses
 from tasks.stages.score import ENGINE
+from tasks.tables.evaluation import EVALUATION, evaluation_frame
 
+TABLE = "evaluation.parquet"
 LIBRARIES = ("torch", "transformers", ENGINE)
 
 
@@ -41,3 +46,38 @@ class Measured:
             },
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
+
+
+def write_evaluation(
+    folder: Path, measured: Measured, seed: int, name: str, against: str | None
+) -> list[Path]:
+    """Write the table and the facts of an evaluation, and return the files.
+
+    Args:
+        folder: Where to write.
+        measured: The evaluation.
+        seed: Of the run.
+        name: Of the model.
+        against: What it is measured beside; None: nothing.
+
+    Raises:
+        TableError: A value is not a number.
+    """
+    tasks = {task: (one.version, one.num_items) for task, one in measured.scores.items()}
+    settings = measured.settings() | {"seed": seed}
+    frame = evaluation_frame(
+        measured.metrics, len(measured.window_nll), tasks, seed, settings["versions"]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    EVALUATION.write(folder / TABLE, frame)
+    facts = {
+        "model": name,
+        "against": against,
+        MEASURED: measured.measured_on,
+        "settings": settings,
+        "metrics": dict(sorted(measured.metrics.items())),
+        WINDOWS: WindowLosses(measured.window_nll, measured.window_kl).as_json(),
+        "items": {task: one.values for task, one in measured.scores.items()},
+    }
+    write_atomically(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+    return [folder / TABLE, folder / FACTS]

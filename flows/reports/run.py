@@ -1,54 +1,161 @@
-"""What the page of every run has: result, gate, size, text, recipe, origin, versions."""
+"""What is told of every run that makes an export: result, gate, size, text, recipe, origin."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import yaml
-
-from flows.reports.html import (
-    Code,
+from flows.recipes.file import recipe_sha256, recipe_yaml
+from flows.reports.document import (
     Column,
-    Drawing,
+    Document,
     Points,
     Section,
     Table,
     Tile,
     Words,
-    drawing,
-    environment,
-    environment_section,
     facts_table,
-    number,
+    recipe_sections,
+    written,
 )
-from flows.reports.words import VERDICTS, calibration_rows, percent, precision, windows_of
+from flows.reports.figures.pareto import Model, size_section
+from flows.reports.measures import metrics_table, quality_tiles, result_rows
+from flows.reports.publish import Report, Rows
 from normtweak_core.evaluate.gate import GateConfig, gate_failures
+from normtweak_core.evaluate.metric import read_metrics
 from tasks.engine.progress import readable_bytes
-from tasks.tables.evaluation import stderr_name
+from tasks.results import FloatType
 
-MEASURES = (Column("measure", numbers=False), Column("value"), Column("standard error"))
-SIZES = "Size counts weights, configuration and tokenizer; a model on the front is beaten by none."
+FOLDER = "reports"
+LONGEST_TAG = 4000  # characters; MLflow takes 5000
+RESULT, OUTCOME = "Result", "Stages, gate and problems"
+
+VERDICTS = {
+    "ok": "usable: nothing suspicious was found",
+    "warning": "used, with a warning",
+    "refused": "not usable",
+}
 
 
-def result_tiles(reports: Any) -> list[Tile]:
-    """Return what is to be seen first of a run.
+@dataclass(frozen=True, kw_only=True)
+class RunReports:
+    """What the reports of every run with an export are made of."""
+
+    recipe: Any
+    quality: dict[str, Any]  # a `QualityReport` of the text, as JSON
+    metrics: dict[str, float]  # flat names
+    origin: dict[str, str]  # hashes and names of what the export was made from, and its own
+    export: Path  # its folder
+    float_type: FloatType
+    float_bytes: int  # size of the float model's files
+
+    @property
+    def folder(self) -> Path:
+        """Where the reports go: no other recipe that leads to this export writes there."""
+        return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
+
+    def problems(self) -> list[str]:
+        """Return what a person must act on, one sentence each."""
+        return []
+
+    def notes(self) -> list[str]:
+        """Return what was undone because it did not help, one sentence each."""
+        return []
+
+    def lineage(self) -> dict[str, str]:
+        """Return where the result comes from and what became of it; the same for equal runs."""
+        return self.origin | {
+            **self.float_type.tags(),
+            "recipe_sha256": recipe_sha256(self.recipe),
+            "problems": "; ".join(self.problems())[:LONGEST_TAG] or "none",
+            "notes": "; ".join(self.notes())[:LONGEST_TAG] or "none",
+        }
+
+    def models(self, own: str) -> list[Model]:
+        """Return the float model and the export, as `size_section` takes them."""
+        found = read_metrics(self.metrics)
+        return [
+            ("float", self.float_bytes, found["perplexity/float"]),
+            (own, self.metrics["size_bytes"], found["perplexity/quantized"]),
+        ]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one kind of run says that others do not."""
+
+    kind: str
+    lead: str
+    own: str  # what the export is called beside the float model
+    models: Sequence[Model]
+    stages: Sequence[tuple[str, str]]  # and what became of them
+    sections: Sequence[Section]
+    summary: Sequence[str]  # titles of those that stand in summary.md
+    text: str  # what the text it read is called
+    text_name: str  # and the file about that
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)  # and in other files
+    before: Mapping[str, float] | None = None  # metrics of the export it started from
+    after_result: str = ""
+
+
+def run_report(
+    reports: RunReports,
+    told: Told,
+    data: Mapping[str, Any],
+    tables: Mapping[str, tuple[Rows, str]] | None = None,
+) -> Report:
+    """Return a run as it is written and shown.
 
     Args:
-        reports: Of any flow that makes an export: recipe, metrics, float_bytes, problems(),
-            notes().
+        reports: What it is made of.
+        told: What this kind of run says.
+        data: Files that it adds, as `Report` takes them.
+        tables: On the page of the run, as `Report` takes them.
     """
-    metrics = reports.metrics
-    ratio, size = metrics["perplexity/ratio"], metrics["size_bytes"]
-    failures = gate_failures(reports.recipe.gate, metrics)
-    asked = _thresholds(reports.recipe.gate)
+    lead = f"{told.lead} Export: {reports.export.name}."
+    sections = [
+        _result_section(reports, told),
+        size_section(told.models),
+        _outcome_section(reports, told.stages),
+        *told.sections,
+        _text_section(reports.quality, reports.recipe.seed, told.text),
+        *_closing_sections(reports),
+    ]
+    document = Document(told.kind, reports.recipe.name, lead, run_tiles(reports), sections)
+    summary = document.only(RESULT, OUTCOME, *told.summary, tiles=True)
+    text = document.only(told.text)
+    change = written(reports.metrics["perplexity/ratio"] - 1, "+.1%")
+    return Report(
+        name=reports.recipe.name,
+        folder=reports.folder,
+        document=document,
+        data={
+            **data,
+            "recipe.yaml": recipe_yaml(reports.recipe),
+            "lineage.json": json.dumps(reports.lineage(), indent=1, sort_keys=True) + "\n",
+        },
+        texts={
+            "summary.md": summary,
+            f"{told.text_name}.md": text,
+            **{name: document.only(*titles) for name, titles in told.texts.items()},
+        },
+        shown={
+            told.text_name: (text, f"{told.text}: {reports.quality['verdict']}"),
+            "summary": (summary, f"Perplexity {change} against the float model"),
+        },
+        tables=tables or {},
+    )
+
+
+def run_tiles(reports: RunReports) -> list[Tile]:
+    """Return what is to be seen first of a run."""
+    metrics, gate = reports.metrics, reports.recipe.gate
+    size = metrics["size_bytes"]
+    failures, asked = gate_failures(gate, metrics), _thresholds(gate)
     problems, notes = len(reports.problems()), len(reports.notes())
     return [
-        Tile(
-            "Perplexity",
-            f"{metrics['perplexity/quantized']:.3f}",
-            f"float {metrics['perplexity/float']:.3f}, {percent(ratio - 1, signed=True)}",
-        ),
-        Tile("KL divergence", f"{metrics['kl/mean']:.4f}", "nats per token, from the float model"),
-        Tile("Same first choice", percent(metrics["top1_agreement"]), "of positions"),
+        *quality_tiles(metrics),
         Tile(
             "Size",
             readable_bytes(size),
@@ -70,55 +177,31 @@ def result_tiles(reports: Any) -> list[Tile]:
     ]
 
 
-def result_section(
-    reports: Any, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], more: str = ""
-) -> Section:
-    """Return the part of a page about the evaluation.
-
-    Args:
-        reports: Of any flow that makes an export.
-        columns: Head of the table, the first of them, of what is measured, without a name.
-        rows: Of the table.
-        more: A sentence behind the others.
-    """
-    heads = [Column("measure", numbers=False), *map(Column, columns[1:])]
-    tokens = f"On {reports.metrics['tokens']:,.0f} predicted tokens{precision(reports.metrics)}."
-    return Section("Result", [Table(heads, rows, sorts=False), Words(tokens + more)])
-
-
-def size_section(points: Sequence[tuple[str, float, dict[str, float], str]]) -> Section:
-    """Return quality against size.
-
-    Args:
-        points: Name, bytes, metrics, and what the metric of its perplexity is called.
-    """
-    return Section("Quality against size", [size_drawing(points)])
-
-
-def size_drawing(points: Sequence[tuple[str, float, dict[str, float], str]]) -> Drawing:
-    """Return the picture of quality against size; arguments as `size_section`."""
-    from flows.reports.figures.pareto import Candidate, pareto_front, size_quality_figure
-
-    candidates = [
-        Candidate(name, size, metrics[measure], metrics.get(stderr_name(measure)))
-        for name, size, metrics, measure in points
-    ]
-    front = [candidates[index].name for index in pareto_front(candidates)]
-    bars = "Bars are one standard error. " if any(one.error for one in candidates) else ""
-    return drawing(
-        size_quality_figure(candidates, "perplexity"),
-        "pareto",
-        f"Perplexity against size; both are better the smaller. {bars}{SIZES} On it: "
-        f"{', '.join(front)}.",
+def _result_section(reports: RunReports, told: Told) -> Section:
+    found = read_metrics(reports.metrics)
+    rows = result_rows(found)
+    heads = ["", "float", told.own, "difference"]
+    if told.before is not None:
+        heads = ["", "float", "before", told.own, "difference to float"]
+        start = {str(row[0]): row[2] for row in result_rows(read_metrics(told.before))}
+        rows = [(*row[:2], start.get(str(row[0]), ""), *row[2:]) for row in rows]
+    error = "; ± is one standard error"
+    if found["perplexity/quantized"].stderr is None:
+        error = " of a single window, too few for a standard error"
+    tokens = (
+        f"On {reports.metrics['tokens']:,.0f} predicted tokens{error}. Size counts weights, "
+        "configuration and tokenizer; bits per weight count codes, scales and zeros of the "
+        f"quantized linears.{told.after_result}"
     )
+    columns = [Column(heads[0] or "measure", numbers=False), *map(Column, heads[1:])]
+    return Section(RESULT, [Table(columns, rows, sorts=False), Words(tokens)])
 
 
-def outcome_section(reports: Any, stages: Sequence[tuple[str, str]]) -> Section:
+def _outcome_section(reports: RunReports, stages: Sequence[tuple[str, str]]) -> Section:
     """Return what became of the stages and the gate of a run, its problems and notes."""
-    gate = reports.recipe.gate
-    failures = gate_failures(gate, reports.metrics)
-    asked = _thresholds(gate)
-    parts: list[Any] = [facts_table(stages, "stage")] if stages else []
+    failures = gate_failures(reports.recipe.gate, reports.metrics)
+    asked = _thresholds(reports.recipe.gate)
+    parts: list[Any] = [facts_table(stages, "stage")]
     if asked:
         parts.append(facts_table(asked, "threshold of the gate"))
         words = "The gate failed:" if failures else "The gate passed: every threshold is kept."
@@ -133,38 +216,45 @@ def outcome_section(reports: Any, stages: Sequence[tuple[str, str]]) -> Section:
         parts.append(Points(problems))
     if notes := reports.notes():
         parts += [Words("Notes, which ask for nothing:"), Points(notes)]
-    return Section("Stages, gate and problems", parts)
+    return Section(OUTCOME, parts)
 
 
-def text_section(quality: dict[str, Any], seed: int, title: str) -> Section:
-    """Return the part of a page about the text that was calibrated with or trained on."""
-    about = f"{windows_of(quality)}, source {quality['source']}, seed {seed}."
-    verdict = f"Verdict: {VERDICTS[quality['verdict']]}."
-    parts: list[Any] = [Words(f"{about} {verdict}")]
-    if quality["reasons"]:
-        parts.append(Points(quality["reasons"]))
-    return Section(title, [*parts, facts_table(calibration_rows(quality))])
+def _text_section(quality: dict[str, Any], seed: int, title: str) -> Section:
+    """Return what is known of the text that was calibrated with or trained on."""
+    samples, length = quality["samples"], quality["length"]
+    about = (
+        f"{samples} windows of {length} tokens ({samples * length:,} tokens), source "
+        f"{quality['source']}, seed {seed}. Verdict: {VERDICTS[quality['verdict']]}."
+    )
+    scripts = ", ".join(
+        f"{name} {written(share, '.1%')}" for name, share in quality["scripts"].items()
+    )
+    grams = [
+        (
+            f"Distinct {n}-grams in a window, in the set",
+            f"{written(share, '.1%')}, {written(quality['distinct_in_set'][n], '.1%')}",
+        )
+        for n, share in quality["distinct_in_window"].items()
+    ]
+    rows = [
+        ("Tokens of the vocabulary that occur", written(quality["token_coverage"], ".1%")),
+        *grams,
+        ("Windows that mostly repeat themselves", written(quality["repetitive_windows"], ".1%")),
+        ("Windows that copy another", str(quality["duplicate_windows"])),
+        ("Letters by script", scripts or "no letters"),
+        ("Mean loss of the float model", f"{quality['mean_nll']:.3f} nats per token"),
+    ]
+    reasons = [Points(quality["reasons"])] if quality["reasons"] else []
+    return Section(title, [Words(about), *reasons, facts_table(rows)])
 
 
-def closing_sections(reports: Any) -> list[Section]:
-    """Return every number of the evaluation, the recipe, the origin and the versions."""
-    recipe = yaml.safe_dump(reports.recipe.model_dump(mode="json"), sort_keys=False)
+def _closing_sections(reports: RunReports) -> list[Section]:
+    """Return every number of the evaluation, the origin, the recipe and the versions."""
     return [
         Section("All numbers", [metrics_table(reports.metrics)]),
-        Section("Recipe", [Code(recipe, "The recipe as YAML")]),
         Section("Origin", [facts_table(sorted(reports.lineage().items()), "tag")]),
-        environment_section(environment()),
+        *recipe_sections(recipe_yaml(reports.recipe)),
     ]
-
-
-def metrics_table(metrics: dict[str, float]) -> Table:
-    """Return flat metrics with their standard errors."""
-    rows = [
-        (name, number(value, ".6g"), number(metrics.get(stderr_name(name)), ".3g"))
-        for name, value in metrics.items()
-        if not name.endswith("stderr")
-    ]
-    return Table(MEASURES, rows)
 
 
 def _thresholds(gate: GateConfig) -> dict[str, str]:

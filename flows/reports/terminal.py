@@ -1,47 +1,42 @@
-"""The result of a run in a few lines for a person."""
+"""What a command prints of its result: lines of a label and a text."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
+from flows.reports.measures import measured_on, quality_tiles
+from normtweak_core.evaluate.metric import read_metrics
+from normtweak_core.export.verification.verify import VerificationReport
+from normtweak_core.polynomial.config import width_name
 from tasks.engine.progress import readable_bytes, readable_seconds
+from tasks.server.report_pages import PAGE
 
 SHOWN = {"problem": 5, "note": 2}  # at most of each kind
+HIDDEN = ("tokens", "windows", "size_bytes", "bits_per_weight")
+LOUD = {"model": "bold", "perplexity": "bold", "problem": "yellow"}  # on a terminal
+Lines = list[tuple[str, str]]
 
 
-def summary_lines(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines of the summary as (label, text).
+def run_lines(name: str, result: dict[str, Any]) -> Lines:
+    """Return the lines of a run that registered a version.
 
     Args:
-        name: Name of the registered model.
+        name: Of the registered model.
         result: What the flow returned.
     """
-    metrics, registered = result["metrics"], result["registered"]
+    registered = result["registered"]
     aliases = "".join(f" @{alias}" for alias in registered["aliases"])
     blocks = [block["cached"] for block in result["blocks"]]
     cached, what = (blocks, "blocks") if blocks else (list(result["cached"].values()), "stages")
     lines = [
-        (
-            "perplexity",
-            f"{_with_error(metrics, 'perplexity/float')} float -> "
-            f"{_with_error(metrics, 'perplexity/quantized')} quantized",
-        ),
-        ("divergence", f"KL {_with_error(metrics, 'kl/mean', 'kl/stderr')} nats per token"),
-        ("agreement", f"top-1 token the same at {_percent(metrics, 'top1_agreement')}"),
-        *_task_lines(metrics),
-        (
-            "size",
-            f"{readable_bytes(metrics['size_bytes'])}, "
-            f"{metrics['bits_per_weight']:.2f} bits per quantized weight",
-        ),
-        (
-            "time",
-            f"{readable_seconds(result['seconds'])}, {sum(cached)} of {len(cached)} {what} cached, "
-            f"peak memory {readable_bytes(result['peak_rss_bytes'])}",
-        ),
+        ("model", name),
+        *((tile.label.lower(), tile.text) for tile in quality_tiles(result["metrics"])),
+        ("size", _size(result["metrics"])),
+        ("time", _time(result, cached, what)),
         ("export", result["export_dir"]),
         ("registered", f"{registered['name']} version {registered['version']}{aliases}"),
+        *(("gate", f"failed: {failure}") for failure in registered["gate_failures"]),
     ]
-    lines += [("gate", f"failed: {failure}") for failure in registered["gate_failures"]]
     if registered["promotion"]:
         lines.append(("promotion", registered["promotion"]))
     for label, shown in SHOWN.items():
@@ -49,50 +44,149 @@ def summary_lines(name: str, result: dict[str, Any]) -> list[tuple[str, str]]:
         lines += [(label, sentence) for sentence in found[:shown]]
         if len(found) > shown:
             lines.append((label, f"{len(found) - shown} more, in the report"))
-    return [("model", name), *lines, ("look at it", "normtweak ui")]
+    return [*lines, ("look at it", "normtweak ui")]
 
 
-def _task_lines(metrics: dict[str, float]) -> list[tuple[str, str]]:
-    """Return a line for each accuracy that was measured, with how sure its change is."""
+def evaluation_lines(result: dict[str, Any]) -> Lines:
+    """Return the lines of an evaluation."""
+    beside, metrics = result["against"], result["metrics"]
+    return [
+        ("model", result["model"]),
+        *([("against", beside)] if beside else []),
+        *_metric_lines(metrics, alone=not beside),
+        ("size", _size(metrics)),
+        ("measured on", measured_on(result["settings"], metrics["tokens"])),
+        *_closing(result),
+    ]
+
+
+def comparison_lines(result: dict[str, Any]) -> Lines:
+    """Return the lines of a comparison."""
     lines = []
-    for name in metrics:
-        measure, _, whose = name.rpartition("/")
-        if whose == "float" and measure.endswith(("/acc", "/acc_norm")):
-            task, _, kind = measure.rpartition("/")
-            lines.append(
-                (
-                    task[:11],
-                    f"{kind} {100 * metrics[name]:.1f} % -> "
-                    f"{100 * metrics[f'{measure}/quantized']:.1f} % "
-                    f"(McNemar p {metrics[f'{measure}/mcnemar_p']:.2g})",
-                )
-            )
-    return lines
+    for model in result["models"]:
+        lines.append(("model", f"{model['name']} ({readable_bytes(model['size_bytes'])})"))
+        lines += [(f"  {name}", text) for name, text in _metric_lines(model["metrics"])]
+    for pair in result["pairs"]:
+        lines.append(("pair", f"{pair['second']} less {pair['first']}"))
+        lines += [(f"  {name}", text) for name, text in _metric_lines(pair["metrics"])]
+    tokens = result["models"][0]["metrics"]["tokens"]
+    return [*lines, ("measured on", measured_on(result["settings"], tokens)), *_closing(result)]
 
 
-def print_summary(name: str, result: dict[str, Any]) -> None:
-    """Write the summary to standard output; labels are dimmed on a terminal."""
-    lines = summary_lines(name, result)
+def ablation_lines(name: str, result: dict[str, Any]) -> Lines:
+    """Return the lines of an ablation."""
+    folder = Path(result["results_dir"])
+    return [
+        ("ablation", name),
+        *result["reading"].items(),
+        ("time", _time(result, list(result["cached"].values()), "cells", memory=False)),
+        ("tables", str(folder / "tables.md")),
+        ("page", str(folder / PAGE)),
+    ]
+
+
+def study_lines(name: str, result: dict[str, Any]) -> Lines:
+    """Return the lines of a polynomial study."""
+    cells, folder = result["cells"], Path(result["results_dir"])
+    lines = [("study", name), ("float", f"test loss {result['float_loss']:.5f}")]
+    for bits in dict.fromkeys(row["bits"] for row in cells):
+        best = min((row for row in cells if row["bits"] == bits), key=lambda row: row["loss"])
+        how = f"lr {best['lr']:g}" if best["rank"] is None else f"LoRA of rank {best['rank']}"
+        lines.append(
+            (width_name(bits), f"best test loss {best['loss']:.5f} ({best['start']}, {how})")
+        )
+    return [
+        *lines,
+        *(("reading", f"{c['claim']}: {c['verdict']} ({c['figures']})") for c in result["reading"]),
+        ("time", _time(result, list(result["cached"].values()), "trainings", memory=False)),
+        ("table", str(folder / "table.md")),
+        ("page", str(folder / PAGE)),
+    ]
+
+
+def verification_lines(folder: Path, report: VerificationReport) -> list[str]:
+    """Return what an independent reader found, line by line."""
+    per_layer = report.layer_difference is not None  # the packed weights are what is compared
+    kind = "mean" if report.logit_statistic == "mean" else "largest"
+    versions = ", ".join(f"{name} {version}" for name, version in report.reader_versions.items())
+    linears = (
+        f"linears: each alone, largest difference {report.layer_difference:.2g} of its largest "
+        f"output, allowed {report.layer_tolerance:.2g}"
+        if per_layer
+        else None
+    )
+    lines = [
+        f"{folder}: the reader finds what was quantized",
+        f"format: {report.format}, opened by {versions}",
+        f"weights: {report.num_tensors} tensors equal bit for bit, {report.num_quantized} of them "
+        f"{'packed' if per_layer else 'dequantized'}",
+        linears,
+        f"logits: {kind} difference {report.logit_difference:.2g} of the largest logit, allowed "
+        f"{report.logit_tolerance:.2g}; same first choice at {100 * report.argmax_agreement:.1f} %",
+        f"tokenizer: {'same answers' if report.tokenizer else 'none in the export'}",
+        f"payload SHA-256: {report.payload_sha256}",
+        f"seconds: {report.seconds:.1f}",
+    ]
+    return [line for line in lines if line is not None]
+
+
+LINES = {
+    "ablate": ablation_lines,
+    "polynomial": study_lines,
+    "evaluate": evaluation_lines,
+    "compare": comparison_lines,
+}
+
+
+def show(command: str, *about: Any) -> None:
+    """Print what came of a command.
+
+    Args:
+        command: Its name.
+        about: Of a recipe its name, and what the flow returned.
+    """
+    print_lines(LINES.get(command, run_lines)(*about))
+
+
+def print_lines(lines: Lines) -> None:
+    """Write lines to standard output; on a terminal labels are dimmed."""
+    width = max(12, *(len(label) + 1 for label, _ in lines))
     if not sys.stdout.isatty():
         for label, text in lines:
-            print(f"{label + ':':<12} {text}")  # noqa: T201
+            sys.stdout.write(f"{label + ':':<{width}} {text}\n")
         return
-    from rich.console import Console
+    from rich.console import Console  # a file or pipe needs no colours
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
     for label, text in lines:
-        style = "bold" if label in ("model", "perplexity") else "yellow" * (label == "problem")
-        console.print(Text.assemble((f"{label:<12}", "dim"), (text, style)))
+        styled = (text, LOUD.get(label, ""))
+        console.print(Text.assemble((f"{label:<{width}}", "dim"), styled))
 
 
-def _with_error(metrics: dict[str, float], key: str, error: str | None = None) -> str:
-    value = f"{metrics[key]:.4g}"
-    stderr = metrics.get(error or f"{key}_stderr")
-    return value if stderr is None else f"{value} ± {stderr:.2g}"
+def _metric_lines(metrics: dict[str, float], alone: bool = False) -> Lines:
+    """Return each number with its standard error; of one model without the word that tells two."""
+    return [
+        (one.name if alone else one.full_name, _short(one.value, one.stderr))
+        for one in read_metrics(metrics).values()
+        if one.flat not in HIDDEN
+    ]
 
 
-def _percent(metrics: dict[str, float], key: str) -> str:
-    stderr = metrics.get(f"{key}_stderr")
-    suffix = "" if stderr is None else f" ± {100 * stderr:.1f}"
-    return f"{100 * metrics[key]:.1f}{suffix} % of positions"
+def _short(value: float, stderr: float | None) -> str:
+    return f"{value:.5g}" if stderr is None else f"{value:.5g} ± {stderr:.2g}"
+
+
+def _size(metrics: dict[str, float]) -> str:
+    size, bits = readable_bytes(metrics["size_bytes"]), metrics.get("bits_per_weight")
+    return size if bits is None else f"{size}, {bits:.2f} bits per quantized weight"
+
+
+def _closing(result: dict[str, Any]) -> Lines:
+    time = _time(result, list(result["cached"].values()), "stages")
+    return [("time", time), *(("written", file) for file in result["files"])]
+
+
+def _time(result: dict[str, Any], cached: list[bool], what: str, memory: bool = True) -> str:
+    text = f"{readable_seconds(result['seconds'])}, {sum(cached)} of {len(cached)} {what} cached"
+    return text + (f", peak memory {readable_bytes(result['peak_rss_bytes'])}" if memory else "")

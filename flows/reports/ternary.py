@@ -1,26 +1,15 @@
-"""What people look at after a ternary training: curves, summary, and the text it was trained on."""
+"""What is told of a ternary training: its surgery, and what every training tells."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from flows.recipes.ternary import TernaryRecipe
-from flows.reports.html import Column, Section, Table
-from flows.reports.training import (
-    PLOT,
-    TrainingReports,
-    publish_training_artifacts,
-    write_training_reports,
-)
-from flows.reports.training_page import Told
-from flows.reports.words import (
-    markdown_table,
-    percent,
-    precision,
-    result_rows,
-)
+from flows.reports.document import Column, Section, Table, number, written
+from flows.reports.publish import Report
+from flows.reports.training import TrainingReports, training_report
 from normtweak_core.ternary.schedule import lambdas
 from normtweak_core.training.rates import Rates
 
+NORMS = {"rms": "an RMSNorm before every linear", "none": "no extra norm"}
 CUT_LOSS = "loss on training text, nats per token"
 CUTS = {
     "float": "float model",
@@ -54,12 +43,26 @@ class TernaryReports(TrainingReports):
         """Return where the result comes from and what became of it; the same for equal runs."""
         return super().lineage() | {"bits": "1.58", "method": "ternary"}
 
-
-def publish_ternary_reports(reports: TernaryReports) -> list[Path]:
-    """Write the reports under the export folder, publish them in Prefect, return the files."""
-    files = write_ternary_reports(reports)
-    publish_training_artifacts(reports, lambda plot: _summary(reports, plot))
-    return files
+    def report(self) -> Report:
+        """Return the training as it is written and shown."""
+        recipe, norm = self.recipe, NORMS[self.recipe.ternary.norm]
+        rows = [
+            {"step": step + 1, "loss": loss, **step_metrics(recipe, self.num_blocks, step)}
+            for step, loss in enumerate(self.losses)
+        ]
+        return training_report(
+            self,
+            rows,
+            section=_surgery_section(self.cuts),
+            training=_training(self),
+            measured_as="loss of held-out windows, all blocks ternary",
+            lambdas=[[row[f"lambda/block_{i}"] for i in range(self.num_blocks)] for row in rows],
+            kind="Ternary training",
+            lead=f"{recipe.model.source} in ternary weights (1.58 bits), 8-bit activations, "
+            f"{norm}.",
+            own="ternary",
+            models=self.models("ternary"),
+        )
 
 
 def step_metrics(recipe: TernaryRecipe, num_blocks: int, step: int) -> dict[str, float]:
@@ -76,96 +79,21 @@ def step_metrics(recipe: TernaryRecipe, num_blocks: int, step: int) -> dict[str,
     return {"learning_rate": rates.lr_at(step), **values}
 
 
-def write_ternary_reports(reports: TernaryReports) -> list[Path]:
-    """Write the reports under the export folder and return the files."""
-    rows = [
-        {"step": step + 1, "loss": loss, **step_metrics(reports.recipe, reports.num_blocks, step)}
-        for step, loss in enumerate(reports.losses)
-    ]
-    return write_training_reports(
-        reports,
-        _summary(reports, PLOT),
-        _told(reports),
-        rows,
-        {
-            "title": f"{reports.recipe.name}: ternary training",
-            "measured_as": "held out, all blocks ternary",
-            "lambdas": [
-                [row[f"lambda/block_{i}"] for i in range(reports.num_blocks)] for row in rows
-            ],
-        },
-    )
-
-
-def _told(reports: TernaryReports) -> Told:
-    recipe, metrics = reports.recipe, reports.metrics
+def _surgery_section(cuts: dict[str, float]) -> Section:
     columns = (Column(CUT_LOSS, numbers=False), Column("loss"), Column("change"))
-    return Told(
-        kind="Ternary training",
-        lead=f"{recipe.model.source} {_scheme(reports)}. Export: {reports.export.name}.",
-        columns=("", "float", "ternary", "difference"),
-        results=result_rows(metrics),
-        models=[
-            ("float", reports.float_bytes, metrics, "perplexity/float"),
-            ("ternary", metrics["size_bytes"], metrics, "perplexity/quantized"),
-        ],
-        own=[Section("Surgery", [Table(columns, _cut_rows(reports), sorts=False)])],
-        training=_training(reports).replace("`", ""),
-        held_out="loss of held-out windows, all blocks ternary",
-    )
-
-
-def _scheme(reports: TernaryReports) -> str:
-    norm = {"rms": "an RMSNorm before every linear", "none": "no extra norm"}
-    return f"in ternary weights (1.58 bits), 8-bit activations, {norm[reports.recipe.ternary.norm]}"
-
-
-def _cut_rows(reports: TernaryReports) -> list[tuple[str, str, str]]:
-    return [
-        (CUTS[name], f"{loss:.4f}", f"{loss - reports.cuts['float']:+.4f}")
-        for name, loss in reports.cuts.items()
+    rows = [
+        (CUTS[name], number(loss), number(loss - cuts["float"], "+.4f"))
+        for name, loss in cuts.items()
     ]
+    return Section("Surgery", [Table(columns, rows, sorts=False)])
 
 
 def _training(reports: TernaryReports) -> str:
     config = reports.recipe.ternary
-    schedule = f"{config.schedule}, {config.scope}, over {percent(config.warmup)} of training"
+    warmup = written(config.warmup, ".1%")
+    schedule = f"{config.schedule}, {config.scope}, over {warmup} of training"
     return (
         f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens; objective "
-        f"`{config.objective}` in {config.dtype}; lambda "
-        f"{schedule if config.warmup else '1 from the start'}. {reports.kept}"
-    )
-
-
-def _summary(reports: TernaryReports, plot: str) -> str:
-    recipe, results = reports.recipe, result_rows(reports.metrics)
-    return "\n".join(
-        [
-            f"# {recipe.name}",
-            "",
-            f"`{recipe.model.source}` {_scheme(reports)}. Export: `{reports.export.name}`.",
-            "",
-            *markdown_table(("", "float", "ternary", "difference"), results, "lrrr"),
-            "",
-            f"On {reports.metrics['tokens']:,.0f} predicted tokens{precision(reports.metrics)}.",
-            "",
-            f"Float type: {reports.float_type.in_words()}.",
-            "",
-            "## Surgery",
-            "",
-            *markdown_table((CUT_LOSS, "", "change"), _cut_rows(reports), "lrr"),
-            "",
-            "## Training",
-            "",
-            _training(reports),
-            "",
-            *markdown_table(
-                ("step", "loss of held-out windows, all blocks ternary"),
-                [(step, f"{loss:.4f}") for step, loss in reports.held_out.items()],
-                "rr",
-            ),
-            "",
-            f"![Loss, lambda and learning rate over the steps]({plot})",
-            "",
-        ]
+        f"{config.objective} in {config.dtype}; lambda "
+        f"{schedule if config.warmup else '1 from the start'}."
     )

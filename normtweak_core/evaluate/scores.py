@@ -12,6 +12,8 @@ import math
 
 from pydantic import BaseModel
 
+from normtweak_core.evaluate.metric import Metric
+
 
 class Estimate(BaseModel, frozen=True):
     """A mean over windows; the standard error is None for a single window."""
@@ -106,8 +108,4 @@ class Comparison(BaseModel, frozen=True):
 
 def named(name: str, estimate: Estimate, mean_suffix: str = "") -> dict[str, float]:
     """Return a mean under its name and, where there is one, its standard error beside it."""
-    separator = "/" if mean_suffix else "_"
-    named = {f"{name}{mean_suffix}": estimate.mean}
-    if estimate.stderr is not None:
-        named[f"{name}{separator}stderr"] = estimate.stderr
-    return named
+    return Metric(name, estimate.mean, estimate.stderr, flat=f"{name}{mean_suffix}").named()

@@ -6,6 +6,7 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.typing.pandas import Series
 
+from normtweak_core.evaluate.metric import read_metrics
 from tasks.tables.frame import Schema, Table
 
 
@@ -44,16 +45,14 @@ def evaluation_frame(
     """
     rows = []
     # By name: a result from the cache tells its metrics in another order than a fresh one.
-    for name, value in sorted(metrics.items()):
-        if name.endswith("stderr"):
-            continue
+    for name, metric in sorted(read_metrics(metrics).items()):
         task = next((task for task in tasks if name.startswith(f"{task}/")), "")
         version, count = tasks.get(task, ("", windows))
         rows.append(
             {
                 "measure": name,
-                "value": value,
-                "stderr": metrics.get(stderr_name(name), float("nan")),
+                "value": metric.value,
+                "stderr": float("nan") if metric.stderr is None else metric.stderr,
                 "count": count,
                 "unit": "items" if task else "windows",
                 "task": task,
@@ -63,8 +62,3 @@ def evaluation_frame(
             }
         )
     return EVALUATION.of(rows)
-
-
-def stderr_name(name: str) -> str:
-    """Return what the standard error of a flat metric is called."""
-    return f"{name.removesuffix('/mean')}/stderr" if name.endswith("/mean") else f"{name}_stderr"

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY, machine, write_table
+from tests.benchmarks.results import DEFAULT_OUT, REPOSITORY, machine, without_headings, write_table
 
 SPENT = ("seconds", "cpu_seconds", "peak_rss_bytes")
 
@@ -57,7 +57,7 @@ def copy(ablation: Path, out: Path, facts: dict[str, Any]) -> None:
     record = {"command": "python -m tests.benchmarks.ablation"} | facts
     record |= json.loads((ablation / "results.json").read_text())
     (out / "ablation.json").write_text(json.dumps(record, indent=1) + "\n")
-    write_table(out, "ablation", (ablation / "tables.md").read_text())
+    write_table(out, "ablation", without_headings((ablation / "tables.md").read_text()))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,13 @@ def write_table(out: Path, name: str, text: str) -> None:
         page.write_text(f"{before}\n{text}{after}")
 
 
+def without_headings(report: str) -> str:
+    """Return a report as part of another page: its title and pictures left out, headings bold."""
+    lines = report.splitlines()[2:]
+    kept = [line for line in lines if not line.startswith("![")]
+    return "\n".join(f"**{one[3:]}**" if one.startswith("## ") else one for one in kept) + "\n"
+
+
 def split_page(page: str, name: str) -> tuple[str, str, str]:
     """Return a page up to the mark of a table, the table, and the page from its second mark on."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from flows.recipes.ablation import AblationRecipe, planned_cells
+from flows.recipes.file import recipe_sha256
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.polynomial import PolynomialRecipe
 from flows.recipes.ternary import TernaryRecipe
@@ -11,7 +12,6 @@ from flows.reports.ablation import Ablation
 from flows.reports.ablation import Cell as AblationCell
 from flows.reports.finetune import FinetuneReports
 from flows.reports.polynomial import Study, StudyCell
-from flows.reports.quantize import recipe_sha256
 from flows.reports.ternary import TernaryReports
 from normtweak_core.finetune.source import ExportSource
 from normtweak_core.polynomial.config import EXAMPLES, cells_of

@@ -7,8 +7,8 @@ import pytest
 
 import flows.ablate
 from flows.recipes.ablation import AblationRecipe, planned_cells
+from flows.recipes.file import recipe_sha256
 from flows.reports.ablation import Ablation
-from flows.reports.quantize import recipe_sha256
 from normtweak_core.ablation.config import STUDIES
 from tests.flows.stage_bodies import Bodies
 from tests.flows.stage_keys import changed

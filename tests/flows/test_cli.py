@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from flows.cli import COMMANDS, main
 from flows.commands import failures
-from flows.reports.terminal import print_summary, summary_lines
+from flows.reports.terminal import print_lines, run_lines
 from normtweak_core import errors
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.writer import write_export
@@ -27,6 +27,7 @@ RESULT = {
     "export_sha256": "0" * 64,
     "metrics": {
         "perplexity/float": 4.4605, "perplexity/float_stderr": 0.2025,
+        "perplexity/ratio": 1.3446,
         "perplexity/quantized": 5.9974, "perplexity/quantized_stderr": 0.25937,
         "kl/mean": 0.34309, "kl/stderr": 0.013926, "top1_agreement": 0.70965,
         "top1_agreement_stderr": 0.0096161, "bits_per_weight": 3.31215, "size_bytes": 197916.0,
@@ -84,11 +85,11 @@ def test_the_help_names_exit_codes_and_what_is_not_built(capsys):
 
 
 def test_the_summary_tells_what_came_of_it():
-    assert summary_lines("tiny", RESULT) == [
+    assert run_lines("tiny", RESULT) == [
         ("model", "tiny"),
-        ("perplexity", "4.46 ± 0.2 float -> 5.997 ± 0.26 quantized"),
-        ("divergence", "KL 0.3431 ± 0.014 nats per token"),
-        ("agreement", "top-1 token the same at 71.0 ± 1.0 % of positions"),
+        ("perplexity", "5.997 ± 0.259 (float model 4.460 ± 0.203, +34.5 %)"),
+        ("kl divergence", "0.3431 ± 0.0139 (nats per token, from the float model)"),
+        ("same first choice", "71.0 % ± 1.0 % (of positions)"),
         ("size", "197.9 kB, 3.31 bits per quantized weight"),
         ("time", "2 min, 1 of 2 blocks cached, peak memory 681.6 MB"),
         ("export", "/somewhere/exports/tiny-w2g64-0123"),
@@ -103,7 +104,7 @@ def test_the_summary_tells_what_came_of_it():
 
 def test_many_problems_and_notes_are_counted():
     many = {"problems": [f"problem {i}" for i in range(9)], "notes": ["a", "b", "c", "d"]}
-    lines = summary_lines("tiny", RESULT | many)
+    lines = run_lines("tiny", RESULT | many)
     assert lines[-5:-1] == [
         ("problem", "4 more, in the report"),
         ("note", "a"),
@@ -113,17 +114,17 @@ def test_many_problems_and_notes_are_counted():
 
 
 def test_the_summary_is_plain_where_nobody_looks(capsys):
-    print_summary("tiny", RESULT)
+    print_lines(run_lines("tiny", RESULT))
     shown = capsys.readouterr().out.splitlines()
-    assert shown[1] == "perplexity:  4.46 ± 0.2 float -> 5.997 ± 0.26 quantized"
-    assert shown[-1] == "look at it:  normtweak ui"
+    assert shown[1] == "perplexity:        5.997 ± 0.259 (float model 4.460 ± 0.203, +34.5 %)"
+    assert shown[-1] == "look at it:        normtweak ui"
 
 
 def test_the_summary_on_a_terminal_says_the_same(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    print_summary("tiny", RESULT)
+    print_lines(run_lines("tiny", RESULT))
     shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert "perplexity  4.46 ± 0.2 float -> 5.997 ± 0.26 quantized\n" in shown
+    assert "perplexity        5.997 ± 0.259 (float model 4.460 ± 0.203, +34.5 %)\n" in shown
 
 
 @pytest.mark.parametrize(

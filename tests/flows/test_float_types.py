@@ -106,7 +106,7 @@ def test_a_ternary_model_whose_scales_leave_float16_is_trained_and_registered(en
     assert lineage["export_dtype"] == "bfloat16"
     assert lineage["float_types_refused"].startswith("float16: the two scales of model.layers.")
     assert generated(result["export_dir"])[0] == torch.bfloat16
-    assert "Float type: bfloat16" in (Path(result["reports_dir"]) / "summary.md").read_text()
+    assert "| float type | bfloat16" in (Path(result["reports_dir"]) / "summary.md").read_text()
     with pytest.raises(FloatTypeError, match="float16 does not: the two scales of"):
         ternary(TernaryRecipe.parse(values | {"export": {"dtype": "float16"}}))
 

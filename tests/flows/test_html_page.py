@@ -1,16 +1,16 @@
 """A page as text: everything from outside is escaped, and nothing on it needs a network."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from flows.reports.comparison import comparison_page
-from flows.reports.evaluation import evaluation_page
-from flows.reports.html import (
+from flows.reports.comparison import comparison_report
+from flows.reports.document import (
     Cell,
     Code,
     Column,
-    Page,
+    Document,
     Points,
     Section,
     Table,
@@ -19,21 +19,21 @@ from flows.reports.html import (
     environment,
     facts_table,
     number,
-    page_html,
+    written,
 )
+from flows.reports.evaluation import evaluation_report
+from flows.reports.html import to_html
 from tests.flows.page_reader import PageReader
 
 HOSTILE = "<script>alert(1)</script>&\"'><img src=x onerror=alert(2)>"
 
 
 def hostile_page() -> str:
-    table = Table(
-        (Column(HOSTILE, help=HOSTILE), Column("plain")), [(Cell(HOSTILE), HOSTILE)], HOSTILE
-    )
+    table = Table((Column(HOSTILE), Column("plain")), [(Cell(HOSTILE), HOSTILE)], HOSTILE)
     parts = [table, Words(HOSTILE), Points([HOSTILE]), Code(HOSTILE, HOSTILE)]
     parts.append(facts_table({HOSTILE: HOSTILE}))
-    return page_html(
-        Page(
+    return to_html(
+        Document(
             HOSTILE, HOSTILE, HOSTILE, [Tile(HOSTILE, HOSTILE, HOSTILE)], [Section(HOSTILE, parts)]
         )
     )
@@ -97,6 +97,14 @@ def evaluation(**more) -> dict:
         "settings": {"windows": 16, "tasks": {"piqa": {"version": "1.0", "items": 8}}},
     }
     return result | more
+
+
+def comparison_page(result: dict) -> str:
+    return to_html(comparison_report(Path(), result).document)
+
+
+def evaluation_page(result: dict, beside_bytes: float | None) -> str:
+    return to_html(evaluation_report(Path(), result, beside_bytes).document)
 
 
 def scripts(page: str) -> int:
@@ -171,7 +179,7 @@ def test_the_page_of_an_evaluation_has_every_number_and_what_it_is_beside():
     assert rows["kl/mean"] == {"measure": "kl/mean", "value": "0.03125", "standard error": "0.001"}
     lead = "Measured on 4,096 tokens in 16 windows, 8 items of piqa, beside reference:llama."
     assert lead in reader.words
-    assert "10.000 beside it, +10" in reader.words
+    assert "model beside it 10.000 ± 0.250, +10.0 %" in reader.words
     assert "On it: models:/w4/1, reference:llama." in reader.words
 
 
@@ -212,6 +220,8 @@ def test_equal_comparisons_are_equal_pages_and_others_are_not():
 def test_a_number_is_sorted_by_its_value_and_not_by_its_text():
     assert number(1234.5678, ",.1f", 0.25) == Cell("1,234.6 ± 0.2", 1234.5678)
     assert number(0.5, "+.2f", 0.125) == Cell("+0.50 ± 0.12", 0.5)
+    assert number(-0.7096, "+.1%", 0.0096) == Cell("-71.0 % ± 1.0 %", -0.7096)
+    assert written(0.7096, ".1%") == "71.0 %"
     assert number(None) == number(float("nan")) == Cell("")
 
 

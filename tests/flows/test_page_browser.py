@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.reports.ablation import write_ablation
-from flows.reports.comparison import comparison_page
-from flows.reports.evaluation import evaluation_page
-from flows.reports.finetune import write_finetune_reports
-from flows.reports.polynomial import write_study
-from flows.reports.quantize import write_reports
-from flows.reports.ternary import write_ternary_reports
+from flows.reports.publish import write
 from tests.flows.pages import Browser, open_browser
 from tests.flows.quantize_values import block, reports
 from tests.flows.report_values import (
@@ -22,7 +16,12 @@ from tests.flows.report_values import (
     polynomial_study,
     ternary_reports,
 )
-from tests.flows.test_html_page import comparison, evaluation
+from tests.flows.test_html_page import (
+    comparison,
+    comparison_page,
+    evaluation,
+    evaluation_page,
+)
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -48,9 +47,9 @@ def pages(browser, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
     blocks = [block(index, index != 1, 0.25 - 0.02 * index) for index in range(6)]
     written = {
-        "quantize": write_reports(reports(folder / "w3", blocks, gate={"max_kl": 0.1})),
-        "ternary": write_ternary_reports(ternary_reports(folder / "ternary")),
-        "finetune": write_finetune_reports(finetune_reports(folder / "finetuned")),
+        "quantize": write(reports(folder / "w3", blocks, gate={"max_kl": 0.1}).report()),
+        "ternary": write(ternary_reports(folder / "ternary").report()),
+        "finetune": write(finetune_reports(folder / "finetuned").report()),
     }
     found = {
         kind: next(path for path in files if path.name == "report.html")
@@ -58,9 +57,9 @@ def pages(browser, tmp_path_factory) -> dict[str, Path]:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NORMTWEAK_HOME", str(folder / "home"))
-        write_ablation(ablation())
+        write(ablation().report())
         found["ablation"] = ablation().folder / "report.html"
-        found["polynomial"] = write_study(polynomial_study()) / "report.html"
+        found["polynomial"] = write(polynomial_study().report())[-1]
     found["evaluation"] = folder / "evaluation.html"
     found["evaluation"].write_text(evaluation_page(evaluation(), 1e6), encoding="utf-8")
     found["comparison"] = folder / "comparison.html"

@@ -56,14 +56,14 @@ def test_the_device_decides_where_a_study_computes():
 
 def test_the_name_is_that_of_the_page_and_of_the_folder(stored, engine_environment, monkeypatch):
     from flows.polynomial import train_study
-    from flows.reports.polynomial_page import study_page
+    from flows.reports.html import to_html
 
     monkeypatch.setattr("flows.polynomial.show_cells", lambda study: None)
     recipes = PolynomialRecipe.parse(TINY), changed("name", "other-study")
     studies = [train_study(run_of(recipe, stored), recipe)[0] for recipe in recipes]
     assert len({study.folder for study in studies}) == 2
     for study in studies:
-        page = study_page(study, b"", b"")
+        page = to_html(study.report().document)
         assert [name in page for name in ("tiny-study", "other-study")] == [
             study.recipe.name == name for name in ("tiny-study", "other-study")
         ]

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.reports.finetune import write_finetune_reports
-from flows.reports.quantize import write_reports
-from flows.reports.ternary import write_ternary_reports
+from flows.reports.publish import write
 from tests.flows.page_reader import PageReader
 from tests.flows.quantize_values import METRICS, block, channel_drift, reports
 from tests.flows.report_values import LOSSES, finetune_reports, ternary_reports
@@ -27,7 +25,7 @@ def page_of(files: list[Path]) -> str:
 
 @pytest.fixture
 def quantization(tmp_path) -> PageReader:
-    return PageReader(page_of(write_reports(reports(tmp_path / "export-w3"))))
+    return PageReader(page_of(write(reports(tmp_path / "export-w3").report())))
 
 
 def test_every_metric_stands_on_the_page_with_all_its_digits(quantization):
@@ -85,13 +83,13 @@ def test_the_page_tells_result_recipe_origin_and_versions(quantization):
     ],
 )
 def test_the_gate_is_told_as_it_is(tmp_path, gate, texts):
-    words = PageReader(page_of(write_reports(reports(tmp_path / "gated", gate=gate)))).words
+    words = PageReader(page_of(write(reports(tmp_path / "gated", gate=gate).report()))).words
     for text in texts:
         assert text in words
 
 
 def test_the_name_of_a_model_cannot_bring_a_script(tmp_path):
-    page = page_of(write_reports(reports(tmp_path / "hostile", model={"source": HOSTILE})))
+    page = page_of(write(reports(tmp_path / "hostile", model={"source": HOSTILE}).report()))
     reader = PageReader(page)
     assert sum(tag == "script" for tag, _ in reader.elements) == 1
     assert f"{HOSTILE} in 3 bits by GPTQ" in reader.words
@@ -100,13 +98,13 @@ def test_the_name_of_a_model_cannot_bring_a_script(tmp_path):
 
 def test_errors_that_were_not_measured_are_left_blank(tmp_path):
     blank = reports(tmp_path / "blank", [block(0, output_error=None)])
-    reader = PageReader(page_of(write_reports(blank)))
+    reader = PageReader(page_of(write(blank.report())))
     (up, _) = reader.table("weight error", "output error")
     assert up["output error"] == ""
 
 
 def test_the_page_of_a_ternary_training_has_its_surgery_and_its_curves(tmp_path):
-    written = write_ternary_reports(ternary_reports(tmp_path))
+    written = write(ternary_reports(tmp_path).report())
     reader = PageReader(page_of(written))
     assert reader.headings[:2] == ["tiny-ternary", "Result"]
     surgery = reader.table("loss", "change")
@@ -120,11 +118,11 @@ def test_the_page_of_a_ternary_training_has_its_surgery_and_its_curves(tmp_path)
 
 
 def test_the_page_of_a_fine_tuning_has_its_blocks_and_three_models(tmp_path):
-    reader = PageReader(page_of(write_finetune_reports(finetune_reports(tmp_path))))
+    reader = PageReader(page_of(write(finetune_reports(tmp_path).report())))
     first, second = reader.table("block", "before", "after")
     assert list(first.values()) == ["0", "0.5000", "0.2500", "kept"]
     assert list(second.values()) == ["1", "0.3750", "0.5000", "rolled back"]
-    assert reader.table("before", "after", "difference to float")[0]["before"] == "8.000"
+    assert reader.table("before", "after", "difference to float")[0]["before"] == "8.000 ± 0.260"
     assert "On it: before, after, float." in reader.words
     assert "Of the distance to the float perplexity, 43 % are left." in reader.words
     told = " ".join(reader.words.split())
@@ -132,47 +130,45 @@ def test_the_page_of_a_fine_tuning_has_its_blocks_and_three_models(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "write", "problem"),
+    ("values", "problem"),
     [
         (
             finetune_reports,
-            write_finetune_reports,
             "end to end: training rolled back (held-out divergence 0.5 -> 0.25)",
         ),
         (
             ternary_reports,
-            write_ternary_reports,
             "training rolled back (objective on held-out windows 3.5 -> 0.5): the export is the "
             "ternary model before any training; lower ternary.lr, or train on more text",
         ),
     ],
 )
-def test_a_training_whose_start_is_kept_says_so(tmp_path, values, write, problem):
+def test_a_training_whose_start_is_kept_says_so(tmp_path, values, problem):
     kept = values(tmp_path)
     assert not any(
         "training rolled back (" in one and "block" not in one for one in kept.problems()
     )
-    words = PageReader(page_of(write(kept))).words
+    words = PageReader(page_of(write(kept.report()))).words
     assert "Exported are the weights after step 12, which held-out windows like best." in words
     assert " in float32" in words
     start = dataclasses.replace(kept, best=0)
     assert problem in start.problems()
     assert problem in start.lineage()["problems"]
-    words = PageReader(page_of(write(start))).words
+    words = PageReader(page_of(write(start.report()))).words
     assert "Rolled back: held-out windows like the weights of the start best." in words
 
 
 def test_a_fine_tuning_without_block_steps_has_no_picture_of_them(tmp_path):
-    reader = PageReader(page_of(write_finetune_reports(finetune_reports(tmp_path, 0))))
+    reader = PageReader(page_of(write(finetune_reports(tmp_path, 0).report())))
     assert reader.table("block", "before", "after") == []
     assert sum(tag == "svg" for tag, _ in reader.elements) == 2  # size and curves
 
 
 def test_equal_trainings_write_equal_bytes(tmp_path):
-    first = {path: path.read_bytes() for path in write_ternary_reports(ternary_reports(tmp_path))}
-    again = write_ternary_reports(ternary_reports(tmp_path))
+    first = {path: path.read_bytes() for path in write(ternary_reports(tmp_path).report())}
+    again = write(ternary_reports(tmp_path).report())
     assert {path: path.read_bytes() for path in again} == first
     other = dataclasses.replace(ternary_reports(tmp_path), losses=[*LOSSES[:-1], 9.0])
-    assert page_of(write_ternary_reports(other)) not in {
+    assert page_of(write(other.report())) not in {
         data.decode() for path, data in first.items() if path.name == "report.html"
     }

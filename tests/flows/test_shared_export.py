@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from flows.recipes.file import recipe_sha256
 from flows.recipes.quantize import Recipe
-from flows.reports.quantize import recipe_sha256
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 

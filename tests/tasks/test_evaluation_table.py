@@ -5,10 +5,10 @@ import math
 
 import pytest
 
+from normtweak_core.evaluate.metric import stderr_name
 from tasks.tables.evaluation import (
     EVALUATION,
     evaluation_frame,
-    stderr_name,
 )
 from tasks.tables.frame import TableError
 

@@ -7,9 +7,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from flows.reports.document import Section
+from flows.reports.figures.inline_svg import drawing
 from normtweak_core.errors import InputError
+from normtweak_core.evaluate.metric import Metric
 
+SIZES = "Size counts weights, configuration and tokenizer; a model on the front is beaten by none."
 LOG_FROM = 30  # largest over smallest value from which a linear axis hides the small ones
+
+
+Model = tuple[str, float, Metric]  # name, bytes, perplexity
 
 
 class Candidate(NamedTuple):
@@ -19,6 +26,23 @@ class Candidate(NamedTuple):
     size: float  # bytes
     loss: float  # perplexity, or another measure of what is lost
     error: float | None = None  # one standard error of the loss
+
+
+def size_section(models: Sequence[Model]) -> Section:
+    """Return quality against size.
+
+    Args:
+        models: Name, bytes, and perplexity.
+    """
+    candidates = [Candidate(name, size, one.value, one.stderr) for name, size, one in models]
+    front = [candidates[index].name for index in pareto_front(candidates)]
+    bars = "Bars are one standard error. " if any(one.error for one in candidates) else ""
+    caption = (
+        f"Perplexity against size; both are better the smaller. {bars}{SIZES} On it: "
+        f"{', '.join(front)}."
+    )
+    figure = size_quality_figure(candidates, "perplexity")
+    return Section("Quality against size", [drawing(figure, "pareto", caption)])
 
 
 def pareto_front(points: Sequence[Candidate]) -> list[int]:

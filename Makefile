@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check kill-test kill-test-ternary tasks-test gpu-test docs bench study study-drift study-ternary study-polynomial study-ablation ui reader-gptq
+.PHONY: setup run test check proof kill-test kill-test-ternary tasks-test gpu-test docs bench study study-drift study-ternary study-polynomial study-ablation ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.house
 	$(BIN)/codespell --skip "*/reference/models/*" -L caf flows tasks normtweak_core tests conf docs README.md CONTRIBUTING.md
+
+# Every pipeline in small; its results beside those of the record, which a redesign keeps.
+proof: setup
+	$(BIN)/python -m tests.proof proof.json --against tests/proof/record.json
 
 kill-test: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/flows/test_kill.py

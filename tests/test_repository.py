@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import COMMANDS
 from flows.recipes.ablation import AblationRecipe
+from flows.recipes.errors import known_keys
 from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.kinds import RECIPES
 from flows.recipes.polynomial import PolynomialRecipe
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
@@ -61,6 +64,24 @@ def test_the_tree_in_the_documentation_is_that_of_the_packages():
         files = {one for one in told[package] if one.endswith(".py")}
         assert told[package] - files == folders
         assert all((REPOSITORY / package / one).is_file() for one in files)
+
+
+def test_every_command_stands_in_the_table_of_commands():
+    told = (REPOSITORY / "docs/operations.md").read_text()
+
+    assert "quantize" in COMMANDS
+    assert [name for name in COMMANDS if f"`normtweak {name}" not in told] == []
+
+
+def test_the_recipe_keys_that_pages_speak_of_exist():
+    keys = {key for recipe in RECIPES.values() for key in known_keys(recipe)}
+    sections = {key.rpartition(".")[0] for key in keys} - {""}
+    named = "|".join(sorted({section.partition(".")[0] for section in sections}))
+    pages = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")]
+    text = "".join(page.read_text() for page in pages if page.name != "log.md")
+    told = set(re.findall(rf"`((?:{named})\.[a-z_0-9.]+)[`:=]", text))
+    assert len(told) > 50
+    assert told - keys - sections == set()
 
 
 def anchors(text):

@@ -46,6 +46,7 @@ PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 PORTS_TRIED = 50
 MLFLOW_SECONDS_TO_START = 180.0  # at least
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+MODELS = "/#/models"  # MLflow's first page tells of other things and leads there by a switch only
 
 
 def run_ui(options: argparse.Namespace) -> int:
@@ -72,7 +73,7 @@ def run_ui(options: argparse.Namespace) -> int:
         prefect = stack.enter_context(prefect_pages(root, options.prefect_port))
         mlflow.wait()
         _say(f"Runs, blocks and reports (Prefect): {page_of(prefect.url)}")
-        _say(f"Registered versions (MLflow):       {mlflow.url}")
+        _say(f"Registered versions (MLflow):       {mlflow.url}{MODELS}")
         _say("Ctrl-C ends both.")
         while prefect.runs() and mlflow.runs():
             time.sleep(0.5)

@@ -190,7 +190,9 @@ def test_the_version_and_its_metrics_are_on_the_registry_pages(browser: Browser,
         "perplexity/quantized",
         pages.result["export_sha256"],
         f'mlflow.pyfunc.load_model("models:/{NAME}/{version}")',
+        "or the messages of a chat where",  # not broken where our own line ends
     )
+    browser.shows(f"{pages.mlflow}/#/models", "Registered Models", NAME, picture="models")
     browser.shows(f"{pages.mlflow}/#/models/{NAME}/versions/{version}", *texts, picture="version")
     experiment = ask(f"{api}/experiments/get-by-name?experiment_name=normtweak")["experiment"]
     model = f"experiments/{experiment['experiment_id']}/models/{tags['logged_model_id']}"

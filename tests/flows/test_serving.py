@@ -49,7 +49,7 @@ def test_ui_shows_both_pages_and_takes_its_children_along_when_it_is_killed(comm
     ui = command("ui", "--prefect-port", str(prefect), "--mlflow-port", str(mlflow))
     ui.until("Registered versions")
     assert re.search(rf"\(Prefect\): +http://127.0.0.1:{prefect}\n", ui.text())
-    assert re.search(rf"\(MLflow\): +http://127.0.0.1:{mlflow}\n", ui.text())
+    assert re.search(rf"\(MLflow\): +http://127.0.0.1:{mlflow}/#/models\n", ui.text())
     assert status(f"http://127.0.0.1:{prefect}/v2/") == 200
     assert status(f"http://127.0.0.1:{mlflow}/") == 200
     # Without the variables it is set by, the page would ask the API of another server.

@@ -1,4 +1,7 @@
-"""What a version says of itself on the pages of MLflow: how people without our code open it."""
+"""What a version says of itself on the pages of MLflow: how people without our code open it.
+
+MLflow shows a line break as one, so that a paragraph is one line.
+"""
 
 TEXT = """\
 Made and verified by normtweak, of which nothing is needed to open this version:
@@ -10,8 +13,9 @@ model = mlflow.pyfunc.load_model("{uri}")
 print(model.predict(["Once upon a time"], params={{"max_new_tokens": 40}}))
 ```
 
-`predict` takes a text, a list of texts, a frame or dict with texts as `prompt`, or the messages of
-a chat where the model has a chat template; all else is refused. Or, as a plain Hugging Face folder:
+`predict` takes a text, a list of texts, a frame or dict with texts as `prompt`, or the messages \
+of a chat where the model has a chat template; all else is refused. Or, as a plain Hugging Face \
+folder:
 
 ```python
 import mlflow
@@ -22,8 +26,8 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
-`MLFLOW_TRACKING_URI` names this registry. Beside `model` lie `requirements.txt`, the packages that
-this takes, and `reports`, what is known of the version.
+`MLFLOW_TRACKING_URI` names this registry. Beside `model` lie `requirements.txt`, the packages \
+that this takes, and `reports`, what is known of the version.
 """
 
 

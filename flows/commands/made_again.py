@@ -26,6 +26,7 @@ from tasks.engine.environment import FOLDERS, HOME_VARIABLE, REBUILDS
 from tasks.engine.locks import exclusive
 from tasks.engine.provenance import Difference, differences, made_here
 from tasks.registry.reachable import VARIABLE
+from tasks.registry.registered import registry_client
 
 THREADS = "OMP_NUM_THREADS"
 ENDED = "ended.json"  # in the state root of a rebuild that gave another export
@@ -48,8 +49,7 @@ def make_again(
         InputError: There is no such version, its record is not whole, or what it was made from is
             not to be had or is something else by now.
     """
-    registry = os.environ[VARIABLE]
-    client = MlflowClient(tracking_uri=registry, registry_uri=registry)
+    client = registry_client(os.environ[VARIABLE])
     with scratch_folder("rebuild") as folder:
         recorded = read_recorded(client, uri, folder)
     if threads is None:  # else what the user has set wins, and is told as a difference

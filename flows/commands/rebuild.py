@@ -10,13 +10,13 @@ from flows.commands.command import STATE, Command, add_result
 from flows.commands.execution import lazily, quiet_libraries
 from flows.commands.first_line import first_line
 from tasks.engine.environment import prepare_environment, set_variables, state_root
+from tasks.registry.names import parse_address
 from tasks.registry.reachable import existing_registry
-from tasks.registry.version_uri import parse_uri
 
 
 def run_rebuild(options: argparse.Namespace) -> int:
     """Make a registered version again and tell whether it has the same bytes."""
-    parse_uri(options.uri)
+    parse_address(options.uri)
     root = state_root()
     with first_line(f"rebuild {options.uri}: begins with what the registry holds of it"):
         _require_places(root, options.result)

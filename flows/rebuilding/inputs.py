@@ -6,7 +6,9 @@ Everything here ends before a server starts and before anything is computed.
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from mlflow import MlflowClient
 
 from flows.rebuilding.recorded import Recorded
 from flows.recipes.file import apply_override
@@ -20,9 +22,6 @@ from tasks.models.job import Job, open_job
 from tasks.registry.registered import download_export
 from tasks.stages.calibrate import data_identity
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -34,7 +33,7 @@ class Inputs:
 
 
 def find_inputs(
-    recorded: Recorded, overrides: list[str], client: "MlflowClient", folder: Path
+    recorded: Recorded, overrides: list[str], client: MlflowClient, folder: Path
 ) -> Inputs:
     """Return what a version was made from, each part compared with its recorded hash.
 
@@ -96,7 +95,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _find_parent(
-    recorded: Recorded, values: dict[str, Any], client: "MlflowClient", folder: Path
+    recorded: Recorded, values: dict[str, Any], client: MlflowClient, folder: Path
 ) -> None:
     """Let `model.source` be the export that was trained on, from its place or the registry."""
     wanted = recorded.tag("parent_export_sha256")

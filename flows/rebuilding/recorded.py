@@ -4,28 +4,25 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from mlflow import MlflowClient
 
 from flows.pipeline.kept_files import read_kept
 from flows.pipeline.places import NOTHING, PLACE
 from flows.recipes.kinds import RecipeKind, kind_of
 from normtweak_core.errors import InputError
 from tasks.engine.provenance import MadeWith
-from tasks.registry.version_uri import parse_uri
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-    from tasks.registry.registered import RegisteredVersion
+from tasks.registry.names import parse_address
+from tasks.registry.registered import RegisteredVersion, download_reports, find_our_version
 
 
 @dataclass(frozen=True)
 class Recorded:
     """A version: recipe, hashes of what it was made from, and what it was made with."""
 
-    version: "RegisteredVersion"
+    version: RegisteredVersion
     values: dict[str, Any]  # of the recipe, as it was written
     made_with: MadeWith
     kind: RecipeKind = field(init=False)
@@ -67,7 +64,7 @@ class Recorded:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def read_recorded(client: "MlflowClient", uri: str, folder: Path) -> Recorded:
+def read_recorded(client: MlflowClient, uri: str, folder: Path) -> Recorded:
     """Return what the registry says about a version.
 
     Args:
@@ -79,9 +76,7 @@ def read_recorded(client: "MlflowClient", uri: str, folder: Path) -> Recorded:
         InputError: There is no such version, normtweak has not registered it, or its reports are
             missing or not those that it was registered with.
     """
-    from tasks.registry.registered import download_reports, find_version
-
-    version = find_version(client, *parse_uri(uri))
+    version = find_our_version(client, parse_address(uri))
     reports = download_reports(client, version, folder)
     try:
         values = yaml.safe_load((reports / "recipe.yaml").read_text(encoding="utf-8"))

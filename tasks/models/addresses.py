@@ -4,16 +4,20 @@ A folder, a hub id, a reference model, a GGUF file, or a registered version, who
 """
 
 import contextlib
+import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from normtweak_core.errors import InputError
-from normtweak_core.model.architecture import read_config
+from normtweak_core.evaluate.size import quantized_storage
+from normtweak_core.export.payload import payload_bytes
+from normtweak_core.model.architecture import quantization_method, read_config
 from normtweak_core.model.config import ModelConfig
+from normtweak_core.model.fingerprint import fingerprint
+from normtweak_core.model.foreign_code import refuse_foreign_tokenizer
 from normtweak_core.model.source import (
     REFERENCE_PREFIX,
     ModelFolder,
@@ -21,12 +25,12 @@ from normtweak_core.model.source import (
     resolve_source,
 )
 from normtweak_core.paths import given_path
-from normtweak_core.scratch import scratch_folder
 from tasks.engine.artifacts import file_sha256
 from tasks.models.job import tokenizer_hash
 from tasks.models.subjects import Subject
+from tasks.registry.names import REGISTERED, parse_address
+from tasks.registry.reachable import VARIABLE, check_registry
 
-REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[\w-]+))")
 MANIFEST = "normtweak.json"
 
 
@@ -69,8 +73,13 @@ def measured_model(address: str, dtype: str, device: str) -> Iterator[MeasuredMo
     Raises:
         InputError: There is no such model, or it cannot be opened here.
     """
-    if address.startswith("models:"):
-        with _registered(address) as (folder, tokenizer):
+    if address.startswith(REGISTERED):
+        wanted, uri = parse_address(address), os.environ[VARIABLE]
+        check_registry(uri)
+        from tasks.registry.registered import files_of  # MLflow, for those who have named a version
+
+        with files_of(wanted, uri) as files:
+            folder, tokenizer = _folders(files, address)
             yield _in_folder(ModelFolder(folder, address, None), tokenizer, dtype, device)
         return
     path = given_path(address, "model.source")
@@ -82,12 +91,6 @@ def measured_model(address: str, dtype: str, device: str) -> Iterator[MeasuredMo
 
 
 def _in_folder(source: ModelFolder, tokenizer: Path, dtype: str, device: str) -> MeasuredModel:
-    from normtweak_core.evaluate.size import quantized_storage
-    from normtweak_core.export.payload import payload_bytes
-    from normtweak_core.model.architecture import quantization_method
-    from normtweak_core.model.fingerprint import fingerprint
-    from normtweak_core.model.foreign_code import refuse_foreign_tokenizer
-
     refuse_foreign_tokenizer(tokenizer)
     quantized = quantization_method(source.path) is not None
     if dtype == "auto":
@@ -130,51 +133,6 @@ def _gguf(path: Path, address: str, dtype: str, device: str) -> MeasuredModel:
     return MeasuredModel(subject, source, path.stat().st_size, None)
 
 
-@contextlib.contextmanager
-def _registered(address: str) -> Iterator[tuple[Path, Path]]:
-    """Yield the folders of a registered version's model and of its tokenizer."""
-    match = REGISTERED.fullmatch(address)
-    if match is None:
-        raise InputError(
-            "a registered model is written models:/NAME/VERSION or models:/NAME@ALIAS, such as "
-            f"models:/my-model/3; found {address!r}."
-        )
-    import mlflow.artifacts
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from mlflow.utils.uri import is_local_uri
-
-    from tasks.registry.reachable import check_registry
-
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    check_registry(uri)
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    try:
-        version = (
-            client.get_model_version(match["name"], match["version"])
-            if match["version"]
-            else client.get_model_version_by_alias(match["name"], match["alias"])
-        )
-        place = client.get_model_version_download_uri(version.name, str(version.version))
-    except MlflowException as error:
-        raise InputError(
-            f"{address} must be in the registry; it is not: look with `normtweak ui`."
-        ) from error
-    with scratch_folder("version") as copy:
-        there = (
-            None if is_local_uri(place) else str(copy)
-        )  # files of this machine are read in place
-        try:
-            found = mlflow.artifacts.download_artifacts(
-                artifact_uri=place, dst_path=there, tracking_uri=uri
-            )
-        except (MlflowException, OSError) as error:
-            raise InputError(
-                f"the files of {address} must be readable at {place}; they are not: {error}"
-            ) from error
-        yield _folders(Path(found), address)
-
-
 def _folders(found: Path, address: str) -> tuple[Path, Path]:
     """Return where in a logged model the Hugging Face folder and the tokenizer lie."""
     for folder in (found, found / "model"):
@@ -189,7 +147,5 @@ def _folders(found: Path, address: str) -> tuple[Path, Path]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    import json
-
     path = folder / MANIFEST
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

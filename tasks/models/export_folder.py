@@ -5,10 +5,16 @@ from pathlib import Path
 
 from normtweak_core.errors import InputError
 from normtweak_core.paths import given_path
+from tasks.engine.artifacts import temporary_beside
+from tasks.registry.names import REGISTERED, parse_address
 from tasks.registry.reachable import existing_registry
-from tasks.registry.version_uri import parse_uri
 
-REGISTERED = "models:"
+FOLDER = "exports/imported"  # copies of exports that lie elsewhere
+
+
+def imported_folder(root: Path, payload_sha256: str) -> Path:
+    """Return where the copy of an export goes that does not lie under the state root."""
+    return root / FOLDER / payload_sha256[:32]
 
 
 def export_folder(source: str, root: Path, writes: bool = True) -> Path:
@@ -28,16 +34,18 @@ def export_folder(source: str, root: Path, writes: bool = True) -> Path:
     """
     if not source.startswith(REGISTERED):
         return given_path(source, "model.source")
-    wanted = parse_uri(source)
+    wanted = parse_address(source)
     uri = existing_registry(root, source)
-    from mlflow import MlflowClient
+    # MLflow, for those who have named a version.
+    from tasks.registry.registered import (
+        download_export,
+        export_in_place,
+        find_our_version,
+        registry_client,
+    )
 
-    from tasks.engine.artifacts import temporary_beside
-    from tasks.models.starting_point import imported_folder
-    from tasks.registry.registered import download_export, export_in_place, find_version
-
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    version = find_version(client, *wanted)
+    client = registry_client(uri)
+    version = find_our_version(client, wanted)
     if (folder := export_in_place(client, version)) is not None:
         return folder
     sha256 = version.tags["export_sha256"]

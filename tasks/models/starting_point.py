@@ -13,6 +13,7 @@ from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.finetune.source import ExportSource
 from tasks.engine.artifacts import ArtifactRef, temporary_beside
 from tasks.engine.environment import state_root
+from tasks.models.export_folder import imported_folder
 from tasks.models.job import torch_dtype
 from tasks.results import ExportResult
 
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
 
     from normtweak_core.export.exported import ExportedWeights
     from normtweak_core.quantization.weight import QuantizedWeight
-
-FOLDER = "exports/imported"  # copies of exports that lie elsewhere
-
-
-def imported_folder(root: Path, payload_sha256: str) -> Path:
-    """Return where the copy of an export goes that does not lie under the state root."""
-    return root / FOLDER / payload_sha256[:32]
 
 
 def export_in_root(source: ExportSource) -> ExportResult:

@@ -1,9 +1,48 @@
-"""Names a registered model and its alias may have, for recipes and for the registry; no MLflow."""
+"""Names of registered models and of their versions, for recipes and for the registry; no MLflow."""
 
 import re
+from dataclasses import dataclass
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+from normtweak_core.errors import InputError
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of what we register; others may be freer
 ALIAS_PATTERN = r"^[A-Za-z0-9_-]+$"
+REGISTERED = "models:"  # what the address of a version begins with
+_ADDRESS = re.compile(
+    r"models:/(?P<name>[^/@]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[A-Za-z0-9_-]+))"
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A registered version, by its number or by an alias."""
+
+    name: str
+    version: str | None = None
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        what = f"@{self.alias}" if self.alias else f"/{self.version}"
+        return f"{REGISTERED}/{self.name}{what}"
+
+
+def parse_address(text: str, alias_too: bool = True) -> Address:
+    """Return the parts of the address of a version.
+
+    Args:
+        text: models:/NAME/VERSION or models:/NAME@ALIAS.
+        alias_too: Whether it may be by an alias.
+
+    Raises:
+        InputError: It is no such address.
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not (alias_too or match["version"]):
+        forms = "models:/NAME/VERSION" + (" or models:/NAME@ALIAS" if alias_too else "")
+        raise InputError(
+            f"a registered version is written {forms}, such as models:/my-model/3; found {text!r}."
+        )
+    return Address(**match.groupdict())
 
 
 def is_reserved_alias(alias: str) -> bool:

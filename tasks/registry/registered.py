@@ -1,7 +1,9 @@
 """A version of the registry, read and not changed: its tags, its reports, the export itself."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from normtweak_core.errors import InputError
+from normtweak_core.scratch import scratch_folder
+from tasks.registry.names import Address
 
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second: no such alias
 LOOK = "look with `normtweak ui`"
@@ -30,29 +34,73 @@ class RegisteredVersion:
     @property
     def uri(self) -> str:
         """Address of the version."""
-        return f"models:/{self.name}/{self.version}"
+        return str(Address(self.name, str(self.version)))
 
 
-def find_version(
-    client: MlflowClient, name: str, version: str | None, alias: str | None
-) -> RegisteredVersion:
-    """Return a version by its number or by an alias.
+def registry_client(uri: str) -> MlflowClient:
+    """Return a client of one registry for versions, runs and files alike."""
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def find_version(client: MlflowClient, address: Address) -> ModelVersion:
+    """Return a version, whoever has registered it.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        if address.alias:
+            return client.get_model_version_by_alias(address.name, address.alias)
+        return client.get_model_version(address.name, str(address.version))
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        raise InputError(f"{address} must be in the registry; it is not: {LOOK}.") from error
+
+
+def find_our_version(client: MlflowClient, address: Address) -> RegisteredVersion:
+    """Return a version that normtweak has registered.
 
     Raises:
         InputError: There is none, or something else has registered it.
     """
-    asked = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
-    try:
-        found = (
-            client.get_model_version_by_alias(name, alias)
-            if alias
-            else client.get_model_version(name, str(version))
+    found = find_version(client, address)
+    needed = ("export_sha256", "recipe_sha256", "source_sha256", "calibration_sha256")
+    missing = [tag for tag in needed if tag not in found.tags]
+    if missing or not found.run_id:
+        lacks = f"no tag {missing[0]}" if missing else "no run"
+        raise InputError(
+            f"{address} must have been registered by normtweak; it has {lacks}: something else has "
+            f"registered it; {LOOK}."
         )
-    except MlflowException as error:
-        if error.error_code not in ABSENT:
-            raise
-        raise InputError(f"{asked} must be in the registry; it is not: {LOOK}.") from error
-    return _ours(found, asked)
+    return RegisteredVersion(found.name, int(found.version), found.run_id, dict(found.tags))
+
+
+@contextlib.contextmanager
+def files_of(address: Address, uri: str) -> Iterator[Path]:
+    """Yield the folder with the files of a version; a copy of them lives as long as the block.
+
+    Args:
+        address: The version, whoever has registered it.
+        uri: Of the registry.
+
+    Raises:
+        InputError: There is no such version, or its files cannot be read.
+    """
+    client = registry_client(uri)
+    version = find_version(client, address)
+    place = client.get_model_version_download_uri(version.name, str(version.version))
+    with scratch_folder("version") as copy:
+        there = None if is_local_uri(place) else str(copy)  # this machine's are read in place
+        try:
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri=place, dst_path=there, tracking_uri=uri
+            )
+        except (MlflowException, OSError) as error:
+            raise InputError(
+                f"the files of {address} must be readable at {place}; they are not: {error}"
+            ) from error
+        yield Path(found)
 
 
 def download_reports(client: MlflowClient, version: RegisteredVersion, to: Path) -> Path:
@@ -120,15 +168,3 @@ def export_in_place(client: MlflowClient, version: RegisteredVersion) -> Path | 
         return None
     folder = Path(local_file_uri_to_path(model.artifact_location)) / "model"
     return folder if folder.is_dir() else None
-
-
-def _ours(found: ModelVersion, asked: str) -> RegisteredVersion:
-    needed = ("export_sha256", "recipe_sha256", "source_sha256", "calibration_sha256")
-    missing = [tag for tag in needed if tag not in found.tags]
-    if missing or not found.run_id:
-        lacks = f"no tag {missing[0]}" if missing else "no run"
-        raise InputError(
-            f"{asked} must have been registered by normtweak; it has {lacks}: something else has "
-            f"registered it; {LOOK}."
-        )
-    return RegisteredVersion(found.name, int(found.version), found.run_id, dict(found.tags))

@@ -134,8 +134,13 @@ COMMANDS = {
     ),
     "a promotion of no version": (
         "promote tiny",
-        "promote takes a version as models:/NAME/VERSION, such as models:/my-model/3; found "
+        "a registered version is written models:/NAME/VERSION, such as models:/my-model/3; found "
         "'tiny'.",
+    ),
+    "a promotion of an alias": (
+        "promote models:/tiny@candidate",
+        "a registered version is written models:/NAME/VERSION, such as models:/my-model/3; found "
+        "'models:/tiny@candidate'.",
     ),
     "a rollback of an alias of MLflow's own": (
         "rollback tiny --alias v3",
@@ -144,7 +149,7 @@ COMMANDS = {
     ),
     "a rebuild of no version": (
         "rebuild tiny",
-        "a version is written models:/NAME/VERSION or models:/NAME@ALIAS, such as "
+        "a registered version is written models:/NAME/VERSION or models:/NAME@ALIAS, such as "
         "models:/my-model/3; found 'tiny'.",
     ),
     "a rebuild without a registry": (

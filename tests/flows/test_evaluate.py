@@ -251,7 +251,7 @@ def test_a_version_that_others_logged_with_mlflow_is_measured_like_its_folder(en
     [
         (
             "models:/tiny-evaluated",
-            "a registered model is written models:/NAME/VERSION or models:/NAME@ALIAS, such as "
+            "a registered version is written models:/NAME/VERSION or models:/NAME@ALIAS, such as "
             "models:/my-model/3; found 'models:/tiny-evaluated'.",
         ),
         (

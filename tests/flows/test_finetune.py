@@ -199,7 +199,7 @@ def test_a_version_that_cannot_be_trained_on_is_refused(project, tmp_path, capsy
     def told(source: str) -> str:
         return failing(tmp_path, capsys, values(project) | {"model": {"source": source}})
 
-    assert "a version is written models:/NAME/VERSION or models:/NAME@ALIAS" in told("models:/x")
+    assert "a registered version is written models:/NAME/VERSION or mod" in told("models:/x")
     assert "models:/tiny-to-tune/9 must be in the registry; it is not" in told(
         "models:/tiny-to-tune/9"
     )

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from flows.commands.aliases import promote, rollback
+from flows.cli import parse
 from normtweak_core.errors import InputError
 from tasks.registry.promotion import (
     HISTORY,
@@ -212,22 +212,35 @@ def by_hand(registry, monkeypatch):
         entered(registry, seed, perplexity)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     monkeypatch.setattr(
-        "flows.commands.aliases._registry", lambda: (registry.client, registry.root / "locks")
+        "flows.commands.aliases._registry", lambda: (registry.uri, registry.root / "locks")
     )
     return registry
 
 
-def test_rollbacks_go_back_step_by_step_and_a_promotion_forward(by_hand):
+@pytest.fixture
+def told(by_hand, capsys):
+    """Carries out a command, and returns what it says."""
+
+    def command(*words) -> str:
+        options = parse(list(words))
+        options.run(options)
+        return capsys.readouterr().out.strip()
+
+    return command
+
+
+def test_rollbacks_go_back_step_by_step_and_a_promotion_forward(by_hand, told):
     assert moves(by_hand) == [(1, "gate"), (2, "gate"), (3, "gate")]
     name = by_hand.name
-    assert rollback(name, "champion") == f"{name} @champion: version 3 -> version 2"
-    assert rollback(name, "champion") == f"{name} @champion: version 2 -> version 1"
+    assert told("rollback", name) == f"{name} @champion: version 3 -> version 2"
+    assert told("rollback", name) == f"{name} @champion: version 2 -> version 1"
     with pytest.raises(InputError, match="it is at version 1, its first: choose one with"):
-        rollback(name, "champion")
-    assert promote(f"models:/{name}/3", "champion") == f"{name} @champion: version 1 -> version 3"
+        told("rollback", name)
+    assert told("promote", f"models:/{name}/3") == f"{name} @champion: version 1 -> version 3"
     assert moves(by_hand)[3:] == [(2, "rollback"), (1, "rollback"), (3, "promote")]
     assert earlier_version(by_hand.client, name, "champion") == 1
-    assert promote(f"models:/{name}/2", "staging") == f"{name} @staging: version 2"
+    staged = told("promote", f"models:/{name}/2", "--alias", "staging")
+    assert staged == f"{name} @staging: version 2"
 
 
 def test_a_move_that_was_not_written_down_is_written_down_by_the_next(by_hand, monkeypatch):
@@ -257,25 +270,20 @@ def test_the_tag_keeps_the_newest_moves(by_hand):
 
 
 @pytest.mark.parametrize(
-    ("act", "text"),
+    ("line", "text"),
     [
-        (
-            lambda name: promote(f"models:/{name}", "champion"),
-            "takes a version as models:/NAME/VER",
-        ),
-        (lambda name: promote(f"models:/{name}/99", "champion"), "must be in the registry; it is"),
-        (
-            lambda name: promote(f"models:/{name}/1", "latest"),
-            "--alias must be letters, .*: choose",
-        ),
-        (lambda name: promote("models:/a b/1", "x"), "a registered model name is letters"),
-        (lambda name: rollback("nobody", "champion"), "nobody must be a registered model"),
-        (lambda name: rollback(name, "unset"), "@unset pointed to before; it is not set"),
+        ("promote models:/{}", "a registered version is written models:/NAME/VERSION, such as"),
+        ("promote models:/{}@champion", "a registered version is written models:/NAME/VERSION, s"),
+        ("promote models:/{}/99", "must be in the registry; it is"),
+        ("promote models:/{}/1 --alias latest", "--alias must be letters, .*: choose"),
+        ("promote models:/a+b/1 --alias x", "a registered model name is letters"),
+        ("rollback nobody", "nobody must be a registered model"),
+        ("rollback {} --alias unset", "@unset pointed to before; it is not set"),
     ],
 )
-def test_wrong_moves_are_refused(by_hand, act, text):
+def test_wrong_moves_are_refused(by_hand, told, line, text):
     with pytest.raises(InputError, match=text):
-        act(by_hand.name)
+        told(*line.format(by_hand.name).split())
 
 
 # Many at once

@@ -23,8 +23,9 @@ from flows.reports.publish import publish_registry_link
 from normtweak_core.errors import InputError
 from normtweak_core.export.payload import payload_files, payload_sha256
 from tasks.models.export_folder import export_folder
+from tasks.registry.names import parse_address
 from tasks.registry.reachable import check_registry
-from tasks.registry.registered import download_export, download_reports, find_version
+from tasks.registry.registered import download_export, download_reports, find_our_version
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,14 @@ def test_what_a_rebuild_reads_comes_from_a_server_as_well(served, tmp_path):
     served = replace(served.with_seed(2), name="tiny-again")
     served.register(tags=told)
     client, sha256 = served.client, payload_sha256(served.export)
-    for number, alias in (("1", None), (None, "candidate")):
-        version = find_version(client, "tiny-again", number, alias)
+    for address in ("models:/tiny-again/1", "models:/tiny-again@candidate"):
+        version = find_our_version(client, parse_address(address))
         assert version.uri == "models:/tiny-again/1"
         assert told.items() <= version.tags.items()
     with pytest.raises(InputError, match=r"models:/tiny-again@nobody must be in the registry"):
-        find_version(client, "tiny-again", None, "nobody")
+        find_our_version(client, parse_address("models:/tiny-again@nobody"))
     with pytest.raises(InputError, match=r"models:/tiny-again/9 must be in the registry"):
-        find_version(client, "tiny-again", "9", None)
+        find_our_version(client, parse_address("models:/tiny-again/9"))
     reports = download_reports(client, version, tmp_path / "reports-of-it")
     assert (reports / "drift.md").read_text() == "# drift"
     copied = download_export(client, sha256, tmp_path / "export-of-it")

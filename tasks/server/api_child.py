@@ -1,59 +1,38 @@
 """Prefect's API in a process of its own that cannot outlive its parent. Made by `tasks.server.api`.
 
-Two watches, because each has a gap. The kernel signals us when the thread that started us ends
-(Linux only, and only asked for when that is the main thread). A pipe whose other end only the
-parent holds reads as closed when the parent is gone (everywhere, but a forked child of the parent
-would keep it open). On either the server stops in good order, and is ended after some seconds if it
-does not.
+When that is gone (`tasks.server.watch`) the server stops in good order, and is ended after some
+seconds if it does not.
 
 Prefect queues the task runs it is told of in memory and writes them about once a second; ended by a
 signal it forgets what is queued. Here it handles its queues first.
 """
 
-import argparse
 import asyncio
-import ctypes
 import gc
 import os
-import signal
 import socket
-import sys
-import threading
 import time
 from pathlib import Path
 
 from tasks.server.report_pages import report_route
+from tasks.server.watch import require_parent, watch_arguments, watch_pipe
 
-PR_SET_PDEATHSIG = 1
 SECONDS_TO_STOP = 8
 SECONDS_TO_DRAIN = 4
 
 
 def main() -> None:
     """Serve the API on an inherited listening socket until told to stop or the parent is gone."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = watch_arguments(main.__doc__)
     parser.add_argument("--socket", type=int, required=True, help="inherited listening socket")
     parser.add_argument("--ready", type=int, required=True, help="pipe that hears when we serve")
-    parser.add_argument("--alive", type=int, required=True, help="pipe that closes with the parent")
-    parser.add_argument("--parent", type=int, required=True, help="pid of the parent")
     parser.add_argument("--root", type=Path, required=True, help="state root, for the reports")
-    parser.add_argument("--main-thread", action="store_true", help="started by its main thread")
     options = parser.parse_args()
-    for fd in (options.socket, options.ready, options.alive):
+    for fd in (options.socket, options.ready):
         os.set_inheritable(fd, False)
-    if options.main_thread and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != options.parent:  # it died before the line above
-        sys.exit(1)
-    threading.Thread(target=_end_with_parent, args=(options.alive,), daemon=True).start()
+    require_parent(options)
+    watch_pipe(options.alive, SECONDS_TO_STOP)
     _serve(socket.socket(fileno=options.socket), options.ready, options.root)
-
-
-def _end_with_parent(alive: int) -> None:
-    os.read(alive, 1)  # returns when the last writer, the parent, closes its end
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(SECONDS_TO_STOP)
-    os._exit(1)
 
 
 def _serve(listener: socket.socket, ready: int, root: Path) -> None:

@@ -1,7 +1,7 @@
 """Child processes that end with this one: started with both watches, stopped in good order.
 
-The child is `tasks.server.api_child` or `tasks.server.guarded_child`, which say what the two
-watches are.
+The child is `tasks.server.api_child` or `tasks.server.guarded_child`; what the two watches are says
+`tasks.server.watch`.
 """
 
 import os

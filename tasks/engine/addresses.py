@@ -24,6 +24,9 @@ WITHOUT_SCHEME = re.compile(
 )
 
 
+GUARDED = (401, 403)  # it wants a password, which variables of its client hold
+
+
 @dataclass(frozen=True)
 class Service:
     """What a variable names the address of, as messages call it."""
@@ -93,16 +96,36 @@ def as_json(body: bytes) -> Any:
 
 
 def require_open_port(service: Service, value: str, parts: SplitResult) -> None:
-    """Accept an address at whose port something listens.
+    """Accept an address at whose port something listens, or that is asked through a proxy.
 
     Raises:
         InputError: Nothing does.
     """
+    host = parts.hostname or ""
+    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return  # the server itself cannot be reached, and need not be
     port = parts.port or PORTS[parts.scheme.partition("+")[0]]
     try:
-        socket.create_connection((parts.hostname, port), SECONDS_TO_ANSWER).close()
+        socket.create_connection((host, port), SECONDS_TO_ANSWER).close()
     except OSError as error:
         raise no_answer(service, value, error) from error
+
+
+def wrong_server(service: Service, value: str, status: int, form: str = "") -> InputError:
+    """Return the error about an address at which something else answers.
+
+    Args:
+        service: What the variable names.
+        value: What it holds.
+        status: What it answers with.
+        form: What else is known of the right address.
+    """
+    return InputError(
+        f"must be the address of {service.what}{form}",
+        key=service.variable,
+        found=f"what answers at {value} is none (status {status})",
+        remedy="correct the address",
+    )
 
 
 def no_answer(service: Service, value: str, reason: object) -> InputError:

@@ -6,7 +6,15 @@ import tomllib
 from normtweak_core.errors import InputError
 from normtweak_core.given_files import read_utf8
 from normtweak_core.paths import given_path
-from tasks.engine.addresses import Service, answer, as_json, require_open_port, split_address
+from tasks.engine.addresses import (
+    GUARDED,
+    Service,
+    answer,
+    as_json,
+    require_open_port,
+    split_address,
+    wrong_server,
+)
 
 VARIABLE = "PREFECT_API_URL"
 ENGINE = Service(
@@ -16,7 +24,6 @@ ENGINE = Service(
     "and the run starts a server of its own",
 )
 PROFILES, PROFILE = "PREFECT_PROFILES_PATH", "PREFECT_PROFILE"
-GUARDED = (401, 403)
 
 
 def profile_variables() -> dict[str, str]:
@@ -52,17 +59,9 @@ def check_engine(url: str) -> None:
     """
     parts = split_address(ENGINE, url, ("http", "https"))
     if parts.scheme == "https":
-        from urllib.request import getproxies, proxy_bypass
-
-        if "https" not in getproxies() or proxy_bypass(parts.hostname or ""):
-            require_open_port(ENGINE, url, parts)
+        require_open_port(ENGINE, url, parts)
         return
     status, body = answer(ENGINE, url, "/health")
     if status in GUARDED or (status == 200 and as_json(body) is True):
         return
-    raise InputError(
-        "must be the address of a Prefect API, which ends in /api",
-        key=VARIABLE,
-        found=f"what answers at {url} is none (status {status})",
-        remedy="correct the address",
-    )
+    raise wrong_server(ENGINE, url, status, ", which ends in /api")

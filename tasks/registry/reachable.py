@@ -4,11 +4,18 @@ import importlib.util
 import os
 from pathlib import Path
 from urllib.parse import SplitResult
-from urllib.request import getproxies, proxy_bypass
 
 from normtweak_core.errors import InputError
 from normtweak_core.paths import given_path
-from tasks.engine.addresses import Service, answer, as_json, require_open_port, split_address
+from tasks.engine.addresses import (
+    GUARDED,
+    Service,
+    answer,
+    as_json,
+    require_open_port,
+    split_address,
+    wrong_server,
+)
 from tasks.engine.environment import HOME_VARIABLE, default_variables
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -23,7 +30,6 @@ HOSTED = ("databricks", "databricks-uc", "uc")
 SQLITE = b"SQLite format 3\0"
 # Asked where /health is not answered with OK, as behind a gateway: what only MLflow knows.
 API = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
-GUARDED = (401, 403)  # it wants a password, which MLflow's own variables hold
 
 
 def existing_registry(root: Path, reader: str) -> str:
@@ -66,8 +72,7 @@ def check_registry(tracking_uri: str) -> None:
         _check_database(tracking_uri, parts, driver or DRIVERS[scheme])
     elif scheme == "http":
         _check_server(tracking_uri)
-    # Behind a proxy the server itself cannot be reached, and need not be.
-    elif scheme == "https" and ("https" not in getproxies() or proxy_bypass(parts.hostname or "")):
+    elif scheme == "https":
         require_open_port(REGISTRY, tracking_uri, parts)
 
 
@@ -127,12 +132,7 @@ def _check_server(uri: str) -> None:
     status, body = answer(REGISTRY, uri, API)
     if status in GUARDED or _is_object(body):
         return
-    raise InputError(
-        "must be the address of an MLflow server",
-        key=VARIABLE,
-        found=f"what answers at {uri} is none (status {status})",
-        remedy="correct the address",
-    )
+    raise wrong_server(REGISTRY, uri, status)
 
 
 def _is_object(body: bytes) -> bool:

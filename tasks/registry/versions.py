@@ -27,9 +27,10 @@ from tasks.registry.flavor.description import describe_version
 from tasks.registry.flavor.folder import read_config
 from tasks.registry.flavor.logged_model import EVALUATION_TAG, Export, complete_logged_model
 from tasks.registry.flavor.run_record import RunRecord
-from tasks.registry.names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
+from tasks.registry.names import ALIAS_PATTERN, NAME_PATTERN, Address, is_reserved_alias
 from tasks.registry.promotion import Verdict, name_lock, settle_aliases
 from tasks.registry.reachable import check_registry
+from tasks.registry.registered import registry_client
 from tasks.server.cancelling import last_call, raise_if_cancelled
 
 EXPERIMENT = "normtweak"
@@ -68,8 +69,7 @@ def register_export(
     """Return the version that holds this export, made now unless this content has one already.
 
     A version found again gets the alias and any files it has lost. Where the export was evaluated
-    anew, or another recipe has led to it, its reports, metrics and tags become those of this run;
-    nothing changes for a run that equals the one before.
+    anew, or another recipe has led to it, its reports, metrics and tags become those of this run.
 
     Args:
         export_dir: A complete Hugging Face folder.
@@ -94,13 +94,8 @@ def register_export(
     _check_names(name, alias, export_sha256)
     read_config(export_dir)
     check_registry(tracking_uri)
-    # Two processes that create one new database at the same time disturb each other.
-    with exclusive(lock_dir / "registry-store.lock", message="opening the registry"):
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-        experiment_id = _experiment(client, tracking_uri, artifact_root)
-        writer = _writer_id(lock_dir / "registry-writer.id")
+    client, experiment_id, writer = _opened(tracking_uri, artifact_root, lock_dir)
     with name_lock(lock_dir, name) as own:
-        identity = f"{writer}/{name}/{export_sha256}"
         export = Export(
             folder=export_dir,
             name=name,
@@ -109,22 +104,49 @@ def register_export(
             tags=tags | verdict.tags,
             reports=reports,
             staging=lock_dir / f"{own}.staging",
-            registration=hashlib.sha256(identity.encode()).hexdigest()[:32],
+            registration=_registration(writer, name, export_sha256),
             record=record,
         )
         version, created = _version_of(client, export, experiment_id, alias)
         last_call()
         promotion = settle_aliases(client, version, alias, verdict)
-        number = int(version.version)  # int from sqlite, str from a server
-        return Registered(
-            name=name,
-            version=number,
-            aliases=_aliases_of(client, name, number),
-            model_uri=f"models:/{name}/{number}",
-            created=created,
-            gate_failures=list(verdict.failures),
-            promotion=promotion,
-        )
+        return _told(client, version, created, verdict, promotion)
+
+
+def _opened(
+    tracking_uri: str, artifact_root: Path, lock_dir: Path
+) -> tuple[MlflowClient, str, str]:
+    """Return a client of the registry, our experiment there, and the name of this state folder."""
+    # Two processes that create one new database at the same time disturb each other.
+    with exclusive(lock_dir / "registry-store.lock", message="opening the registry"):
+        client = registry_client(tracking_uri)
+        experiment_id = _experiment(client, tracking_uri, artifact_root)
+        return client, experiment_id, _writer_id(lock_dir / "registry-writer.id")
+
+
+def _registration(writer: str, name: str, export_sha256: str) -> str:
+    identity = f"{writer}/{name}/{export_sha256}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
+def _told(
+    client: MlflowClient,
+    version: ModelVersion,
+    created: bool,
+    verdict: Verdict,
+    promotion: str | None,
+) -> Registered:
+    number = int(version.version)  # int from sqlite, str from a server
+    aliases = client.get_registered_model(version.name).aliases
+    return Registered(
+        name=version.name,
+        version=number,
+        aliases=sorted(alias for alias, to in aliases.items() if int(to) == number),
+        model_uri=str(Address(version.name, str(number))),
+        created=created,
+        gate_failures=list(verdict.failures),
+        promotion=promotion,
+    )
 
 
 def _version_of(
@@ -259,8 +281,3 @@ def _link_back(client: MlflowClient, model: LoggedModel, version: ModelVersion) 
     link = [{"name": version.name, "version": int(version.version)}]
     if VERSIONS_TAG not in model.tags:
         client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps(link)})
-
-
-def _aliases_of(client: MlflowClient, name: str, number: int) -> list[str]:
-    aliases = client.get_registered_model(name).aliases
-    return sorted(alias for alias, points_to in aliases.items() if int(points_to) == number)

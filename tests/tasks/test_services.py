@@ -94,7 +94,7 @@ def test_the_api_of_prefect_is_an_engine_and_no_registry(session_api):
     with pytest.raises(InputError) as refused:
         check_engine(without)
     assert str(refused.value).startswith(
-        "PREFECT_API_URL must be the address of a Prefect API, which ends in /api; what answers at "
+        "PREFECT_API_URL must be the address of a Prefect server, which ends in /api; what answers "
     )
     with pytest.raises(InputError, match=r"must be the address of an MLflow server; what answers"):
         check_registry(without)

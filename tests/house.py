@@ -32,9 +32,9 @@ GOALS = {
     "README longer than 149 lines": 0,
 }
 CEILINGS = {
-    "functions longer than 60 lines": 3,
+    "functions longer than 60 lines": 2,
     "modules in import circles": 6,
-    "imports inside functions": 273,
+    "imports inside functions": 270,
     "places that share eight lines": 11,
 }
 

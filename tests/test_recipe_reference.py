@@ -8,7 +8,6 @@ import yaml
 from pydantic.json_schema import SkipJsonSchema
 
 from flows.recipes.ablation import AblationRecipe
-from flows.recipes.errors import known_keys, section_model
 from flows.recipes.file import apply_override
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.polynomial import PolynomialRecipe
@@ -16,6 +15,7 @@ from flows.recipes.quantize import Recipe
 from flows.recipes.reference import RECIPES, reference
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.errors import InputError
+from normtweak_core.settings import known_keys, section_model
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 PARSERS = {

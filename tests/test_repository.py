@@ -9,12 +9,12 @@ import pytest
 
 from flows.cli import COMMANDS
 from flows.recipes.ablation import AblationRecipe
-from flows.recipes.errors import known_keys
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.kinds import RECIPES
 from flows.recipes.polynomial import PolynomialRecipe
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
+from normtweak_core.settings import known_keys
 from tests import house
 from tests.benchmarks.results import DEFAULT_OUT, PAGES, split_page
 

@@ -4,7 +4,6 @@ Nothing here imports torch (but where a GPU build of it has to count devices), P
 and nothing is written.
 """
 
-import codecs
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,13 +26,10 @@ from flows.pipeline.remaining import shares_there
 from flows.recipes.quantize import Recipe
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.hub_data import local_data
-from normtweak_core.errors import InputError, keys_called
+from normtweak_core.errors import keys_called
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.export.formats.checks import GPTQ_READER_DONE, check_exportable
-from normtweak_core.given_files import read_json_object
-from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
-from normtweak_core.model.foreign_code import refuse_foreign_tokenizer
 from normtweak_core.model.source import (
     ModelFolder,
     check_model_folder,
@@ -41,6 +37,7 @@ from normtweak_core.model.source import (
     resolve_device,
     resolve_source,
 )
+from normtweak_core.model.tokenizer_files import require_reader_files
 from tasks.engine.environment import REPOSITORY
 
 
@@ -159,52 +156,3 @@ def only_local(
         and not tasks_of_the_hub
         and (data.source != "dataset" or local_data(data.path) is not None)
     )
-
-
-def require_reader_files(folder: Path) -> None:
-    """Accept a model with all that loading it by name, and later its export, takes.
-
-    Raises:
-        InputError: A file of the tokenizer or the name of its architecture is missing or damaged,
-            or the tokenizer needs code of its own.
-    """
-    # Other kinds of vocabularies take sentencepiece or tiktoken, which no reader of an export has.
-    vocabularies = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-    needed = {
-        "tokenizer_config.json": (folder / "tokenizer_config.json").is_file(),
-        "tokenizer.json (or vocab.json and merges.txt)": any(
-            all((folder / name).is_file() for name in names) for names in vocabularies
-        ),
-        "architectures in config.json": bool(read_config(folder).get("architectures")),
-    }
-    missing = [what for what, there in needed.items() if not there]
-    if missing:
-        raise InputError(
-            f"a model folder must hold its tokenizer and name its architecture; {folder} lacks "
-            f"{', '.join(missing)}: save model and tokenizer into it with save_pretrained."
-        )
-    check_json_files(folder)
-    refuse_foreign_tokenizer(folder)
-
-
-def check_json_files(folder: Path) -> None:
-    """Accept a model whose settings and tokenizer transformers can read.
-
-    Raises:
-        InputError: A file is no JSON object, or begins with a byte-order mark; of these only the
-            mark of config.json is read past.
-    """
-    remedy = "save the tokenizer again with save_pretrained"
-    for name in ("tokenizer_config.json", "tokenizer.json"):
-        if (folder / name).is_file():
-            held = read_json_object(folder / name, remedy)
-            if name == "tokenizer.json" and not isinstance(held.get("model"), dict):
-                raise InputError(f"{folder / name} must hold a model; it has none: {remedy}.")
-    for path in sorted(folder.glob("*.json")):
-        with path.open("rb") as file:
-            begins = file.read(len(codecs.BOM_UTF8))
-        if begins == codecs.BOM_UTF8 and path.name != "config.json":
-            raise InputError(
-                f"{path} must begin with its text, for transformers reads it; it begins with a "
-                "byte-order mark: save it as UTF-8 without one."
-            )

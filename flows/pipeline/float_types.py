@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.formats import checks
 from normtweak_core.export.formats.checks import FloatTypeError
 from tasks.results import ExportResult, FloatType, RefusedExport
 
@@ -51,7 +52,6 @@ def next_float_type(
     Raises:
         FloatTypeError: As `until_it_holds`.
     """
-    untried = [name for name in refused.holds if name not in chosen.refused and name in allowed]
-    if config.dtype != "auto" or config.format == "gptq" or not untried:
-        raise FloatTypeError(refused.dtype, refused.why, refused.holds, config.format)
-    return FloatType(dtype=untried[0], refused=chosen.refused | {refused.dtype: refused.why})
+    error = FloatTypeError(refused.dtype, refused.why, refused.holds, config.format)
+    name = checks.next_float_type(config, error, chosen.refused, allowed)
+    return FloatType(dtype=name, refused=chosen.refused | {refused.dtype: refused.why})

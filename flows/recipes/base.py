@@ -14,10 +14,10 @@ from pydantic import (
     model_validator,
 )
 
-from flows.recipes.errors import sentences
 from flows.recipes.file import read_with_overrides
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.gate import require_measured
+from normtweak_core.settings import sentences
 from tasks.registry.names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
 
 # Keys of the contract whose feature does not exist yet, and the one value they may hold.

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flows.recipes.errors import HINTS
 from flows.recipes.kinds import RECIPES
+from normtweak_core.settings import HINTS
 
 INTRODUCTION = """\
 # Recipes

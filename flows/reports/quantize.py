@@ -131,10 +131,7 @@ class Reports(RunReports):
 
 def rolled_back(tune: FinalTuneReport) -> str:
     """Return the note on a final tune that was undone."""
-    return (
-        "final tune rolled back (held-out divergence "
-        f"{tune.held_out_before:.4g} -> {tune.held_out_after:.4g})"
-    )
+    return tune.notes()[0]
 
 
 def show_blocks(blocks: list[BlockReport]) -> None:

@@ -4,18 +4,24 @@ Statistics from degenerate text (one word over and over, one window many times, 
 cannot read) fit the quantized model to that text; every later number looks plausible.
 """
 
+import logging
 import math
 from typing import Literal
 
 import torch
+from jaxtyping import Float64
 from pydantic import BaseModel, Field
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from normtweak_core.calibration.first_token import ordinary_token_ids
+from normtweak_core.calibration.likelihood import window_nll
 from normtweak_core.calibration.ngrams import NgramStatistics, duplicate_windows, ngram_statistics
 from normtweak_core.calibration.scripts import count_scripts
 from normtweak_core.calibration.sets import CalibrationSet
 from normtweak_core.errors import InputError
+
+log = logging.getLogger(__name__)
 
 # Measured with a 260k-parameter story model and its 512 tokens, 64 windows of 512: distinct
 # 4-grams in a window 0.97 for its own text, 0.91 for stories, 0.90 for encyclopedia prose, 0.002
@@ -78,6 +84,32 @@ class QualityReport(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
                 found="; ".join(self.reasons),
                 remedy="change source, path or samples",
             )
+
+
+def judged(
+    calibration_set: CalibrationSet,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+) -> tuple[QualityReport, Float64[Tensor, " samples"]]:
+    """Return what is known of a calibration set that may be used, and its windows' `window_nll`.
+
+    Doubts that do not forbid it are logged as warnings.
+
+    Args:
+        calibration_set: At least four tokens a window.
+        tokenizer: The model's tokenizer.
+        model: The float model in eval mode.
+
+    Raises:
+        InputError: The set is degenerate.
+        NonFiniteError: The model's logits are.
+    """
+    nll = window_nll(model, calibration_set.input_ids)
+    quality = quality_report(calibration_set, tokenizer, nll.mean().item())
+    quality.require_usable()
+    for reason in quality.reasons:
+        log.warning("calibration set: %s", reason)
+    return quality, nll
 
 
 def quality_report(

@@ -29,7 +29,7 @@ class CalibrationSet:
 
     Attributes:
         input_ids: One row a window.
-        source: ``generated``, ``text``, ``dataset`` or ``random``.
+        source: ``generated``, ``text``, ``dataset``, ``random``, or ``tokens`` given as such.
         facts: What is known of the source: JSON values only; no path, no time.
     """
 
@@ -109,21 +109,42 @@ def build_calibration_set(
 def _from_text(
     path: Path, samples: int, tokenizer: PreTrainedTokenizerBase, length: int, seed: int
 ) -> CalibrationSet:
-    documents = read_documents(path)
+    made = set_of_texts(read_documents(path), samples, tokenizer, length, seed, str(path))
+    made.facts["text_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return made
+
+
+def set_of_texts(
+    documents: list[str],
+    samples: int,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    seed: int,
+    where: str = "the text",
+) -> CalibrationSet:
+    """Return windows of the documents, drawn without repetition.
+
+    Args:
+        documents: Texts.
+        samples: How many windows.
+        tokenizer: Adds its default special tokens to every document.
+        length: Tokens per window.
+        seed: Of the draw.
+        where: What the documents are called, for a message.
+
+    Raises:
+        InputError: The documents hold fewer windows.
+    """
     windows = cut_windows(documents, tokenizer, length)
     if len(windows) < samples:
         raise InputError(
             f"asks for {samples} windows of {length} tokens",
             key="calibration.samples",
-            found=f"{path} holds {len(windows)}",
+            found=f"{where} holds {len(windows)}",
             remedy="give more text, or lower samples or length",
         )
     order = torch.randperm(len(windows), generator=generator(seed, "calibration text"))
-    facts = {
-        "documents": len(documents),
-        "windows_available": len(windows),
-        "text_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
+    facts = {"documents": len(documents), "windows_available": len(windows)}
     return CalibrationSet(windows[order[:samples]], "text", facts)
 
 

@@ -1,6 +1,7 @@
 """Writes a quantized model as a folder that stock readers open, in one pass over its tensors."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -41,6 +42,7 @@ from normtweak_core.model.tokenizer_files import tokenizer_files
 from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.ternary.weight import TernaryLinear
 
+MODEL_CARD = "README.md"
 MAX_SHARD_BYTES = 5_000_000_000
 # Keys that name a place instead of describing the model, or that the export writes itself.
 # (auto_map: code of the source's folder, which is neither carried along nor run by any reader).
@@ -192,6 +194,31 @@ def _write(
     return record
 
 
+def copy_export(record: ExportRecord, out: Path) -> ExportRecord:
+    """Write an export to another folder, which appears only when it is complete.
+
+    All files are the same, but for the model card, which says what the folder is called.
+
+    Args:
+        record: Of the export.
+        out: New, empty or an earlier export, which is replaced.
+
+    Raises:
+        InputError: ``out`` is in the way.
+    """
+    copied = replace(record, folder=out)
+    with complete_folder(out) as folder:
+        for path in sorted(record.folder.rglob("*")):
+            target = folder / path.relative_to(record.folder)
+            if path.is_dir():
+                target.mkdir()
+            else:
+                shutil.copy(path, target)
+                sync(target)
+        write_bytes(folder / MODEL_CARD, model_card(copied).encode())
+    return copied
+
+
 def _write_probe(
     folder: Path,
     source: Path,
@@ -248,7 +275,7 @@ def _write_manifest(
     details: Mapping[str, object],
 ) -> None:
     """Write the model card and, last, the manifest."""
-    write_bytes(folder / "README.md", model_card(record).encode())
+    write_bytes(folder / MODEL_CARD, model_card(record).encode())
     manifest = build_manifest(
         form=record.format,
         scheme=asdict(record.scheme),

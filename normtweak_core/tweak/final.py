@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
+from normtweak_core.quantization.block import num_training_windows
 from normtweak_core.randomness import generator
 from normtweak_core.training.objective import divergence
 from normtweak_core.tweak.config import FinalTuneConfig
@@ -31,6 +32,11 @@ class TuningWindows:
 
     input_ids: Int64[Tensor, "samples seq"]
     num_training: int
+
+    @classmethod
+    def of(cls, input_ids: Int64[Tensor, "samples seq"]) -> "TuningWindows":
+        """Return the windows, of which those train that also serve the Hessians."""
+        return cls(input_ids, num_training_windows(len(input_ids)))
 
 
 def final_tune(
@@ -64,7 +70,7 @@ def final_tune(
     parameters = norm_parameters(quantized)
     original = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     start = {
-        name: masters.get(name, parameter.detach()).float().clone().requires_grad_(True)
+        name: _float32(masters.get(name, parameter.detach()), parameter).requires_grad_(True)
         for name, parameter in parameters.items()
     }
     before = _held_out_divergence(quantized, float_model, windows)
@@ -82,6 +88,11 @@ def final_tune(
             parameter.copy_(original[name])
     report = FinalTuneReport(held_out_before=before, held_out_after=after, accepted=after < before)
     return report, trained if report.accepted else {}
+
+
+def _float32(value: Tensor, like: Tensor) -> Tensor:
+    """Return a copy in float32 where another tensor lies."""
+    return value.to(like.device, torch.float32, copy=True)
 
 
 def _train(

@@ -39,6 +39,15 @@ class FinalTuneReport(BaseModel, frozen=True):
         """What became of it."""
         return _outcome(self.trained, self.accepted)
 
+    def notes(self) -> list[str]:
+        """Return what is good to know and asks for nothing: that it was undone."""
+        if self.outcome != "rolled back":
+            return []
+        return [
+            f"final tune rolled back (held-out divergence {self.held_out_before:.4g} -> "
+            f"{self.held_out_after:.4g})"
+        ]
+
 
 def _outcome(trained: bool, accepted: bool) -> Outcome:
     if not trained:

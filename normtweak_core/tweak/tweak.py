@@ -106,11 +106,7 @@ def tweak_norms(
     trained = _train(block, x_q, target, num_training, run, config, rate)
 
     def put(share: float) -> dict[str, Tensor]:
-        masters = {}
-        for name, parameter in parameters.items():
-            masters[name] = original[name] + share * (trained[name] - original[name])
-            parameter.copy_(masters[name].to(export_dtype))
-        return masters
+        return _put(parameters, original, trained, share, export_dtype)
 
     tried: dict[float, HeldOut] = {}
     with torch.no_grad():
@@ -131,6 +127,22 @@ def tweak_norms(
         share=nearest if accepted else 0.0,
     )
     return report, masters if accepted else {}
+
+
+@torch.no_grad()
+def _put(
+    parameters: dict[str, nn.Parameter],
+    original: dict[str, Tensor],
+    trained: dict[str, Tensor],
+    share: float,
+    export_dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Give norms a share of their change, rounded; return their float32 masters."""
+    masters = {}
+    for name, parameter in parameters.items():
+        masters[name] = original[name] + share * (trained[name] - original[name])
+        parameter.copy_(masters[name].to(export_dtype))
+    return masters
 
 
 def _nothing_to_train(rate: float, found: "HeldOut") -> TweakReport:

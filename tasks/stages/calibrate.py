@@ -1,7 +1,6 @@
 """The calibration stage: build the set, judge it, write it with its table."""
 
 import hashlib
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from tasks.engine.artifacts import file_sha256, publish, publish_json
 from tasks.engine.progress import Progress
 from tasks.models.job import STAGE, Job, torch_dtype
 from tasks.results import CalibrationResult
-
-log = logging.getLogger(__name__)
 
 SOURCES = [
     __name__,
@@ -113,8 +110,7 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
         InputError: The text is missing, too short or degenerate.
     """
     from normtweak_core.calibration.first_token import vocabulary_size
-    from normtweak_core.calibration.likelihood import window_nll
-    from normtweak_core.calibration.quality import quality_report
+    from normtweak_core.calibration.quality import judged
     from normtweak_core.calibration.sets import build_calibration_set
     from normtweak_core.calibration.storage import save_calibration_set
     from normtweak_core.model.loading import load_causal_lm
@@ -131,11 +127,7 @@ def calibrate(key: str, config: CalibrationConfig, job: Any, progress: Any) -> C
         windows = build_calibration_set(
             config, tokenizer, model, length, job.seed, advance, _revision(job, config)
         )
-    nll = window_nll(model, windows.input_ids)
-    quality = quality_report(windows, tokenizer, nll.mean().item())
-    quality.require_usable()
-    for reason in quality.reasons:
-        log.warning("calibration set: %s", reason)
+    quality, nll = judged(windows, tokenizer, model)
     frame = calibration_frame(windows, tokenizer, nll.tolist())
     size = vocabulary_size(tokenizer)
     return CalibrationResult(

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import task
 
@@ -10,17 +10,11 @@ from normtweak_core.tweak.config import FinalTuneConfig
 from tasks.engine import events
 from tasks.engine.artifacts import content_hash, publish, publish_json
 from tasks.engine.environment import state_root
-from tasks.engine.progress import Progress
 from tasks.models.job import STAGE, Job, torch_dtype
 from tasks.results import BlockResult, CalibrationResult, FinalTuneResult
 from tasks.stages.blocks import fields_read
 from tasks.stages.chain import ChainSettings
 from tasks.tables.drift import TUNED
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +22,7 @@ SOURCES = [
     __name__,
     "normtweak_core.calibration.storage",
     "normtweak_core.model.loading",
+    "normtweak_core.quantization.dense_model",
     "normtweak_core.quantization.model_drift",
     "normtweak_core.quantization.storage",
     "normtweak_core.tweak.final",
@@ -72,31 +67,33 @@ def final_tune_stage(
 
     from normtweak_core.calibration.storage import load_calibration_set
     from normtweak_core.model.loading import load_causal_lm
-    from normtweak_core.quantization.block import num_training_windows
+    from normtweak_core.model.structure import find_blocks
+    from normtweak_core.quantization.dense_model import dense_model, set_norms
     from normtweak_core.quantization.model_drift import model_drift
     from normtweak_core.quantization.storage import save_drift
     from normtweak_core.tweak.final import TuningWindows, final_tune
+    from tasks.models.quantized_layers import QuantizedLayers
 
     events.record("final-tune", part="begin")
     began = time.monotonic()
-    bar: Progress = progress
-    float_model = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
-    export_dtype = torch_dtype(settings.export_dtype)
-    quantized, masters = _quantized_model(job, blocks, settings)
+    dtype, export_dtype = torch_dtype(job.model.dtype), torch_dtype(settings.export_dtype)
+    float_model = load_causal_lm(job.folder, dtype, job.device)
+    layers = QuantizedLayers(find_blocks(float_model).prefix, blocks, settings.quantization)
+    masters = layers.norms()
+    quantized = dense_model(job.folder, layers, masters, dtype, export_dtype, job.device)
     ids = load_calibration_set(state_root() / calibration.windows.path).input_ids
-    windows = TuningWindows(ids, num_training_windows(len(ids)))
-    with bar.stage("final tune", "steps") as advance:
+    with progress.stage("final tune", "steps") as advance:
         report, norms = final_tune(
             quantized,
             float_model,
-            windows,
+            TuningWindows.of(ids),
             config,
             masters,
             export_dtype,
             job.seed,
             lambda step, steps, loss: advance(step, steps),
         )
-    _set_norms(quantized, masters | norms, export_dtype)
+    set_norms(quantized, masters | norms, export_dtype)
     drift = model_drift(quantized, float_model, ids)
     tensors = {name: value.cpu().contiguous() for name, value in sorted(norms.items())}
     return FinalTuneResult(
@@ -112,31 +109,3 @@ def final_tune_stage(
         ),
         seconds=time.monotonic() - began,
     )
-
-
-def _quantized_model(
-    job: Job, blocks: list[BlockResult], settings: ChainSettings
-) -> "tuple[PreTrainedModel, dict[str, Tensor]]":
-    """Return the quantized model as exported so far, and the float32 masters of tweaked norms."""
-    from normtweak_core.model.loading import load_causal_lm
-    from normtweak_core.model.structure import find_blocks, find_linears, set_linear_weight
-    from tasks.models.quantized_layers import QuantizedLayers
-
-    model = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
-    layers = QuantizedLayers(find_blocks(model).prefix, blocks, settings.quantization)
-    linears = find_linears(model)
-    for name, weight in layers.items():
-        set_linear_weight(linears[name], weight.dequantize().to(job.device))
-    masters = {name: master.to(job.device) for name, master in layers.norms().items()}
-    _set_norms(model, masters, torch_dtype(settings.export_dtype))
-    return model, masters
-
-
-def _set_norms(
-    model: "PreTrainedModel", masters: "dict[str, Tensor]", export_dtype: "torch.dtype"
-) -> None:
-    """Give each norm its master, or the value it has, rounded as in the export."""
-    from normtweak_core.tweak.tweak import norm_parameters
-
-    for name, parameter in norm_parameters(model).items():
-        parameter.data.copy_(masters.get(name, parameter.data).to(export_dtype))

@@ -75,17 +75,40 @@ def test_the_core_alone_takes_a_folder_to_an_export_that_transformers_loads(tiny
     assert not {"prefect", "mlflow", "pandera", "flows", "tasks"} & set(found["packages"])
 
 
-def test_what_the_page_of_the_library_shows_runs(tmp_path):
-    (shown,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert "samples, length = 64, 256\n" in shown
-    program = shown.replace("samples, length = 64, 256\n", "samples, length = 8, 64\n")
+def test_what_the_page_shows_of_the_library_runs(tmp_path):
+    page = PAGE.read_text()
+    call, parts = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "notebook").mkdir()
-    program += "\nimport json\nmetrics = compare(quantized, model, others).metrics()\n"
-    program += "print(json.dumps(metrics | {'bits': record.bits_per_weight}))\n"
-    found = run_alone(program, tmp_path / "notebook")
+    program = with_fewer(call, "samples=64, length=256", "samples=8, length=64, final_tune=False")
+    program += with_fewer(parts, "samples, length = 64, 256", "samples, length = 8, 64")
+    program += """
+import json
+from normtweak_core.export.payload import payload_sha256
+print(json.dumps(compare(quantized, model, others).metrics() | {
+    "bits": record.bits_per_weight,
+    "source": result.report.calibration.source,
+    "hashes": [payload_sha256(Path("llama-w3g64")), record.payload_sha256],
+    "packages": sorted({name.split(".")[0] for name in sys.modules}),
+}))
+"""
+    found = run_alone("import sys\n" + program, tmp_path / "notebook")
     assert found["bits"] == pytest.approx(3.3, abs=0.1)
     assert 1 < found["perplexity/ratio"] < 1.2
-    assert (tmp_path / "llama-w3g64" / "model.safetensors").is_file()
+    assert found["source"] == "generated"
+    assert found["hashes"][0] == found["hashes"][1]  # the call and the loop by hand
+    assert not {"prefect", "mlflow", "pandera", "flows", "tasks"} & set(found["packages"])
+
+
+def with_fewer(program, shown, fewer):
+    """Return what the page shows, made quick."""
+    assert shown in program
+    return program.replace(shown, fewer)
+
+
+def test_importing_the_package_imports_neither_torch_nor_pydantic():
+    code = "import sys, normtweak_core; print({'torch', 'pydantic'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "set()\n"
 
 
 def a_tokenizer():

@@ -7,9 +7,9 @@ import pytest
 
 from flows.checks.ablation import ablation_preflight
 from flows.recipes.ablation import AblationRecipe, planned_cells
-from flows.recipes.errors import known_keys
 from flows.recipes.quantize import Recipe
 from normtweak_core.ablation.config import STUDIES, StudiesConfig
+from normtweak_core.settings import known_keys
 from tests.flows.tiny_model import ablation_values, write_project
 
 REPOSITORY = Path(__file__).parents[2]

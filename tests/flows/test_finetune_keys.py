@@ -6,9 +6,9 @@ import os
 import pytest
 
 from flows.recipes.base import NOT_BUILT
-from flows.recipes.errors import known_keys
 from flows.recipes.finetune import FinetuneRecipe
 from normtweak_core.finetune.source import ExportSource
+from normtweak_core.settings import known_keys
 from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, write_other_items
 from tests.flows.tiny_model import recipe_values, variables_of, write_project
 

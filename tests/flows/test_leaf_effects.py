@@ -10,11 +10,11 @@ import pytest
 
 from flows.recipes.ablation import AblationRecipe
 from flows.recipes.base import NOT_BUILT
-from flows.recipes.errors import known_keys
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.errors import InputError
+from normtweak_core.settings import known_keys
 from tests.flows import (
     test_ablation_recipe,
     test_finetune_keys,

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.recipes.errors import known_keys
 from flows.recipes.polynomial import PolynomialRecipe
 from normtweak_core.errors import InputError
 from normtweak_core.polynomial.config import cells_of
+from normtweak_core.settings import known_keys
 from tests.flows.page_reader import PageReader
 
 REPOSITORY = Path(__file__).parents[2]

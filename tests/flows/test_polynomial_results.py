@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from flows.recipes.errors import known_keys
 from flows.recipes.polynomial import PolynomialRecipe, study_device
 from normtweak_core.errors import InputError
+from normtweak_core.settings import known_keys
 from tests.flows.stage_bodies import TOLD, Bodies, first_difference
 from tests.flows.test_polynomial import OTHER, TINY, changed
 

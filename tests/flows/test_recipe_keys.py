@@ -6,9 +6,9 @@ That every leaf changes a result is shown in `test_recipe_results`, by the value
 import pytest
 
 from flows.recipes.base import NOT_BUILT
-from flows.recipes.errors import known_keys
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
+from normtweak_core.settings import known_keys
 from tests.flows.stage_keys import GATE, TASK_KEYS, TASKED, changed, stage_keys, write_other_items
 from tests.flows.tiny_model import recipe_values, variables_of, write_model, write_project
 

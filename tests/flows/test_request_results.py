@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipes.errors import known_keys
 from flows.recipes.evaluation import EvaluationRequest
 from normtweak_core.errors import InputError
+from normtweak_core.settings import known_keys
 from tests.flows.stage_bodies import StageBodies
 from tests.flows.stage_keys import TASK_ITEMS, changed, write_other_items
 from tests.tiny_exports import save_tiny_model, tiny_config

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flows.recipes.errors import known_keys
 from flows.recipes.ternary import TernaryRecipe
+from normtweak_core.settings import known_keys
 from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, write_other_items
 from tests.flows.tiny_model import ternary_values, variables_of, write_model, write_project
 

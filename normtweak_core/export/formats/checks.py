@@ -6,7 +6,7 @@ has the limits below.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -235,6 +235,29 @@ class FloatTypeError(InputError):
             found=f"{dtype} does not: {why}",
             remedy=remedy,
         )
+
+
+def next_float_type(
+    config: ExportConfig,
+    refused: FloatTypeError,
+    tried: Collection[str],
+    allowed: Collection[str] = ("float16", "bfloat16", "float32"),
+) -> str:
+    """Return the float type in which a refused export is made again.
+
+    Args:
+        config: Format and float type asked for; only with auto another one is tried.
+        refused: Why the last one does not hold the export, and which do.
+        tried: Those that were refused before it.
+        allowed: Those that may take its place.
+
+    Raises:
+        FloatTypeError: None is left, or another one than was asked for: the given one.
+    """
+    untried = [name for name in refused.holds if name not in tried and name in allowed]
+    if config.dtype != "auto" or config.format == "gptq" or not untried:
+        raise refused
+    return untried[0]
 
 
 def gptq_dtype_error(dtype: str) -> InputError:

@@ -1,0 +1,119 @@
+"""From a float model to a quantized one in one call.
+
+It goes the way of `normtweak quantize`, through the same functions, without cache, evaluation and
+registry: on the same settings and as many threads both write the same bytes.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, no_type_check
+
+from torch import Tensor
+
+from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.calibration.quality import QualityReport
+from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.payload import payload_bytes
+from normtweak_core.export.record import ExportRecord
+from normtweak_core.library.progress import Progress, progress_of
+from normtweak_core.library.report import Report
+from normtweak_core.library.result import Quantized
+from normtweak_core.library.settings import Settings, arguments_named, parse_settings
+from normtweak_core.library.steps import Blocks, Work
+from normtweak_core.scratch import scratch_folder
+from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
+
+
+@no_type_check  # by the tests, at run time: a wrong argument is told in a sentence below
+def quantize(
+    source: str | os.PathLike[str],
+    *,
+    calibration: Sequence[str] | Tensor | CalibrationConfig | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    norm_tweak: bool | NormTweakConfig | Mapping[str, Any] = True,
+    final_tune: bool | FinalTuneConfig | Mapping[str, Any] = True,
+    export: str | ExportConfig | Mapping[str, Any] = "auto",
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "auto",
+    revision: str | None = None,
+    progress: bool | Progress = True,
+    **quantization: Any,
+) -> Quantized:
+    """Return a quantized model, which can be run, saved and verified.
+
+    Args:
+        source: A folder, a hub id such as ``owner/name``, or ``reference:llama``.
+        calibration: Texts, or token ids of shape (windows, tokens), that statistics are collected
+            on; None: the model writes them itself; or what a recipe can say.
+        samples: Windows; None: 128, of texts as many as there are up to that.
+        length: Tokens per window; None: min(2048, model context).
+        norm_tweak: Whether and how the norms of each block are tweaked.
+        final_tune: Whether and how all norms are tuned at the end.
+        export: The format: auto, compressed-tensors or gptq; or the whole section of a recipe.
+        seed: Of everything random.
+        dtype: Arithmetic of the float model.
+        device: auto, cpu, cuda or cuda:N.
+        revision: Of a hub id.
+        progress: Whether to draw a bar, or a function that is called with what is done, how much of
+            it, and of how much.
+        quantization: Fields of `QuantizationConfig`: bits, group_size, method, symmetric, ...
+
+    Raises:
+        InputError: An argument is wrong, the model is unsuitable, or the format cannot hold it.
+        HessianError: A Hessian cannot be factorized.
+        NonFiniteError: A weight, an activation or a loss is NaN or infinite.
+    """
+    began = time.monotonic()
+    windows = {"samples": samples, "length": length}
+    asked = {name: value for name, value in windows.items() if value is not None}
+    given = calibration
+    if isinstance(calibration, CalibrationConfig):
+        given, asked = None, calibration.model_dump() | asked
+    settings = parse_settings(
+        {"source": source, "dtype": dtype, "device": device, "revision": revision},
+        asked,
+        quantization,
+        {"norm_tweak": norm_tweak, "final_tune": final_tune, "export": export},
+        seed,
+    )
+    with progress_of(progress) as tell, arguments_named(), contextlib.ExitStack() as held:
+        work = Work(settings, tell)
+        windows, quality = work.calibrated(given, samples, length)
+        out = held.enter_context(scratch_folder("quantized")) / _name(settings)
+        record, made, refused = work.exported(windows, out)
+        report = _report(work, quality, record, made, refused, time.monotonic() - began)
+        return Quantized(record, report, work.source.path, work.device, held.pop_all())
+
+
+def _report(
+    work: Work,
+    quality: QualityReport,
+    record: ExportRecord,
+    made: Blocks,
+    refused: dict[str, str],
+    seconds: float,
+) -> Report:
+    return Report(
+        format=record.format,
+        dtype=record.dtype,
+        refused=refused,
+        export_sha256=record.payload_sha256,
+        size_bytes=record.size_bytes,
+        float_bytes=payload_bytes(work.source.path),
+        bits_per_weight=record.bits_per_weight,
+        calibration=quality,
+        blocks=made.reports,
+        final_tune=made.final_tune,
+        seconds=seconds,
+    )
+
+
+def _name(settings: Settings) -> str:
+    """Return what the export's folder is called until it is saved."""
+    model = settings.model.source.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    group = settings.quantization.group_size
+    return f"{model}-w{settings.quantization.bits}{f'g{group}' if group else 'channel'}"

@@ -1,0 +1,70 @@
+"""What a call of `quantize` tells about its result."""
+
+from pydantic import BaseModel
+
+from normtweak_core.calibration.quality import QualityReport
+from normtweak_core.quantization.report import BlockReport
+from normtweak_core.tweak.report import FinalTuneReport
+
+
+class Report(BaseModel, frozen=True):
+    """The result in numbers; as text or on a notebook's page it is a table of the blocks."""
+
+    format: str
+    dtype: str  # the float type of the export
+    refused: dict[str, str]  # why, by float type: those passed over for it
+    export_sha256: str
+    size_bytes: int  # of the export
+    float_bytes: int  # of the float model's folder
+    bits_per_weight: float  # all that is stored for the quantized linears but their biases
+    calibration: QualityReport
+    blocks: list[BlockReport]
+    final_tune: FinalTuneReport | None
+    seconds: float
+
+    def problems(self) -> list[str]:
+        """Return what a person must act on, one sentence each."""
+        return [problem for block in self.blocks for problem in block.problems()]
+
+    def notes(self) -> list[str]:
+        """Return what is good to know and asks for nothing."""
+        told = [note for block in self.blocks for note in block.notes()]
+        told += self.final_tune.notes() if self.final_tune else []
+        told += [f"not {name}: {why}" for name, why in self.refused.items()]
+        return [*told, *(f"calibration: {reason}" for reason in self.calibration.reasons)]
+
+    def __str__(self) -> str:
+        lines = [self._summary(), f"{'block':>5}  {'drift':>8}  {'tweaked':>8}  norm tweak"]
+        lines += [f"{a:>5}  {b:>8}  {c:>8}  {d}" for a, b, c, d in self._rows()]
+        return "\n".join(lines + [f"problem: {text}" for text in self.problems()] + self.notes())
+
+    def _repr_markdown_(self) -> str:
+        lines = [
+            self._summary(),
+            "",
+            "| block | drift | tweaked | norm tweak |",
+            "|---|---|---|---|",
+        ]
+        lines += [f"| {' | '.join(row)} |" for row in self._rows()]
+        told = [f"* **problem:** {text}" for text in self.problems()]
+        return "\n".join([*lines, "", *told, *(f"* {text}" for text in self.notes())])
+
+    def _summary(self) -> str:
+        tune = self.final_tune
+        tuned = "" if tune is None else f"; final tune {tune.outcome}"
+        return (
+            f"{self.format} in {self.dtype}: {self.size_bytes / 1e6:.2f} MB of "
+            f"{self.float_bytes / 1e6:.2f} MB, {self.bits_per_weight:.3f} bits per quantized "
+            f"weight{tuned}"
+        )
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        return [
+            (
+                str(block.block),
+                f"{block.drift_quantized:.4f}",
+                f"{block.drift_tweaked:.4f}",
+                block.tweak.outcome if block.tweak else "off",
+            )
+            for block in self.blocks
+        ]

@@ -1,0 +1,225 @@
+"""The steps of one call of `quantize`, in the order in which `normtweak quantize` takes them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normtweak_core.calibration.given import given_set
+from normtweak_core.calibration.length import effective_length
+from normtweak_core.calibration.quality import QualityReport, judged
+from normtweak_core.calibration.sets import CalibrationSet, build_calibration_set
+from normtweak_core.dry_run import dry_run
+from normtweak_core.export.float_type import DTYPES, choose_export_dtype
+from normtweak_core.export.formats.checks import (
+    GPTQ_READER_DONE,
+    FloatTypeError,
+    check_exportable,
+    linear_shapes,
+    next_float_type,
+)
+from normtweak_core.export.record import ExportRecord
+from normtweak_core.export.verification.probe import probe_rows
+from normtweak_core.export.writer import write_export
+from normtweak_core.library.progress import Progress
+from normtweak_core.library.settings import Settings
+from normtweak_core.model.checkpoint import stored_names
+from normtweak_core.model.fingerprint import fingerprint
+from normtweak_core.model.layout import block_list
+from normtweak_core.model.loading import load_causal_lm
+from normtweak_core.model.source import (
+    check_model_folder,
+    model_context,
+    resolve_device,
+    resolve_source,
+)
+from normtweak_core.model.streaming import StreamedModel
+from normtweak_core.model.tokenizer import load_tokenizer
+from normtweak_core.model.tokenizer_files import require_reader_files
+from normtweak_core.quantization.block import BlockPlan, quantize_block
+from normtweak_core.quantization.dense_model import dense_model
+from normtweak_core.quantization.report import BlockReport
+from normtweak_core.quantization.walk import BlockWalk
+from normtweak_core.quantization.weight import QuantizedWeight
+from normtweak_core.tweak.final import TuningWindows, final_tune
+from normtweak_core.tweak.report import FinalTuneReport
+
+ROOT = Path(__file__).parents[2]  # where `make reader-gptq` puts the environment that reads gptq
+# Of a block when a part of it begins; roughly, for the bar.
+SHARE_DONE = {"solve": 0.1, "tweak": 0.6, "finish": 0.9}
+ABOUT = "recipe holds the settings of the call of normtweak_core.quantize that wrote this folder."
+
+
+@dataclass
+class Blocks:
+    """Finished blocks and norms, in one float type."""
+
+    dtype: torch.dtype
+    layers: dict[str, QuantizedWeight] = field(default_factory=dict)  # by full module name
+    norms: dict[str, Tensor] = field(default_factory=dict)  # float32 masters, by full name
+    reports: list[BlockReport] = field(default_factory=list)
+    final_tune: FinalTuneReport | None = None
+
+
+class Work:
+    """A float model on its way to an export."""
+
+    def __init__(self, settings: Settings, tell: Progress):
+        """Find the model and take a few tokens through all that will be done to it.
+
+        Args:
+            settings: Everything that decides the result.
+            tell: Is told how far the work is.
+
+        Raises:
+            InputError: There is no such model or device, a run cannot follow the model, or the
+                format cannot hold it.
+        """
+        self.settings, self._tell = settings, tell
+        self.source = resolve_source(settings.model)
+        folder = self.source.path
+        check_model_folder(folder)
+        require_reader_files(folder)
+        check_exportable(
+            settings.export,
+            settings.quantization,
+            linear_shapes(folder),
+            reader_available=(ROOT / GPTQ_READER_DONE).is_file(),
+        )
+        self.device = resolve_device(settings.model.device)
+        self._dtype = DTYPES[settings.model.dtype]
+        dry_run(folder, self._dtype, self.device, block_list(stored_names(folder))[1])
+
+    def calibrated(
+        self, given: Any, samples: int | None, length: int | None
+    ) -> tuple[CalibrationSet, QualityReport]:
+        """Return the calibration set, and what is known of it.
+
+        Args:
+            given: Texts or token ids; None: what the settings say.
+            samples: Windows to draw from texts.
+            length: Tokens of each.
+
+        Raises:
+            InputError: It is not usable.
+        """
+        config, seed = self.settings.calibration, self.settings.seed
+        context = model_context(self.source.path)
+        tokenizer = load_tokenizer(self.source.path)
+        model = load_causal_lm(self.source.path, self._dtype, self.device)
+        if given is not None:
+            made = given_set(given, tokenizer, model, samples, length, seed, context)
+        else:
+            tokens = effective_length(config.length, context)
+            made = build_calibration_set(
+                config, tokenizer, model, tokens, seed, self._progress("calibration")
+            )
+        return made, judged(made, tokenizer, model)[0]
+
+    def exported(
+        self, calibration: CalibrationSet, out: Path
+    ) -> tuple[ExportRecord, Blocks, dict[str, str]]:
+        """Return the export, what it was made of, and the float types passed over, with reasons.
+
+        The scales are rounded to the float type before anything is quantized: in another one the
+        blocks are others.
+
+        Args:
+            calibration: The windows to calibrate with.
+            out: Folder to write.
+
+        Raises:
+            FloatTypeError: The float type asked for does not hold the model, or none does.
+        """
+        windows, export = calibration.input_ids, self.settings.export
+        choice = choose_export_dtype(
+            export,
+            self.source.path,
+            probe_rows(self.source.path, windows),
+            self.settings.quantization,
+            self.device,
+        )
+        name, refused = str(choice.dtype).removeprefix("torch."), dict(choice.refused)
+        while True:
+            blocks = self._tuned(self._quantized(windows, DTYPES[name]), windows)
+            try:
+                return self._written(blocks, calibration, out), blocks, refused
+            except FloatTypeError as error:
+                other = next_float_type(export, error, refused)
+                refused[name], name = error.why, other
+
+    def _quantized(self, windows: Tensor, dtype: torch.dtype) -> Blocks:
+        """Return all blocks, quantized and their norms tweaked."""
+        walk = BlockWalk(StreamedModel(self.source.path, self._dtype, self.device), windows)
+        streams, made, total = walk.start(), Blocks(dtype), walk.num_blocks
+        for index in range(total):
+            done = quantize_block(
+                walk.load(index),
+                streams,
+                walk.runner(index),
+                BlockPlan(
+                    index, total, self.settings.quantization, self.settings.norm_tweak, dtype
+                ),
+                lambda part, at=index: self._tell("blocks", at + SHARE_DONE[part], total),
+            )
+            streams, prefix = done.streams, walk.model.block_prefix(index)
+            made.layers |= {f"{prefix}.{name}": weight for name, weight in done.layers.items()}
+            made.norms |= {f"{prefix}.{name}": norm for name, norm in done.norms.items()}
+            made.reports.append(done.report)
+            self._tell("blocks", index + 1, total)
+        return made
+
+    def _tuned(self, made: Blocks, windows: Tensor) -> Blocks:
+        """Return the same with all norms tuned against the float model's logits."""
+        config = self.settings.final_tune
+        if not config.enabled:
+            return made
+        folder, tell = self.source.path, self._progress("final tune")
+        made.final_tune, norms = final_tune(
+            dense_model(folder, made.layers, made.norms, self._dtype, made.dtype, self.device),
+            load_causal_lm(folder, self._dtype, self.device),
+            TuningWindows.of(windows),
+            config,
+            made.norms,
+            made.dtype,
+            self.settings.seed,
+            lambda step, steps, loss: tell(step, steps),
+        )
+        made.norms |= norms
+        return made
+
+    def _written(self, made: Blocks, calibration: CalibrationSet, out: Path) -> ExportRecord:
+        folder = self.source.path
+        settings = self.settings.model_dump(mode="json")
+        if calibration.source in ("text", "tokens") and settings["calibration"]["path"] is None:
+            samples, length = calibration.input_ids.shape
+            given = {"source": calibration.source, "samples": samples, "length": length}
+            settings["calibration"] = given
+        details = {
+            "about": ABOUT,
+            "recipe": settings,
+            "lineage": {
+                "source_model": self.source.name,
+                "source_revision": self.source.revision or "",
+                "source_sha256": fingerprint(folder).sha256,
+                "calibration_sha256": calibration.sha256,
+            },
+            "blocks": [report.model_dump(mode="json") for report in made.reports],
+            "final_tune": made.final_tune and made.final_tune.model_dump(mode="json"),
+        }
+        return write_export(
+            out,
+            folder,
+            made.layers,
+            made.norms,
+            self.settings.export,
+            dtype=made.dtype,
+            windows=calibration.input_ids,
+            details=details,
+            progress=self._progress("export"),
+        )
+
+    def _progress(self, what: str) -> Any:
+        return lambda done, total: self._tell(what, done, total)

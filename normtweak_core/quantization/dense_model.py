@@ -1,0 +1,47 @@
+"""A quantized model as a dense one in memory: what is trained end to end, and measured."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from normtweak_core.model.loading import load_causal_lm
+from normtweak_core.model.structure import find_linears, set_linear_weight
+from normtweak_core.quantization.weight import QuantizedWeight
+from normtweak_core.tweak.tweak import norm_parameters
+
+
+def dense_model(
+    folder: Path,
+    layers: Mapping[str, QuantizedWeight],
+    masters: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    export_dtype: torch.dtype,
+    device: str,
+) -> PreTrainedModel:
+    """Return the float model with dequantized linears and with norms as they are exported.
+
+    Args:
+        folder: Of the float model.
+        layers: Quantized linears by full module name.
+        masters: Float32 values of tweaked norm parameters by full name.
+        dtype: What the model computes in.
+        export_dtype: What norms are rounded to.
+        device: Where it lives.
+    """
+    model = load_causal_lm(folder, dtype, device)
+    linears = find_linears(model)
+    for name, weight in layers.items():
+        set_linear_weight(linears[name], weight.dequantize().to(device))
+    set_norms(model, masters, export_dtype)
+    return model
+
+
+def set_norms(
+    model: PreTrainedModel, masters: Mapping[str, Tensor], export_dtype: torch.dtype
+) -> None:
+    """Give each norm its master, or the value it has, rounded as in the export."""
+    for name, parameter in norm_parameters(model).items():
+        parameter.data.copy_(masters.get(name, parameter.data).to(export_dtype))

@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from normtweak_core.lazy import lazy
+
+stats = lazy("scipy.stats")  # half a second to import, at the end of hours
+
 CONFIDENCE = 0.95  # two-sided, of one comparison
 
 Verdict = Literal["base", "better", "worse", "not shown", "not judged"]
@@ -89,6 +93,4 @@ def _verdict(differences: list[float], base: list[float]) -> Verdict:
 
 
 def _student(freedom: int) -> float:
-    from scipy import stats  # half a second to import, at the end of hours
-
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jaxtyping import Int64
 from torch import Tensor
@@ -11,10 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from normtweak_core.calibration.hub_data import local_data, remember_revision, split_hub_name
 from normtweak_core.calibration.text import tokenize, windows_of
 from normtweak_core.errors import InputError
+from normtweak_core.lazy import lazy
 from normtweak_core.randomness import derived_seed
 
-if TYPE_CHECKING:
-    import datasets
+# A second to import, and few recipes name a data set.
+datasets = lazy("datasets")
+pyarrow = lazy("pyarrow")
 
 SHUFFLE_BUFFER = 1000  # documents held to shuffle a stream; more means a slower first window
 BATCH = 64  # documents tokenized at once
@@ -79,9 +80,6 @@ def dataset_windows(
 
 
 def _texts(path: str, seed: int, revision: str | None) -> Iterator[str]:
-    import datasets
-    import pyarrow
-
     try:
         stream = _open(path, revision).shuffle(
             seed=derived_seed(seed, "calibration dataset"), buffer_size=SHUFFLE_BUFFER
@@ -115,8 +113,6 @@ def _open(path: str, revision: str | None) -> "datasets.IterableDataset":
 
 
 def _open_local(path: Path) -> "datasets.IterableDataset":
-    import datasets
-
     if path.is_file():
         builder = BUILDERS.get(path.suffix.lower())
         if builder is None:
@@ -139,8 +135,6 @@ def _open_local(path: Path) -> "datasets.IterableDataset":
 
 
 def _open_hub(path: str, revision: str | None) -> "datasets.IterableDataset":
-    import datasets
-
     name, configuration = split_hub_name(path)
     builder = hub_builder(path, revision)
     splits = datasets.get_dataset_split_names(name, configuration, revision=revision)
@@ -156,8 +150,6 @@ def hub_builder(path: str, revision: str | None) -> "datasets.DatasetBuilder":
     Raises:
         InputError: The hub is out of reach, and another commit is all that was prepared here.
     """
-    import datasets
-
     builder = datasets.load_dataset_builder(*split_hub_name(path), revision=revision)
     # Without the hub, datasets takes whatever copy it prepared last and ignores the revision.
     if revision is not None and builder.hash != revision:

@@ -5,7 +5,13 @@ import logging
 from pathlib import Path
 
 from normtweak_core.errors import InputError
+from normtweak_core.lazy import lazy
 from normtweak_core.paths import given_path
+
+hub = lazy("huggingface_hub")
+errors = lazy("huggingface_hub.errors")
+file_download = lazy("huggingface_hub.file_download")
+hub_utils = lazy("huggingface_hub.utils")  # has the release of httpx that the hub client uses
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +45,14 @@ def hub_data_revision(path: str, key: str = "calibration.path") -> str:
         InputError: There is no such data set, it is not open to this user, or the hub is out of
             reach and the cache knows no commit.
     """
-    from huggingface_hub import HfApi, constants, is_offline_mode
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx  # the release of it that the hub client speaks through
-
     name, _ = split_hub_name(path)
-    if not is_offline_mode():
+    if not hub.is_offline_mode():
         try:
-            timeout = max(SECONDS_TO_ANSWER, constants.HF_HUB_ETAG_TIMEOUT)
-            return HfApi().dataset_info(name, timeout=timeout).sha
-        except (httpx.TransportError, OfflineModeIsEnabled):
+            timeout = max(SECONDS_TO_ANSWER, hub.constants.HF_HUB_ETAG_TIMEOUT)
+            return hub.HfApi().dataset_info(name, timeout=timeout).sha
+        except (hub_utils.httpx.TransportError, errors.OfflineModeIsEnabled):
             log.warning("the hub is out of reach: data set %s is the one last seen here", name)
-        except (HfHubHTTPError, HFValidationError) as error:
+        except (errors.HfHubHTTPError, errors.HFValidationError) as error:
             raise InputError(
                 "must be a file, a folder or a hub data set that you can read",
                 key=key,
@@ -71,18 +73,13 @@ def remember_revision(name: str) -> None:
     Reading at a given commit records no branch; asking for a file of the branch does, even where
     there is none.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    with contextlib.suppress(EntryNotFoundError):
-        hf_hub_download(name, README, repo_type="dataset")
+    with contextlib.suppress(errors.EntryNotFoundError):
+        hub.hf_hub_download(name, README, repo_type="dataset")
 
 
 def _cached_ref(name: str) -> str | None:
     """Return the commit that the cache recorded for the main branch."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+    stored = file_download.repo_folder_name(repo_id=name, repo_type="dataset")
+    folder = Path(hub.constants.HF_HUB_CACHE) / stored
     ref = folder / "refs" / "main"
     return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None

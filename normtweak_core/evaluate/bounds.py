@@ -8,6 +8,10 @@ are Student's, with a least number of windows below which no bound is given.
 
 import math
 
+from normtweak_core.lazy import lazy
+
+stats = lazy("scipy.stats")  # half a second to import
+
 
 def least_windows(confidence: float) -> int:
     """Return how many windows a bound of a mean needs at least.
@@ -38,15 +42,11 @@ def mean_bound(mean: float, stderr: float | None, windows: int, confidence: floa
         return math.nan
     if stderr is None or windows < least_windows(confidence):
         return math.inf
-    from scipy import stats
-
     return mean + float(stats.t.ppf(confidence, windows - 1)) * stderr
 
 
 def share_upper(count: int, of: int, confidence: float) -> float:
     """Return Clopper and Pearson's upper bound of a share; 1 where nothing was counted."""
-    from scipy import stats
-
     return 1.0 if count >= of else float(stats.beta.ppf(confidence, count + 1, of - count))
 
 

@@ -8,6 +8,9 @@ accuracy drop. No torch here.
 from pydantic import BaseModel
 
 from normtweak_core.evaluate.scores import Estimate, named
+from normtweak_core.lazy import lazy
+
+stats = lazy("scipy.stats")  # half a second to import, and most runs have no tasks
 
 ACCURACIES = ("acc", "acc_norm")
 
@@ -57,8 +60,6 @@ class TaskComparison(BaseModel, frozen=True):
     def mcnemar(self, metric: str = "acc") -> float:
         """Return the two-sided p-value of McNemar's exact test; 1 where the models agree."""
         lost, won = self.differing(metric)
-        from scipy import stats  # half a second to import, and most runs have no tasks
-
         return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
     def metrics(self) -> dict[str, float]:

@@ -14,11 +14,6 @@ import signal
 import sys
 from pathlib import Path
 
-OUR_PACKAGES = ("normtweak_core", "tasks", "flows")
-PACKED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
-PACKED += ("qweight", "qzeros", "scales", "g_idx")
-SCALES = (".weight_scale", ".scales")  # of compressed-tensors [out, groups]; of gptq [groups, out]
-ORDER = ("loading", "scales", "weight", "layer", "file", "tokenizer", "logits", "argmax")
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
@@ -30,19 +25,32 @@ def die_with(parent):
         sys.exit("the process that started the reader is gone")
 
 
+if __name__ == "__main__":  # before torch and transformers are imported, which read them
+    die_with(int(sys.argv[3]))
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TORCH_COMPILE_DISABLE": "1"}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+OUR_PACKAGES = ("normtweak_core", "tasks", "flows")
+PACKED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+PACKED += ("qweight", "qzeros", "scales", "g_idx")
+SCALES = (".weight_scale", ".scales")  # of compressed-tensors [out, groups]; of gptq [groups, out]
+ORDER = ("loading", "scales", "weight", "layer", "file", "tokenizer", "logits", "argmax")
+
+
 def load(folder, manifest):
     """Return the model in its default dtype, and what transformers says about the loading."""
-    from transformers import AutoModelForCausalLM
-
     options = {}
     if manifest["export"]["format"] == "gptq":
-        from transformers import GPTQConfig
-
         # The plain torch kernel keeps codes and scales as stored; others rearrange them.
-        options["quantization_config"] = GPTQConfig(
+        options["quantization_config"] = transformers.GPTQConfig(
             bits=manifest["export"]["bits"], backend="gptq_torch"
         )
-    return AutoModelForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         local_files_only=True,
         trust_remote_code=False,
@@ -60,8 +68,6 @@ def check_loading(info, problems):
 
 def dense_tensors(model):
     """Yield name and tensor of everything the model computes with, all of it dense."""
-    import torch
-
     packed = set()
     with torch.inference_mode():
         for name, module in model.named_modules():
@@ -76,8 +82,6 @@ def dense_tensors(model):
 
 def digest(tensor, dtype):
     """Return the SHA-256 over the tensor in ``dtype``, or None where that would change it."""
-    import torch
-
     cast = tensor.detach().to("cpu", dtype)
     if not torch.equal(cast.to(tensor.dtype), tensor.cpu()):
         return None
@@ -87,8 +91,6 @@ def digest(tensor, dtype):
 
 def check_tensors(model, expected, problems):
     """Compare every tensor bit for bit; return how many there were."""
-    import torch
-
     left = dict(expected)
     for name, tensor in dense_tensors(model):
         entry = left.pop(name, None)
@@ -110,9 +112,6 @@ def check_tensors(model, expected, problems):
 
 def check_scales(folder, expected, problems):
     """Compare the stored scales of each linear whose weight readers unpack."""
-    import torch
-    from safetensors import safe_open
-
     left = {
         name.removesuffix(".weight"): entry
         for name, entry in expected.items()
@@ -141,8 +140,6 @@ def check_layers(model, folder, probe, expected, problems):
 
     The difference is a fraction of the linear's largest output.
     """
-    from safetensors.torch import load_file
-
     terms = probe.get("layers")
     if terms is None:
         return None
@@ -174,8 +171,6 @@ def check_layers(model, folder, probe, expected, problems):
 
 def layer_difference(module, name, reference, kept_outputs):
     """Return how far a stock linear is from the reference, as a fraction of its largest output."""
-    import torch
-
     x, wanted = reference[f"input/{name}"], reference[f"output/{name}"]
     with torch.inference_mode():
         y = module(x.to(module.weight_scale.dtype)).float()
@@ -206,9 +201,6 @@ def check_logits(model, folder, probe, problems):
 
     It is the largest one, or the mean where the manifest says so.
     """
-    import torch
-    from safetensors.torch import load_file
-
     reference = load_file(folder / probe["file"])
     with torch.inference_mode():
         logits = model(input_ids=reference["input_ids"], use_cache=False).logits
@@ -276,10 +268,8 @@ def check_tokenizer(folder, probe, sample, problems):
     """
     if probe is None:
         return False
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # whatever a file that is no tokenizer leads to, plain ones among it
@@ -298,9 +288,6 @@ def check_tokenizer(folder, probe, sample, problems):
 
 def examine(folder):
     """Return what differs from the manifest, and how closely the rest agrees."""
-    import torch
-    import transformers
-
     transformers.logging.disable_progress_bar()
     manifest = json.loads((folder / "normtweak.json").read_text(encoding="utf-8"))
     problems = []
@@ -325,16 +312,12 @@ def examine(folder):
     }
 
 
-def main(folder, result, parent):
+def main(folder, result):
     """Write what was found to ``result``."""
-    die_with(parent)
-    # Before torch and transformers are imported, which read them.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TORCH_COMPILE_DISABLE": "1"}
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
     report = examine(folder)
     report["ours"] = sorted(name for name in sys.modules if name.split(".")[0] in OUR_PACKAGES)
     result.write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -14,6 +14,7 @@ from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.errors import InputError
+from normtweak_core.evaluate.gate import gate_failures
 from normtweak_core.settings import known_keys
 from tests.flows import (
     test_ablation_recipe,
@@ -22,7 +23,7 @@ from tests.flows import (
     test_ternary_keys,
 )
 from tests.flows.stage_keys import changed
-from tests.flows.tiny_model import recipe_values, variables_of, write_project
+from tests.flows.tiny_model import recipe_values, ternary_values, variables_of, write_project
 
 CHANGES_A_RESULT = {
     Recipe: {
@@ -47,30 +48,34 @@ NAMED = {
     "export.verify_timeout": (
         "tests.flows.test_recipe_results.test_a_verification_ends_when_the_recipe_says"
     ),
-    "ternary.save_every": (
-        "tests.core.training.test_trainer.test_only_the_newest_checkpoints_are_kept"
-    ),
-    "ternary.gradient_checkpointing": (
-        "tests.core.training.test_trainer.test_gradient_checkpointing_saves_memory"
-    ),
     "finetune.float_model": (
         "tests.flows.test_finetune.test_what_is_no_export_of_the_right_model_is_exit_code_2"
     ),
     "quantization": "tests.flows.test_finetune.test_what_contradicts_the_export_is_exit_code_2",
 }
-NAMED["finetune.save_every"] = NAMED["ternary.save_every"]
-NAMED["finetune.gradient_checkpointing"] = NAMED["ternary.gradient_checkpointing"]
-THRESHOLDS = "tests.core.evaluate.test_gate.test_each_missed_threshold_is_named_with_what_was_found"
-NAMED |= {f"gate.{name}": THRESHOLDS for name in ("max_perplexity_ratio", "max_kl")}
-NAMED["gate.min_top1_agreement"] = THRESHOLDS
 NAMED |= {
-    f"gate.{name}": (
-        "tests.core.evaluate.test_gate."
-        "test_a_drop_must_be_below_the_threshold_with_the_confidence_asked_for"
+    f"{section}.{leaf}": (
+        "tests.flows.test_recipe_results."
+        "test_saving_often_and_computing_twice_lead_to_the_same_export"
     )
-    for name in ("max_accuracy_drop", "confidence")
+    for section in ("ternary", "finetune")
+    for leaf in ("save_every", "gradient_checkpointing")
 }
-HERE = {"model.device", "model.revision"}
+# What passes; a value that it does not pass, and what stands beside it before and after.
+MEASURED = {
+    "windows": 40.0, "tokens": 4000.0,
+    "perplexity/ratio": 1.1, "nll_difference/mean": 0.095, "nll_difference/stderr": 1e-3,
+    "kl/mean": 0.2, "kl/stderr": 1e-3, "top1_agreement": 0.8, "top1_agreement_stderr": 1e-3,
+    "piqa/items": 100.0, "piqa/acc/lost": 6.0, "piqa/acc/won": 0.0, "piqa/acc/drop": 0.06,
+}  # fmt: skip
+GATES = {
+    "gate.max_perplexity_ratio": (1.05, {}),
+    "gate.max_kl": (0.1, {}),
+    "gate.min_top1_agreement": (0.9, {}),
+    "gate.max_accuracy_drop": ({"piqa": 0.05}, {}),
+    "gate.confidence": (0.9999, {"gate.max_accuracy_drop": {"piqa": 0.13}}),
+}
+HERE = {"model.device", "model.revision", *GATES}
 # One value alone is accepted: null, what is built, or what the export says.
 ONE_VALUE = {
     Recipe: {"ternary", "finetune", *NOT_BUILT},
@@ -115,6 +120,20 @@ def test_a_device_or_revision_that_is_not_there_is_refused(key, value, found, pr
     recipe = Recipe.parse(changed(recipe_values(project), key, value))
     with pytest.raises(InputError, match=found):
         open_job(recipe.model, recipe.seed)
+
+
+@pytest.mark.parametrize("key", GATES)
+@pytest.mark.parametrize("kind", [Recipe, TernaryRecipe, FinetuneRecipe])
+def test_a_leaf_of_the_gate_of_any_recipe_decides_what_passes(kind, key, project):
+    value, beside = GATES[key]
+    values = ternary_values(project) if kind is TernaryRecipe else recipe_values(project)
+    if kind is FinetuneRecipe:
+        values = values | {"finetune": {"data": values.pop("calibration")}}
+    for name, other in (beside | {"evaluation.tasks": ["piqa"]}).items():
+        values = changed(values, name, other)
+    assert gate_failures(kind.parse(values).gate, MEASURED) == []
+    (failure,) = gate_failures(kind.parse(changed(values, key, value)).gate, MEASURED)
+    assert (key if key != "gate.confidence" else "confidence 0.9999") in failure
 
 
 def test_every_leaf_of_an_ablations_base_is_one_of_a_recipe_that_changes_a_result():

@@ -7,11 +7,13 @@ import time
 
 import numpy
 import pytest
+import torch
 
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.errors import VerificationError
+from normtweak_core.training.trainer import Trainer
 from tests.flows import test_finetune_keys, test_recipe_keys, test_ternary_keys
 from tests.flows.stage_bodies import Bodies, first_difference, nothing_shown
 from tests.flows.stage_keys import TASK_KEYS, changed, write_other_items
@@ -291,6 +293,45 @@ FINETUNE_LEAVES = leaves_of(test_finetune_keys)
 def test_a_leaf_of_a_fine_tuning_changes_a_result(key, project, stored, start):
     value, beside = FINETUNE_LEAVES[key]
     assert seen(key, value, beside, finetune_values(project, start), project, tuned, stored)
+
+
+# What changes no byte is seen in how the training goes.
+
+
+def training_of(values: dict, made_by, stored, monkeypatch) -> tuple[int, int, dict]:
+    """Return how often a training is saved, the calls of modules in it, and the export."""
+    recipe, carry_out = made_by(values)
+    # Anew, even where the key says that it would come out the same.
+    run = run_of(recipe, {key: one for key, one in stored.items() if not key.startswith("train-")})
+    saved, calls = [], []
+    save = Trainer.save
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", lambda trainer: saved.append(1) or save(trainer))
+        counting = torch.nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1))
+        try:
+            carry_out(run)
+        finally:
+            counting.remove()
+    return len(saved), len(calls), run.effects["export"]
+
+
+@pytest.mark.parametrize("section", ["ternary", "finetune"])
+def test_saving_often_and_computing_twice_lead_to_the_same_export(
+    section, project, stored, start, monkeypatch
+):
+    if section == "ternary":
+        values, made_by = ternary_values(project), ternary_training
+    else:
+        values, made_by = finetune_values(project, start), tuned
+    steps = {f"{section}.steps": 12, f"{section}.save_every": 20}  # ten are saved in any case
+    values = with_values(project, values, steps)
+    saved, calls, export = training_of(values, made_by, stored, monkeypatch)
+    often = with_values(project, values, {f"{section}.save_every": 1})
+    assert training_of(often, made_by, stored, monkeypatch) == (saved + 2, calls, export)
+    twice = with_values(project, values, {f"{section}.gradient_checkpointing": True})
+    found = training_of(twice, made_by, stored, monkeypatch)
+    assert found[1] > calls
+    assert (found[0], found[2]) == (saved, export)
 
 
 def test_a_verification_ends_when_the_recipe_says(project, stored):

@@ -1,10 +1,8 @@
 """Seeded generators: one per use, never the global one."""
 
 import hashlib
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def derived_seed(seed: int, purpose: str, block: int = 0) -> int:
@@ -13,8 +11,6 @@ def derived_seed(seed: int, purpose: str, block: int = 0) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(seed: int, purpose: str, block: int = 0) -> "torch.Generator":
+def generator(seed: int, purpose: str, block: int = 0) -> torch.Generator:
     """Return a CPU generator of its own for one use of randomness."""
-    import torch
-
     return torch.Generator().manual_seed(derived_seed(seed, purpose, block))

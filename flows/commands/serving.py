@@ -20,7 +20,7 @@ from types import FrameType
 from flows.checks.services import check_services
 from flows.commands.command import Command
 from flows.commands.first_line import first_line
-from flows.deploy import find_deployment_file, read_deployments, serve_deployments
+from flows.deploy import find_deployment_file, read_deployments
 from normtweak_core.errors import InputError
 from tasks.engine.artifacts import sweep_temporaries
 from tasks.engine.environment import log_plain_lines, prepare_environment, set_variables, state_root
@@ -106,6 +106,8 @@ def run_serve(options: argparse.Namespace) -> int:
     ):
         sweep_temporaries(root)
         _say(f"Schedules and runs (Prefect): {page_of(prefect.url)}")
+        from flows.serving import serve_deployments  # Prefect, after the variables it reads are set
+
         titles = ", ".join(deployment.title for deployment in specified)
         serve_deployments(specified, lambda: _say(f"Serving {titles}. Ctrl-C ends it."))
         _say("Stopped.")

@@ -12,6 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
 # Character tables and test data are not language; site-packages is not the standard library.
 SKIPPED_FOLDERS = frozenset(
@@ -64,8 +65,6 @@ TOPICS_FILE = "pydoc_data/topics.py"
 
 
 def _topics() -> Iterator[Document]:
-    from pydoc_data.topics import topics
-
     for name, text in topics.items():
         if len(text) >= MIN_CHARACTERS:
             yield Document(f"{TOPICS_FILE}#{name}", "topic", text.strip() + "\n")

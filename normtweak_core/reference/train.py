@@ -15,19 +15,16 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from normtweak_core.errors import InputError
 from normtweak_core.reference.architectures import CONTEXT, model_config, train_tokenizer
 from normtweak_core.reference.corpus import Document, documents
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +82,6 @@ def train_reference(name: str, out: Path, work: Path, plan: TrainingPlan) -> dic
     Returns:
         The measured losses, in nats per token, on the training and the held-out text.
     """
-    from transformers import AutoModelForCausalLM
-
     work.mkdir(parents=True, exist_ok=True)
     corpus = documents()
     training = [document for document in corpus if not document.held_out]
@@ -111,7 +106,7 @@ def train_reference(name: str, out: Path, work: Path, plan: TrainingPlan) -> dic
     return losses
 
 
-def encode_stream(texts: list[Document], tokenizer: "PreTrainedTokenizerFast") -> torch.Tensor:
+def encode_stream(texts: list[Document], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """Return all documents as one 1-D token stream, each between two end-of-text tokens."""
     stream = [tokenizer.eos_token_id]
     # verbose=False: documents are longer than the context, as transformers would else remark.
@@ -128,7 +123,7 @@ def evenly_spaced_windows(tokens: torch.Tensor, count: int | None = None) -> tor
     return torch.stack([tokens[i * CONTEXT : (i + 1) * CONTEXT + 1] for i in chosen.tolist()])
 
 
-def next_token_loss(model: "PreTrainedModel", windows: torch.Tensor) -> torch.Tensor:
+def next_token_loss(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
     """Mean negative log-likelihood per predicted token, in nats."""
     windows = windows.to(model.device)
     logits = model(windows[:, :-1], use_cache=False).logits
@@ -136,14 +131,14 @@ def next_token_loss(model: "PreTrainedModel", windows: torch.Tensor) -> torch.Te
 
 
 @torch.no_grad()
-def mean_loss(model: "PreTrainedModel", windows: torch.Tensor) -> float:
+def mean_loss(model: PreTrainedModel, windows: torch.Tensor) -> float:
     """Return the mean loss over the windows, in nats per token."""
     losses = [next_token_loss(model, chunk).item() * len(chunk) for chunk in windows.split(16)]
     return sum(losses) / len(windows)
 
 
 def run_training(
-    model: "PreTrainedModel", tokens: torch.Tensor, plan: TrainingPlan, state_file: Path
+    model: PreTrainedModel, tokens: torch.Tensor, plan: TrainingPlan, state_file: Path
 ) -> float:
     """Train in place from the last saved state; return the seconds spent, all runs together."""
     decayed = [p for p in model.parameters() if p.ndim == 2]
@@ -196,7 +191,7 @@ def training_origin(tokens: torch.Tensor, plan: TrainingPlan) -> str:
 
 
 def save_state(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     path: Path,
     step: int,
@@ -218,7 +213,7 @@ def save_state(
 
 
 def load_state(
-    model: "PreTrainedModel", optimizer: torch.optim.Optimizer, path: Path, origin: str
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, path: Path, origin: str
 ) -> tuple[int, float]:
     """Restore what `save_state` wrote; return the next step and the seconds already spent.
 
@@ -246,8 +241,8 @@ def load_state(
 def write_reference(
     out: Path,
     name: str,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
     corpus: list[Document],
     measured: dict[str, float],
     plan: TrainingPlan,
@@ -273,7 +268,7 @@ def write_reference(
 
 def model_card(
     name: str,
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     corpus: list[Document],
     measured: dict[str, float],
     plan: TrainingPlan,

@@ -8,9 +8,10 @@ import yaml
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
-from flows.deploy import find_deployment_file, read_deployments, served_deployment
+from flows.deploy import find_deployment_file, read_deployments
 from flows.recipes.kinds import KINDS
 from flows.recipes.quantize import Recipe
+from flows.serving import served_deployment
 from normtweak_core.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]

@@ -104,7 +104,7 @@ def _hidden_imports(one: Source) -> list[str]:
 
 
 def _in_circles(house: list[Source]) -> list[str]:
-    """Return the modules from which imports, those inside functions too, lead back to them."""
+    """Return the modules from which imports, also those that come later, lead back to them."""
     paths = {one.module: one.path for one in house}
     imports = {}
     for one in house:
@@ -114,6 +114,8 @@ def _in_circles(house: list[Source]) -> list[str]:
                 named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
             if isinstance(node, ast.Import):
                 named |= {alias.name for alias in node.names}
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy":
+                named |= {one.value for one in node.args if isinstance(one, ast.Constant)}
         imports[one.module] = named & paths.keys() - {one.module}
 
     def reached(start: str) -> set[str]:

@@ -67,6 +67,11 @@ def test_a_circle_is_found_through_an_import_inside_a_function():
     ]
 
 
+def test_a_circle_is_found_through_a_lazy_import():
+    sources = {"a": "import flows.b", "b": 'late = lazy("flows.a")'}
+    assert found("modules in import circles", **sources) == ["flows/a.py", "flows/b.py"]
+
+
 def test_long_files_functions_folders_and_readme_are_found():
     body = "def long():\n" + "    x = 1\n" * 60
     assert found("functions longer than 60 lines", a=body) == ["flows/a.py:1 long: 61"]

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -61,7 +62,7 @@ class Workshop:
 
 @contextlib.contextmanager
 def workshop(folder: Path) -> Iterator[Workshop]:
-    """Write models and a text; yield the folder as working folder, with a server that answers.
+    """Write models, a text and items; yield them, as working folder, with a server that answers.
 
     What the commands print goes to its file log.
     """
@@ -72,6 +73,7 @@ def workshop(folder: Path) -> Iterator[Workshop]:
         settings = model / "tokenizer_config.json"  # lm-eval begins a text with such a token
         settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token": "!"}))
     (folder / "text.txt").write_text(TEXT)
+    shutil.copytree(REPOSITORY / "tests" / "data" / "tasks", folder / "tasks")
     with (
         (folder / "log").open("w") as log,
         contextlib.redirect_stdout(log),

@@ -15,15 +15,13 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.checks.ablation import ablation_preflight
-from flows.pipeline.measuring import measure_export
+from flows.pipeline.declared import Pipeline
+from flows.pipeline.execution import Execution
+from flows.pipeline.measuring import FLOAT, measured
 from flows.pipeline.operated import operated
-from flows.pipeline.run import Run, calibration_set, rehearse
+from flows.pipeline.run import Run, with_export_sizes
 from flows.pipeline.run_name import run_name
-from flows.quantize import (
-    block_report,
-    final_report,
-    quantize_model,
-)
+from flows.quantize import QUANTIZE, block_report, final_report
 from flows.recipes.ablation import AblationRecipe, PlannedCell, planned_cells
 from flows.recipes.file import recipe_sha256
 from flows.recipes.quantize import Recipe
@@ -32,10 +30,16 @@ from flows.reports.publish import publish
 from tasks.engine.environment import peak_rss_bytes, state_root
 from tasks.models.job import open_job
 from tasks.results import BlockResult, FinalTuneResult
-from tasks.stages.calibrate import calibration_length
-from tasks.stages.training.text import training_text_key, training_text_stage
+from tasks.stages.dry_run import dry_run
+from tasks.stages.training.text import training_text
 
 log = logging.getLogger(__name__)
+
+ABLATE = Pipeline(
+    "ablate", (dry_run, training_text.but(when=lambda work: work.recipe.needs_training_text))
+)
+# What a cell is carried out by.
+CELL = QUANTIZE.upto("evaluate")
 
 
 @flow(name="ablate", flow_run_name=run_name("{recipe.name}"), validate_parameters=True)
@@ -49,9 +53,10 @@ def ablate(recipe: AblationRecipe) -> dict[str, Any]:
     began = time.monotonic()
     for warning in ablation_preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
-    run = Run(began, job=open_job(recipe.model, recipe.seed))
-    rehearse(run)
-    planned = planned_cells(recipe, _training_text(run, recipe))
+    job = open_job(recipe.model, recipe.seed)
+    run = Run(recipe, job, recipe.calibration, execution=Execution(QUANTIZE.all_told))
+    text = ABLATE.walk(run, run.execution.visit).get("training text")
+    planned = planned_cells(recipe, str(state_root() / text.text.path) if text else "")
     distinct: dict[str, PlannedCell] = {}
     for cell in planned:
         distinct.setdefault(recipe_sha256(cell.recipe), cell)
@@ -87,32 +92,28 @@ def ablate(recipe: AblationRecipe) -> dict[str, Any]:
     }
 
 
-def _training_text(run: Run, recipe: AblationRecipe) -> str:
-    if not recipe.needs_training_text:
-        return ""
-    made = run.stage("training text", training_text_key(run.job), training_text_stage)
-    return str(state_root() / made.text.path)
-
-
 def _carry_out(shared: Run, cell: PlannedCell, sha256: str) -> Cell:
     """Return a cell with its numbers; what is there of it is not made again."""
     recipe = cell.recipe
-    job = dataclasses.replace(shared.job, seed=recipe.seed)
-    run = Run(time.monotonic(), shared.progress, job=job)
-    calibration = calibration_set(run, recipe.calibration, "calibrate")
-    quantized, export = quantize_model(run, recipe, calibration, f"{cell.name}, block")
-    blocks, tuned = quantized.blocks, quantized.tuned
-    length = calibration_length(job, recipe.calibration)
-    measured = measure_export(run, recipe.evaluation, [], length, export)
+    run = Run(
+        recipe,
+        dataclasses.replace(shared.job, seed=recipe.seed),
+        recipe.calibration,
+        name=f"{cell.name}, ",
+        progress=shared.progress,
+        execution=Execution(QUANTIZE.all_told),
+    )
+    found = CELL.walk(run, run.execution.visit)
+    export, blocks, tuned = found["export"], found["block"], found.get("final tune")
     return Cell(
         study=cell.study,
         value=cell.value,
         recipe=recipe,
         recipe_sha256=sha256,
         export_sha256=export.export_sha256,
-        metrics=measured.metrics,
+        metrics=with_export_sizes(measured(run, found, "evaluate", FLOAT), export).metrics,
         # Of the stages as they were made, whichever cell made them: what the cell alone would cost.
-        seconds=calibration.seconds
+        seconds=found["calibrate"].seconds
         + sum(block.seconds for block in blocks)
         + (tuned.seconds if tuned else 0.0),
         blocks=len(blocks),

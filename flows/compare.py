@@ -10,9 +10,19 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.checks.evaluation import check_request
-from flows.pipeline.measuring import common_text, measure_alone, measure_pair, opened, with_sizes
+from flows.pipeline.declared import Pipeline
+from flows.pipeline.execution import Execution
+from flows.pipeline.measuring import (
+    Measuring,
+    called,
+    measured,
+    measured_alone,
+    measured_beside,
+    measuring,
+    opened,
+    with_sizes,
+)
 from flows.pipeline.operated import operated
-from flows.pipeline.run import Stages
 from flows.pipeline.run_name import run_name
 from flows.recipes.evaluation import EvaluationRequest
 from flows.reports.comparison import comparison_report
@@ -23,8 +33,6 @@ from normtweak_core.evaluate.scores import Estimate, named
 from normtweak_core.evaluate.task_scores import TaskComparison
 from tasks.engine.environment import peak_rss_bytes, state_root
 from tasks.engine.root_layout import EVALUATIONS
-from tasks.models.addresses import MeasuredModel
-from tasks.stages.score import items_of
 
 # What a pair measurement adds to the two models' own numbers.
 BETWEEN = ("kl/", "kl_reverse/", "top1_agreement")
@@ -42,44 +50,46 @@ def compare(request: EvaluationRequest) -> dict[str, Any]:
     """
     began = time.monotonic()
     check_request(request, state_root(), None)
-    run = Stages(began)
+    execution = Execution()
     with opened(request.models, request) as models:
-        result = compare_models(run, request, models)
+        result = compare_models(measuring(models, request), request, execution)
     files = _write(result)
     return result | {
         "files": files,
-        "cached": run.cached,
+        "cached": execution.cached,
         "seconds": time.monotonic() - began,
         "peak_rss_bytes": peak_rss_bytes(),
         "flow_run_id": str(flow_run.id),
     }
 
 
+def compared(count: int) -> Pipeline:
+    """Return the pipeline that measures so many models by themselves, and beside the first."""
+    alone = [stage for place in range(count) for stage in measured_alone(place)]
+    beside = [
+        measured_beside(place, 0, called(place, 0, text="{} beside {}"))
+        for place in range(1, count)
+    ]
+    return Pipeline("compare", (*alone, *beside))
+
+
 def compare_models(
-    run: Stages, request: EvaluationRequest, models: list[MeasuredModel]
+    work: Measuring, request: EvaluationRequest, execution: Execution
 ) -> dict[str, Any]:
     """Return the numbers of several models and of every pair of them, and what they are of."""
-    text = common_text(models, request)
-    items = items_of(request.evaluation)
-    subjects = [model.subject for model in models]
-    alone = [with_sizes(measure_alone(run, text, items, model.subject), model) for model in models]
+    count = len(work.models)
+    found = compared(count).walk(work, execution.visit)
+    alone = [
+        with_sizes(measured(work, found, f"model {place}"), model)
+        for place, model in enumerate(work.models)
+    ]
     beside_first = {
-        number: measure_pair(
-            run,
-            text,
-            [],
-            subjects[number],
-            subjects[0],
-            (
-                f"{subjects[number].name} beside {subjects[0].name}",
-                f"evaluate {subjects[0].name}",
-            ),
-        )
-        for number in range(1, len(models))
+        place: measured(work, found, f"model {place} beside 0", "model 0")
+        for place in range(1, count)
     }
     pairs = [
         _pair(request.models, alone, first, second, beside_first.get(second) if not first else None)
-        for first, second in itertools.combinations(range(len(models)), 2)
+        for first, second in itertools.combinations(range(count), 2)
     ]
     return _result(request, alone, pairs)
 

@@ -1,67 +1,36 @@
 """The fine-tuning flow: an export goes in and is trained on, on its own grid."""
 
-import json
 import logging
-import time
-from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
 
-from flows.checks.finetune import finetune_preflight
-from flows.pipeline.float_types import EXACT, until_it_holds
-from flows.pipeline.measuring import measure_export, score_float_model
+from flows.checks.finetune import ReadyToFinetune, finetune_preflight
+from flows.pipeline.measuring import FLOAT, beside_float, measured
 from flows.pipeline.operated import operated
-from flows.pipeline.run import (
-    Run,
-    calibration_sample,
-    outcome,
-    read_json,
-    register,
-    rehearse,
-    verify,
-)
+from flows.pipeline.run import BEGINNING, ENDING, RecipePipeline, Run, with_export_sizes
 from flows.pipeline.run_name import run_name
-from flows.pipeline.training import Shown, train, training_data, training_facts
 from flows.recipes.finetune import FinetuneRecipe
+from flows.recipes.kinds import FINETUNE as KIND
 from flows.reports.finetune import FinetuneReports, show_trained_blocks
-from flows.reports.publish import publish
-from flows.reports.results import write_evaluation
+from flows.reports.results import Measured
+from flows.reports.training import training_facts
 from normtweak_core.export.payload import payload_bytes
-from normtweak_core.finetune.source import GRID
 from normtweak_core.training.rates import Rates
+from tasks.engine.artifacts import read_json
 from tasks.engine.environment import state_root
-from tasks.models.job import open_job
-from tasks.models.starting_point import StartingPoint, export_in_root
-from tasks.results import CalibrationResult, ExportResult, FloatType, RefusedExport
-from tasks.stages.calibrate import calibration_length
-from tasks.stages.float_type import start_float_type_key, start_float_type_stage
-from tasks.stages.training.finetune import (
-    FinetuneTraining,
-    finetune_export_key,
-    finetune_export_stage,
-    finetune_stage,
-)
-from tasks.stages.training.finetune_blocks import (
-    FinetuneChain,
-    TrainedBlockResult,
-    finetune_block_stage,
-    trained_block_key,
-)
-from tasks.stages.training.segments import SegmentResult
+from tasks.engine.stage import Found
+from tasks.models.starting_point import StartingPoint, export_in_root, imported_folder
+from tasks.stages.calibrate import data
+from tasks.stages.export import source_facts
+from tasks.stages.float_type import start_float_type
+from tasks.stages.training.finetune import export_finetuned
+from tasks.stages.training.finetune import finetune as train
+from tasks.stages.training.finetune_blocks import finetune_block
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Made:
-    """An export and what it was made by way of."""
-
-    data: CalibrationResult
-    blocks: list[TrainedBlockResult]
-    segments: list[SegmentResult]
-    float_type: FloatType
-    export: ExportResult
+EVALUATE_START = beside_float("evaluate start", "start")
 
 
 @flow(name="finetune", flow_run_name=run_name("{recipe.name}"), validate_parameters=True)
@@ -72,170 +41,87 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     Args:
         recipe: Everything that decides the result.
     """
-    began = time.monotonic()
-    ready = finetune_preflight(recipe, state_root())
-    for warning in ready.warnings:
-        log.warning("%s", warning)
-    run = Run(began, job=open_job(ready.float_model, recipe.seed))
-    start = StartingPoint(ready.export, export_in_root(ready.export))
-    rehearse(run)
-    items = score_float_model(run, recipe.evaluation)
-    made = make_finetuned(run, recipe, start)
-    data, blocks, segments, export = made.data, made.blocks, made.segments, made.export
-    verify(run, recipe.export, export)
-    length = calibration_length(run.job, recipe.finetune.data)
-    before = measure_export(
-        run, recipe.evaluation, items, length, start.export, "evaluate start"
-    ).metrics
-    measured = measure_export(run, recipe.evaluation, items, length, export)
-    after = measured.metrics
+    return FINETUNE.run(recipe)
+
+
+def _inputs(ready: ReadyToFinetune, writes: bool) -> dict[str, Any]:
+    """Return what is trained on, unless it would first have to be copied under the state root."""
+    source, root = ready.export, state_root()
+    is_there = source.folder.is_relative_to(root)
+    if is_there or writes or imported_folder(root, source.payload_sha256).is_dir():
+        return {"start": StartingPoint(source, export_in_root(source))}
+    return {}
+
+
+def _tell_block(run: Run, found: Found, cached: bool) -> None:
+    if not cached:
+        show_trained_blocks(found["block"])
+
+
+def _report(run: Run, found: Found, result: Measured) -> FinetuneReports:
+    recipe, export, trained = run.recipe, found["export"], found["training"][-1]
     reports = FinetuneReports(
         recipe=recipe,
-        source=ready.export,
-        blocks=blocks,
-        losses=segments[-1].losses,
-        held_out=segments[-1].held_out,
-        best=segments[-1].best,
-        tokens=recipe.finetune.steps * recipe.finetune.batch * length,
-        quality=read_json(data.quality),
-        start=before,
-        metrics=after,
-        origin=run.source_facts(data) | {"export_sha256": export.export_sha256},
+        source=found["start"].source,
+        blocks=found.get("block", []),
+        losses=trained.losses,
+        held_out=trained.held_out,
+        best=trained.best,
+        tokens=recipe.finetune.steps * recipe.finetune.batch * run.length,
+        quality=read_json(found["data"].quality),
+        start=with_export_sizes(
+            measured(run, found, "evaluate start", FLOAT), found["start"].export
+        ).metrics,
+        metrics=result.metrics,
+        origin=source_facts(run, found["data"]) | {"export_sha256": export.export_sha256},
         export=state_root() / export.folder,
-        float_type=made.float_type,
+        float_type=found["float type"],
         float_bytes=payload_bytes(run.job.source.path),
     )
-    files = publish(reports.report())
-    files += write_evaluation(
-        reports.folder, measured, recipe.seed, recipe.name, run.job.source.name
-    )
-    metrics = after | {
-        "start/perplexity/quantized": before["perplexity/quantized"],
-        "start/kl/mean": before["kl/mean"],
-    }
-    if (kept := reports.distance_kept) is not None:
-        metrics["distance_kept"] = kept
-    registered = register(run, recipe, export, metrics, reports, files, measured.samples)
     for problem in reports.problems():
         log.warning("%s", problem)
     for note in reports.notes():
         log.info("%s", note)
-    rows = [_block_row(run, block) for block in blocks]
-    return outcome(run, export, metrics, reports, registered, rows) | {
-        "training": training_facts(segments, reports.tokens, reports.held_out)
-    }
+    return reports
 
 
-def make_finetuned(run: Run, recipe: FinetuneRecipe, start: StartingPoint) -> Made:
-    """Return the export that a recipe leads to, neither verified nor evaluated yet.
-
-    Args:
-        run: The run, on the float model.
-        recipe: Everything that decides the result.
-        start: The export that is trained on.
-    """
-    data = training_data(run, recipe.finetune.data, "finetune.data")
-    chosen = run.stage(
-        "float type",
-        start_float_type_key(run.job, recipe.export, data, start),
-        start_float_type_stage,
-        job=run.job,
-        data=data,
-        start=start,
-    )
-    blocks = _train_blocks(run, recipe, data, start)
-    segments = _train_whole(run, recipe, data, start, blocks)
-
-    def make(chosen: FloatType) -> tuple[FloatType, ExportResult | RefusedExport]:
-        return chosen, _export(run, recipe, data, start, segments[-1], chosen)
-
-    # The trained scales are numbers of the first export's float type: only float32 holds them too.
-    chosen, export = until_it_holds(recipe.export, chosen, make, EXACT)
-    return Made(data, blocks, segments, chosen, export)
+def _rows(run: Run, found: Found) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": one.block,
+            "cached": run.cached[f"block {one.block}"],
+            "seconds": one.seconds,
+            "error_before": one.distance_before,
+            "error_after": one.distance_after,
+            "accepted": one.accepted,
+        }
+        for one in found.get("block", [])
+    ]
 
 
-def _train_blocks(
-    run: Run, recipe: FinetuneRecipe, data: CalibrationResult, start: StartingPoint
-) -> list[TrainedBlockResult]:
-    """Return all blocks, each read from the cache or trained; none without block steps."""
-    config = recipe.finetune
-    chain = FinetuneChain(run.job, data, start, config)
-    finished: list[TrainedBlockResult] = []
-    for index in range(run.job.blocks[1] if config.block_steps else 0):
-        parent = finished[-1] if finished else None
-        block = run.stage(
-            f"block {index}",
-            trained_block_key(run.job, data, start, config, index, parent),
-            finetune_block_stage,
-            index=index,
-            chain=chain,
-            finished=list(finished),
-            progress=run.progress,
-        )
-        finished.append(block)
-        if not run.cached[f"block {index}"]:
-            show_trained_blocks(finished)
-    return finished
+def _rate(run: Run, step: int) -> dict[str, float]:
+    config = run.recipe.finetune
+    return {"learning_rate": Rates(config.steps, config.scale_lr).lr_at(step)}
 
 
-def _train_whole(
-    run: Run,
-    recipe: FinetuneRecipe,
-    data: CalibrationResult,
-    start: StartingPoint,
-    blocks: list[TrainedBlockResult],
-) -> list[SegmentResult]:
-    config = recipe.finetune
-    rates = Rates(config.steps, config.scale_lr)
-    shown = Shown(
-        recipe.name,
-        config.model_dump(mode="json", exclude={"data"}) | {"seed": recipe.seed},
-        lambda step: {"learning_rate": rates.lr_at(step)},
-    )
-    training = FinetuneTraining(run.job, data, start, blocks, config)
-    return train(run, training, finetune_stage, shown)
-
-
-def _export(
-    run: Run,
-    recipe: FinetuneRecipe,
-    data: CalibrationResult,
-    start: StartingPoint,
-    trained: SegmentResult,
-    chosen: FloatType,
-) -> ExportResult | RefusedExport:
-    # Written as the main job's recipe names them, so that this export can be trained on as well.
-    recipe_and_grid = json.loads(recipe.model_dump_json()) | {
-        "quantization": {key: getattr(start.source, key) for key in GRID}
-    }
-    details = {
-        "recipe": recipe_and_grid,
-        "calibration_sample": calibration_sample(data),
-        "lineage": run.source_facts(data)
-        | {"parent_export_sha256": start.export.export_sha256}
-        | chosen.tags(),
-    }
-    return run.stage(
-        "export",
-        finetune_export_key(run.job, data, start, trained, recipe.export, chosen.dtype),
-        finetune_export_stage,
-        config=recipe.export,
-        export_dtype=chosen.dtype,
-        finetune=recipe.finetune,
-        job=run.job,
-        data=data,
-        start=start,
-        trained=trained,
-        details=details,
-    )
-
-
-def _block_row(run: Run, block: TrainedBlockResult) -> dict[str, Any]:
-    return {
-        "index": block.block,
-        "cached": run.cached[f"block {block.block}"],
-        "seconds": block.seconds,
-        "error_before": block.distance_before,
-        "error_after": block.distance_after,
-        "accepted": block.accepted,
-    }
+FINETUNE = RecipePipeline(
+    "finetune",
+    (
+        *BEGINNING,
+        data,
+        start_float_type,
+        finetune_block,
+        train,
+        export_finetuned,
+        *ENDING,
+        *EVALUATE_START,
+    ),
+    kind=KIND,
+    check=finetune_preflight,
+    report=_report,
+    told={"block": _tell_block},
+    rows=_rows,
+    training=lambda found, reports: {"training": training_facts(found["training"], reports)},
+    inputs=_inputs,
+    step_values=_rate,
+)

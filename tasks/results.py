@@ -27,6 +27,11 @@ class CalibrationResult(Result, frozen=True):
     reasons: list[str]
     seconds: Annotated[float, NOT_CONTENT]
 
+    @property
+    def identity(self) -> str:
+        """Its token ids; table and report only tell of them."""
+        return self.windows.sha256
+
     @model_validator(mode="after")
     def _has_a_valid_table(self) -> Self:
         from tasks.tables.calibration import calibration_table
@@ -85,6 +90,11 @@ class FloatType(Result, frozen=True):
 
     dtype: str
     refused: dict[str, str] = Field(default_factory=dict)  # why, in the order tried
+
+    @property
+    def identity(self) -> str:
+        """The float type, however it was come by."""
+        return self.dtype
 
     def in_words(self) -> str:
         """Return the float type, and why no other."""

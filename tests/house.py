@@ -32,10 +32,9 @@ GOALS = {
     "README longer than 149 lines": 0,
 }
 CEILINGS = {
-    "functions longer than 60 lines": 1,
-    "modules in import circles": 6,
-    "imports inside functions": 213,
-    "places that share eight lines": 11,
+    "modules in import circles": 2,
+    "imports inside functions": 64,
+    "places that share eight lines": 6,
 }
 
 

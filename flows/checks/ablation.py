@@ -9,7 +9,7 @@ from flows.checks.given_texts import read_text
 from flows.checks.inputs import Ready, check_inputs, check_machine
 from flows.checks.known_tokens import check_tokens
 from flows.checks.machine import FIXED_DISK, disk_bytes
-from flows.pipeline.remaining import Shares, has_results, quantize_shares
+from flows.checks.remaining import Shares, has_results, quantize_shares
 from flows.recipes.ablation import AblationRecipe, planned_cells
 from flows.recipes.file import recipe_sha256
 from flows.recipes.quantize import Recipe
@@ -82,13 +82,11 @@ def _there(recipe: AblationRecipe, cells: list[Recipe], found: Ready, root: Path
     """Return the share of each part that lies there already."""
     if not has_results(root):
         return {}
-    from tasks.models.job import open_job
-
-    job, disk = open_job(recipe.model, recipe.seed), _disk(cells, found)
+    disk = _disk(cells, found)
     there: Counter[str] = Counter()
     for cell in cells:
         part = disk_bytes(cell, found.shape, found.length)
-        shares = quantize_shares(cell, replace(job, seed=cell.seed))
+        shares = quantize_shares(cell, found)
         for name, twice in TWICE.items():
             there[name] += part[twice] // 2 * shares[name]
         there["calibration sets"] += part[CALIBRATION] * shares[CALIBRATION]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.checks.inputs import Ready, check_inputs, check_machine
 from flows.checks.machine import FIXED_DISK, ModelShape
-from flows.pipeline.remaining import shares_there
+from flows.checks.remaining import shares_there
 from flows.recipes.finetune import FinetuneRecipe, require_agreement
 from normtweak_core.errors import InputError
 from normtweak_core.export.formats.checks import GPTQ_READER_DONE, check_exportable

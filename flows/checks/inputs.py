@@ -20,9 +20,9 @@ from flows.checks.machine import (
     disk_bytes,
     model_shape,
 )
+from flows.checks.remaining import shares_there
 from flows.checks.services import check_services
 from flows.checks.written_places import check_disk, check_result_file, check_state_root
-from flows.pipeline.remaining import shares_there
 from flows.recipes.quantize import Recipe
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.hub_data import local_data

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flows.checks.inputs import Ready, check_inputs, check_machine
 from flows.checks.machine import FIXED_DISK, ModelShape
-from flows.pipeline.remaining import shares_there
+from flows.checks.remaining import shares_there
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.export.formats.checks import check_ternary_exportable
 

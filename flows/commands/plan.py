@@ -29,7 +29,7 @@ from flows.commands.command import Command, add_recipe
 from flows.commands.execution import print_line
 from flows.commands.failures import EXIT_OK
 from flows.pipeline.checks import CHECKS
-from flows.pipeline.planned import Stage
+from flows.pipeline.declared import Finished
 from flows.recipes.file import read_with_overrides
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.kinds import kind_of
@@ -78,7 +78,7 @@ class Plan:
     becomes: str  # what becomes of the linears
     data: CalibrationConfig
     device: str
-    stages: list[Stage]
+    stages: list[Finished]
     memory: dict[str, int]  # bytes by stage
     work: dict[str, int]  # multiply-adds by stage
 
@@ -107,40 +107,41 @@ def plan_lines(recipe: Any, ready: Ready, root: Path) -> list[str]:
 
 
 def _plan(recipe: Any, ready: Ready) -> Plan:
-    from flows.pipeline.planned import finetune_stages, quantize_stages, ternary_stages
-    from tasks.models.job import open_job
+    from flows.rebuild import PIPELINES
+    from normtweak_core.model.source import resolve_device
 
+    stages = PIPELINES[kind_of(recipe.model_dump()).name].plan(recipe, ready)
+    device = resolve_device(recipe.model.device)
     shape, length = ready.shape, ready.length
     if isinstance(recipe, TernaryRecipe):
-        job = open_job(recipe.model, recipe.seed)
         return Plan(
             "to ternary, trained for "
             f"{recipe.ternary.steps * recipe.ternary.batch * length:,} tokens",
             recipe.ternary.data,
-            job.device,
-            ternary_stages(recipe, job),
+            device,
+            stages,
             ternary_memory(recipe, shape, length),
             ternary_work(recipe, shape, length),
         )
     if isinstance(recipe, FinetuneRecipe):
         assert isinstance(ready, ReadyToFinetune)
-        export, job = ready.export, open_job(ready.float_model, recipe.seed)
+        export = ready.export
         tokens = recipe.finetune.steps * recipe.finetune.batch * length
         return Plan(
             f"trained on at {export.bits} bits ({_groups(export.group_size)}), end to end for "
             f"{tokens:,} tokens",
             recipe.finetune.data,
-            job.device,
-            finetune_stages(recipe, export, job),
+            device,
+            stages,
             finetune_memory(recipe, shape, length),
             finetune_work(recipe, shape, length),
         )
-    config, job = recipe.quantization, open_job(recipe.model, recipe.seed)
+    config = recipe.quantization
     return Plan(
         f"to {config.bits} bits ({config.method}, {_groups(config.group_size)})",
         recipe.calibration,
-        job.device,
-        quantize_stages(recipe, job),
+        device,
+        stages,
         memory_bytes(recipe, shape, length),
         quantize_work(recipe, shape, length),
     )

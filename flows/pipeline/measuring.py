@@ -1,162 +1,162 @@
-"""What every flow measures: a text in pairs, and named tasks, of a model beside its float model."""
+"""What flows measure: a text in pairs, and named tasks, of a model beside its float model."""
 
 import contextlib
-import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from flows.checks.known_tokens import check_tokens
-from flows.pipeline.run import Run, Stages, read_json
 from flows.recipes.evaluation import OPTIONS, EvaluationRequest
 from flows.reports.results import Measured
 from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import keys_called
-from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.task_scores import TaskComparison, TaskScores
 from normtweak_core.model.source import resolve_device
+from tasks.engine.artifacts import read_json
+from tasks.engine.progress import Progress
+from tasks.engine.stage import Found, Stage
 from tasks.models.addresses import MeasuredModel, measured_model
+from tasks.models.measured_on import Items, Text, items_of, text_of
 from tasks.models.subjects import Subject, export_subject, float_subject
-from tasks.results import ExportResult
-from tasks.stages.evaluate import (
-    Text,
-    alone_key,
-    evaluate_alone_stage,
-    evaluate_pair_stage,
-    pair_key,
-    text_of,
-)
-from tasks.stages.score import Items, evaluate_task_stage, items_of, task_key
-
-log = logging.getLogger(__name__)
+from tasks.results import Evaluation
+from tasks.stages.evaluate import alone, pair
+from tasks.stages.score import scores
 
 
-def measure_alone(run: Stages, text: Text, items: list[Items], subject: Subject) -> Measured:
-    """Return how a model does by itself; metrics are called ``float``."""
-    found = run.stage(
-        f"evaluate {subject.name}",
-        alone_key(subject, text),
-        evaluate_alone_stage,
-        label=f"evaluate {subject.name}",
-        text=text,
-        subject=subject,
-        progress=run.progress,
-    )
-    scores = {one.task: _scores(run, subject, one, subject.name) for one in items}
-    metrics = dict(found.metrics)
-    for one in scores.values():
-        metrics |= one.metrics("float")
-    return _measured(read_json(found.details), metrics, scores, text, items)
+def float_model(work: Any, found: Found) -> Subject:
+    """Return the float model of a run."""
+    return float_subject(work.job)
 
 
-def measure_pair(
-    run: Stages,
-    text: Text,
-    items: list[Items],
-    subject: Subject,
-    beside: Subject,
-    names: tuple[str, str] = ("evaluate", "evaluate float"),
-) -> Measured:
-    """Return how a model does beside its float model, on the same tokens and items.
+def export_called(name: str) -> Callable[[Any, Found], Subject]:
+    """Return what gives an export of a run.
 
     Args:
-        run: The run.
-        text: To predict.
-        items: Of named tasks.
-        subject: The quantized model.
-        beside: The float model, whose own numbers are computed once for all that is compared.
-        names: Of the two stages, for people.
+        name: Under which it is found.
     """
-    alone = run.stage(
-        names[1],
-        alone_key(beside, text),
-        evaluate_alone_stage,
-        label=names[1],
-        text=text,
-        subject=beside,
-        progress=run.progress,
-    )
-    pair = run.stage(
-        names[0],
-        pair_key(subject, beside, text),
-        evaluate_pair_stage,
-        label=names[0],
-        text=text,
-        subject=subject,
-        beside=beside,
-        progress=run.progress,
-    )
-    metrics, scores = pair.metrics | alone.metrics, {}
-    for one in items:
-        expected = _scores(run, beside, one, names[1])
-        scores[one.task] = _scores(run, subject, one, names[0])
-        both = TaskComparison(float_scores=expected, quantized_scores=scores[one.task])
-        metrics |= both.metrics()
-    return _measured(read_json(pair.details), metrics, scores, text, items)
+
+    def model(work: Any, found: Found) -> Subject:
+        one = found[name]
+        return export_subject(work.job, getattr(one, "export", one))
+
+    return model
 
 
-def score_float_model(run: Run, config: EvaluationConfig) -> list[Items]:
-    """Return the items of the named tasks, scored on the float model before the long work.
-
-    What cannot be scored, such as an answer longer than the context, stops the run here.
-    """
-    items, subject = items_of(config), float_subject(run.job)
-    for one in items:
-        _scores(run, subject, one, "evaluate float")
-    return items
-
-
-def measure_export(
-    run: Run,
-    config: EvaluationConfig,
-    items: list[Items],
-    calibration_length: int,
-    export: ExportResult,
-    name: str = "evaluate",
-) -> Measured:
-    """Return how the export of a run does beside the float model.
+def beside_float(name: str, export: str) -> tuple[Stage, ...]:
+    """Return the stages that measure an export beside the float model, on text and tasks.
 
     Args:
-        run: The run.
-        config: What text to measure on.
-        items: Of the named tasks.
-        calibration_length: Tokens per window where the recipe names no other length.
-        export: The export.
-        name: Of the stage.
+        name: Of the first; the tasks are called after it.
+        export: Under which name the export is found.
     """
-    text = text_of(config.perplexity, run.job.source, calibration_length, run.job.context)
-    subjects = export_subject(run.job, export), float_subject(run.job)
-    found = measure_pair(run, text, items, *subjects, (name, "evaluate float"))
-    run.measured_on = found.measured_on
-    sizes = {"bits_per_weight": export.bits_per_weight, "size_bytes": float(export.size_bytes)}
-    return Measured(**{**vars(found), "metrics": found.metrics | sizes})
+    model, needs = export_called(export), (export,)
+    return pair(name, model, float_model, needs=needs), scores(name, model, needs=needs)
 
 
-def _scores(run: Stages, subject: Subject, items: Items, name: str) -> TaskScores:
-    found = run.stage(
-        f"{name}: {items.task}",
-        task_key(subject, items),
-        evaluate_task_stage,
-        label=f"{name}: {items.task}",
-        items=items,
-        subject=subject,
-        progress=run.progress,
+FLOAT = "evaluate float"
+EVALUATE_FLOAT = alone(FLOAT, float_model)
+# Before the long work: what cannot be scored, such as an answer longer than the context.
+SCORE_FLOAT = scores(FLOAT, float_model)
+
+
+def measured(work: Any, found: Found, name: str, beside: str | None = None) -> Measured:
+    """Return what the stages of `beside_float`, or of `measuring`, have found of a model.
+
+    Args:
+        work: Knows text and tasks.
+        found: Holds the results.
+        name: Of the stage that measured the model.
+        beside: Of the one that measured its float model; None: the model is measured alone.
+    """
+    one: Evaluation = found[name]
+    metrics, own = dict(one.metrics), _scores(found, name)
+    if beside is None:
+        for score in own.values():
+            metrics |= score.metrics("float")
+    else:
+        metrics |= found[beside].metrics
+        expected = _scores(found, beside)
+        for task, score in own.items():
+            both = TaskComparison(float_scores=expected[task], quantized_scores=score)
+            metrics |= both.metrics()
+    details = read_json(one.details)
+    inputs = work.text.inputs()
+    if work.items:
+        inputs |= {"tasks": [items.inputs() for items in work.items]}
+    return Measured(
+        # A cached result comes back in the order of its names: so that equal runs write equal
+        # files.
+        dict(sorted(metrics.items())),
+        details.get("quantized_result", details)["window_nll"],
+        details["tokens_sha256"],
+        own,
+        inputs,
+        details.get("window_kl", []),
+        details.get("samples", []),
     )
-    return TaskScores.model_validate(read_json(found.scores))
 
 
-def _measured(
-    details: dict[str, Any],
-    metrics: dict[str, float],
-    scores: dict[str, TaskScores],
-    text: Text,
-    items: list[Items],
-) -> Measured:
-    own = details.get("quantized_result", details)["window_nll"]
-    inputs = text.inputs() | ({"tasks": [one.inputs() for one in items]} if items else {})
-    # A cached result comes back in the order of its names: so that equal runs write equal files.
-    ordered = dict(sorted(metrics.items()))
-    beside = details.get("window_kl", []), details.get("samples", [])
-    return Measured(ordered, own, details["tokens_sha256"], scores, inputs, *beside)
+def _scores(found: Found, name: str) -> dict[str, TaskScores]:
+    done = found.get(f"{name} tasks", [])
+    return {one.task: TaskScores.model_validate(read_json(one.scores)) for one in done}
+
+
+@dataclass
+class Measuring:
+    """Models at addresses, and what they are measured on."""
+
+    models: list[MeasuredModel]
+    text: Text
+    items: list[Items]
+    progress: Progress = field(default_factory=Progress, kw_only=True)
+    modules: set[str] = field(default_factory=set, kw_only=True)
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """The models as stages see them."""
+        return [model.subject for model in self.models]
+
+    @property
+    def device(self) -> str:
+        """The device that stages compute on."""
+        return self.models[0].subject.device
+
+    @property
+    def threads(self) -> int:
+        """Threads that share the arithmetic."""
+        return int(os.environ["OMP_NUM_THREADS"])
+
+
+def at(place: int) -> Callable[[Any, Found], Subject]:
+    """Return what gives the model at a place of the models that are measured."""
+    return lambda work, found: work.subjects[place]
+
+
+def called(*places: int, text: str = "evaluate {}") -> Callable[[Any, Any], str]:
+    """Return what people call the measurement of the models at some places."""
+
+    def label(work: Any, items: Items | None) -> str:
+        name = text.format(*(work.subjects[place].name for place in places))
+        return name if items is None else f"{name}: {items.task}"
+
+    return label
+
+
+def scored(name: str, place: int) -> Stage:
+    """Return the stage that scores one of several models on tasks."""
+    return scores(name, at(place), label=called(place))
+
+
+def measured_alone(place: int) -> tuple[Stage, ...]:
+    """Return the stages that measure one of several models by itself, on text and tasks."""
+    name = f"model {place}"
+    return alone(name, at(place), label=called(place)), scored(name, place)
+
+
+def measured_beside(place: int, beside: int, label: Callable[[Any, Any], str]) -> Stage:
+    """Return the stage that measures one of several models beside another, on the text."""
+    return pair(f"model {place} beside {beside}", at(place), at(beside), label=label)
 
 
 @contextlib.contextmanager
@@ -174,12 +174,12 @@ def opened(addresses: list[str], request: EvaluationRequest) -> Iterator[list[Me
         ]
 
 
-def common_text(models: list[MeasuredModel], request: EvaluationRequest) -> Text:
-    """Return the text that all of some models are measured on.
+def measuring(models: list[MeasuredModel], request: EvaluationRequest) -> Measuring:
+    """Return models with the text and the items that all of them are measured on.
 
     Raises:
-        InputError: There is none, a window is longer than the context of one of the models, or the
-            text or an item has tokens that one of them has no embedding for.
+        InputError: There is no text, a window is longer than the context of one of the models, or
+            the text or an item has tokens that one of them has no embedding for.
     """
     contexts = [model.context for model in models if model.context is not None]
     context = min(contexts) if contexts else None
@@ -190,12 +190,12 @@ def common_text(models: list[MeasuredModel], request: EvaluationRequest) -> Text
         if model.subject.path.is_dir():  # of a GGUF file the first stage tells
             place, tokenizer = model.subject.path, model.subject.tokenizer_path
             check_tokens(place, None, request.evaluation, tokenizer, [text.path])
-    return text
+    return Measuring(models, text, items_of(request.evaluation))
 
 
-def with_sizes(measured: Measured, model: MeasuredModel) -> Measured:
+def with_sizes(found: Measured, model: MeasuredModel) -> Measured:
     """Return an evaluation with the size of its model."""
     sizes = {"size_bytes": float(model.size_bytes)}
     if model.bits_per_weight is not None:
         sizes["bits_per_weight"] = model.bits_per_weight
-    return Measured(**{**vars(measured), "metrics": measured.metrics | sizes})
+    return Measured(**{**vars(found), "metrics": found.metrics | sizes})

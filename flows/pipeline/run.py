@@ -1,188 +1,228 @@
-"""What every flow does with its stages: run them or take their results, and register an export."""
+"""A recipe that ends in a registered version: its stages, its reports, its registration."""
 
-import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
+from flows.checks.inputs import Ready
+from flows.pipeline.declared import Finished, Pipeline
+from flows.pipeline.execution import Execution, Told
 from flows.pipeline.kept_files import keep_for_rebuild
+from flows.pipeline.measuring import EVALUATE_FLOAT, FLOAT, SCORE_FLOAT, beside_float, measured
 from flows.pipeline.operated import milestones
 from flows.pipeline.places import NOTHING, place_tags
-from flows.pipeline.run_record import run_record, write_samples
-from flows.reports.publish import publish_registry_link
-from normtweak_core.calibration.config import CalibrationConfig
+from flows.pipeline.run_record import run_record, source_tags, write_samples
+from flows.recipes.kinds import RecipeKind, kind_of
+from flows.reports.publish import publish, publish_registry_link
+from flows.reports.results import Measured, write_evaluation
+from normtweak_core.errors import keys_called
 from normtweak_core.evaluate.gate import gate_failures
-from normtweak_core.export.config import ExportConfig
-from tasks.engine.artifacts import ArtifactRef
-from tasks.engine.caching import cached_result
 from tasks.engine.environment import peak_rss_bytes, state_root
-from tasks.engine.progress import Progress
-from tasks.models.job import Job
+from tasks.engine.stage import Found
+from tasks.models.job import open_job
+from tasks.models.work import Work
+from tasks.registry.promotion import MEASURED_ON, Verdict
+from tasks.registry.tracking import TrainingRun
 from tasks.results import CalibrationResult, ExportResult
-from tasks.server.cancelling import raise_if_cancelled
-from tasks.stages.calibrate import calibrate, calibration_key, data_identity
-from tasks.stages.dry_run import dry_run_key, dry_run_stage
-from tasks.stages.export import verify_key, verify_stage
+from tasks.stages.dry_run import dry_run
 from tasks.stages.register import register_stage
+from tasks.stages.verify import verify
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class DataRead:
-    """The windows of a run, and what they were made from."""
-
-    result: CalibrationResult
-    identity: str  # of the user's text or data set; empty where there was none
+BEGINNING = (dry_run, SCORE_FLOAT)
+ENDING = (verify, EVALUATE_FLOAT, *beside_float("evaluate", "export"))
 
 
 @dataclass
-class Stages:
-    """The stages of one execution: run, or taken from the cache."""
-
-    began: float  # of the monotonic clock: before a model was hashed
-    progress: Progress = field(default_factory=Progress)
-    cached: dict[str, bool] = field(default_factory=dict)
-    results: dict[tuple[str, str], Any] = field(default_factory=dict)  # by name and key
-
-    def stage(self, name: str, key: str, task: Callable[..., Any], **arguments: Any) -> Any:
-        """Run a stage, or take its cached result; arguments in memory are not walked through."""
-        raise_if_cancelled(ask=False)
-        if (name, key) in self.results:
-            return self.results[name, key]
-        self.cached[name] = cached_result(key) is not None
-        log.info("%s%s", name, ": cached" if self.cached[name] else "")
-        quoted = {
-            key: value if isinstance(value, str | int | float) else quote(value)
-            for key, value in arguments.items()
-        }
-        result = self.results[name, key] = task(key=key, **quoted)
-        return result
-
-
-@dataclass
-class Run(Stages):
+class Run(Work):
     """One execution of a recipe."""
 
-    job: Job = field(kw_only=True)
-    measured_on: str = ""  # hash of what the evaluation has read; equal where two can be compared
-    data: DataRead | None = None  # what was calibrated with or trained on
-    is_rebuild: bool = False  # nothing of it may reach the registry
+    began: float = field(default_factory=time.monotonic, kw_only=True)  # of the monotonic clock
+    execution: Execution = field(default_factory=Execution, kw_only=True)
+    is_rebuild: bool = field(default=False, kw_only=True)  # nothing of it may reach the registry
+    step_values: Callable[[Any, int], dict[str, float]] | None = field(default=None, kw_only=True)
 
-    def source_facts(self, calibration: CalibrationResult) -> dict[str, str]:
-        """Return names and hashes of what the result is made from."""
+    @property
+    def cached(self) -> dict[str, bool]:
+        """Which parts of stages were found finished, by what people call them."""
+        return self.execution.cached
+
+    @contextmanager
+    def training_shown(self, training: Any) -> Iterator[Callable[..., None]]:
+        """Show a training while it runs: on the terminal, on Prefect's page, in MLflow."""
+        # The curves of the registered training are there; a rebuild must not be written into them.
+        curves: AbstractContextManager[Any] = nullcontext()
+        if not self.is_rebuild:
+            curves = TrainingRun(
+                self.recipe.name, training.origin, self._training_params(), source_tags()
+            )
+        with curves as tracked, self.progress.stage("training", "steps") as bar:
+
+            def advance(done: int, steps: int, loss: float, speed: float) -> None:
+                bar(done, steps, f"loss {loss:.4f}, {speed:,.0f} tokens/s")
+                if tracked is not None:
+                    values = self.step_values(self, done - 1) if self.step_values else {}
+                    tracked.log(done, {"train/loss": loss, **values})
+
+            yield advance
+
+    def _training_params(self) -> dict[str, Any]:
+        section = getattr(self.recipe, kind_of(self.recipe.model_dump()).name)
+        params = section.model_dump(mode="json", exclude={"data"})
+        return {"model": self.job.source.name} | params | {"seed": self.recipe.seed}
+
+
+@dataclass(frozen=True)
+class RecipePipeline(Pipeline):
+    """A pipeline whose export is registered, and what differs between those."""
+
+    kind: RecipeKind
+    check: Callable[..., Ready]  # accepts a recipe that can be carried out here
+    report: Callable[[Run, Found, Measured], Any]  # what is told of a run
+    told: Mapping[str, Told] = field(default_factory=dict)  # by stage, see `Execution`
+    rows: Callable[[Run, Found], list[dict[str, Any]]] = lambda run, found: []  # one a block
+    training: Callable[[Found, Any], dict[str, Any]] | None = None  # what `--result` tells of it
+    inputs: Callable[[Any, bool], dict[str, Any]] = lambda ready, writes: {}
+    step_values: Callable[[Any, int], dict[str, float]] | None = None  # of the run, by step
+    streams: bool = True  # whether the model is taken block by block
+    data: str = "data"  # the stage of the text that is calibrated with or trained on
+
+    @property
+    def all_told(self) -> dict[str, Told]:
+        """What is done after each part of a stage, in every pipeline and in this."""
+        return {"dry run": _tell_uncalled, **self.told}
+
+    def run(self, recipe: Any) -> dict[str, Any]:
+        """Carry out a recipe, and return what ``--result`` writes."""
+        began = time.monotonic()
+        # The command has done so before it started a server; a scheduled run has not.
+        ready = self.check(recipe, state_root())
+        for warning in ready.warnings:
+            log.warning("%s", warning)
+        run = self.begin(recipe, ready, began=began)
+        with keys_called({"calibration": self.kind.data}):
+            found = self.walk(run, run.execution.visit, self.inputs(ready, True))
+        return self._end(run, found)
+
+    def rebuild(self, recipe: Any, revisions: dict[str, str]) -> tuple[Run, Found]:
+        """Carry out a recipe up to its export, and return what was made.
+
+        Args:
+            recipe: The recipe.
+            revisions: Commits of the hub data sets that it reads.
+        """
+        ready = self.check(recipe, state_root(), evaluates=False)
+        run = self.begin(recipe, ready, revisions, is_rebuild=True)
+        with keys_called({"calibration": self.kind.data}):
+            pipeline = self.upto("export")
+            return run, pipeline.walk(run, run.execution.visit, self.inputs(ready, True))
+
+    def begin(
+        self, recipe: Any, ready: Ready, revisions: dict[str, str] | None = None, **run: Any
+    ) -> Run:
+        """Return a run of a recipe at its beginning.
+
+        Args:
+            recipe: The recipe.
+            ready: What was found out about it.
+            revisions: Commits of hub data sets to read, by name; of others the newest is read.
+            run: Further fields of the run.
+        """
+        model = getattr(ready, "float_model", None) or recipe.model
+        return Run(
+            recipe,
+            open_job(model, recipe.seed, revisions),
+            self.kind.data_of(recipe),
+            self.streams,
+            execution=Execution(self.all_told),
+            step_values=self.step_values,
+            **run,
+        )
+
+    def plan(self, recipe: Any, ready: Ready) -> list[Finished]:
+        """Return what a run of a recipe would find finished; changes nothing."""
+        run = self.begin(recipe, ready)
+        return [*self.finished(run, self.inputs(ready, False)), Finished("register", 0)]
+
+    def _end(self, run: Run, found: Found) -> dict[str, Any]:
+        """Tell and register what a run has made, and return what ``--result`` writes."""
+        export: ExportResult = found["export"]
+        result = with_export_sizes(measured(run, found, "evaluate", FLOAT), export)
+        reports = self.report(run, found, result)
+        files = publish(reports.report())
+        name = run.job.source.name
+        files += write_evaluation(reports.folder, result, run.recipe.seed, run.recipe.name, name)
+        metrics = result.metrics | reports.more_metrics()
+        registered = _register(run, found[self.data], export, metrics, reports, files, result)
+        training = self.training(found, reports) if self.training else {}
         return {
-            "source_model": self.job.source.name,
-            "source_revision": self.job.source.revision or "",
-            "source_sha256": self.job.fingerprint.sha256,
-            "source_tokenizer_sha256": self.job.tokenization_sha256,
-            "calibration_sha256": calibration.windows.sha256,
-            "calibration_data": "" if self.data is None else self.data.identity,
-        }
+            "export_dir": str(state_root() / export.folder),
+            "export_sha256": export.export_sha256,
+            "reports_dir": str(reports.folder),
+            "metrics": metrics,
+            "registered": registered,
+            "blocks": self.rows(run, found),
+            "cached": run.cached,
+            "problems": reports.problems(),
+            "notes": reports.notes(),
+            "seconds": time.monotonic() - run.began,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "flow_run_id": str(flow_run.id),
+        } | training
 
 
-def rehearse(run: Run, streams: bool = True) -> None:
-    """Take a few tokens through all that the run does to the model, before anything costs time.
+def with_export_sizes(found: Measured, export: ExportResult) -> Measured:
+    """Return an evaluation with the size of the export that it is of."""
+    sizes = {"bits_per_weight": export.bits_per_weight, "size_bytes": float(export.size_bytes)}
+    return replace(found, metrics=found.metrics | sizes)
 
-    Args:
-        run: The run.
-        streams: Whether the model is taken block by block.
-    """
-    key = dry_run_key(run.job, streams)
-    done = run.stage("dry run", key, dry_run_stage, job=run.job, streams=streams)
-    for name in done.uncalled:
+
+def _tell_uncalled(work: Any, found: Found, cached: bool) -> None:
+    for name in found["dry run"].uncalled:
         log.warning("%s is read without being called, if at all, and stays in float", name)
 
 
-def calibration_set(run: Run, config: CalibrationConfig, name: str) -> CalibrationResult:
-    """Return the text that a model is calibrated or trained on.
-
-    Args:
-        run: The run.
-        config: What text.
-        name: Of the stage.
-    """
-    result = run.stage(
-        name,
-        calibration_key(run.job, config),
-        calibrate,
-        config=config,
-        job=run.job,
-        progress=run.progress,
-    )
-    run.data = DataRead(result, data_identity(run.job, config))
-    return result
-
-
-def verify(run: Run, config: ExportConfig, export: ExportResult) -> None:
-    """Return once an independent reader has found in the export what was quantized."""
-    run.stage(
-        "verify",
-        verify_key(run.job, export),
-        verify_stage,
-        export=export,
-        timeout=config.verify_timeout,
-    )
-
-
-def calibration_sample(calibration: CalibrationResult) -> dict[str, Any]:
-    """Return the first window of the text and its ids, as the stage that made them decoded it."""
-    from tasks.tables.calibration import calibration_table
-
-    windows = calibration_table(calibration.vocab_size)
-    table = windows.read(state_root() / calibration.table.path)
-    return {"ids": table["input_ids"][0].tolist(), "text": table["text"][0]}
-
-
-def read_json(reference: ArtifactRef) -> Any:
-    """Return what a published JSON file holds."""
-    return json.loads((state_root() / reference.path).read_text(encoding="utf-8"))
-
-
-def register(
+def _register(
     run: Run,
-    recipe: Any,
+    data: CalibrationResult,
     export: ExportResult,
     metrics: dict[str, float],
     reports: Any,
     files: list[Path],
-    samples: list[dict[str, str]],
+    result: Measured,
 ) -> dict[str, Any]:
     """Return the registered version of an export, with its metrics, lineage and reports.
 
     An export that fails the gate is registered as well, and no alias moves to it.
-
-    Args:
-        run: The run, which has evaluated the export.
-        recipe: Names the version and its alias, and holds the gate.
-        export: What was verified.
-        metrics: Of its evaluation.
-        reports: Tell its lineage.
-        files: The written reports; what a rebuild needs goes with them.
-        samples: What the float and the quantized model write.
     """
-    from tasks.registry.promotion import MEASURED_ON, Verdict
-
+    recipe = run.recipe
     failures = gate_failures(recipe.gate, metrics)
     for failure in failures:
         log.warning("gate: %s", failure)
-    assert run.data is not None
-    kept = keep_for_rebuild(reports.folder, state_root() / export.folder, run.data.result)
-    record = run_record(run, recipe, reports, samples)
+    kept = keep_for_rebuild(reports.folder, state_root() / export.folder, data)
+    record = run_record(run, recipe, reports, result.samples)
     facts = {
-        MEASURED_ON: run.measured_on,
+        MEASURED_ON: result.measured_on,
         **{name: told for name, told in record.tags.items() if name.startswith("prefect.")},
         **kept.tags,
         **place_tags(recipe, run.job.source),
     }
     tags = {name: told or NOTHING for name, told in (reports.lineage() | facts).items()}
-    told = [*files, *write_samples(reports.folder, samples), *kept.files]
+    told = [*files, *write_samples(reports.folder, result.samples), *kept.files]
+    verdict = Verdict(
+        tuple(failures),
+        recipe.registry.promote_to,
+        asked=recipe.gate.asks,
+        confidence=recipe.gate.confidence,
+    )
     registered = register_stage(
         recipe.name,
         recipe.registry.alias,
@@ -190,15 +230,9 @@ def register(
         quote(metrics),
         quote(tags),
         quote([str(file) for file in told]),
-        quote(
-            Verdict(
-                tuple(failures),
-                recipe.registry.promote_to,
-                asked=recipe.gate.asks,
-                confidence=recipe.gate.confidence,
-            )
-        ),
+        quote(verdict),
         quote(record),
+        wait_for=run.execution.ends(),
     )
     milestones.info(
         "registered %s%s",
@@ -207,37 +241,3 @@ def register(
     )
     publish_registry_link(recipe.name, registered)
     return registered
-
-
-def outcome(
-    run: Run,
-    export: ExportResult,
-    metrics: dict[str, float],
-    reports: Any,
-    registered: dict[str, Any],
-    blocks: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Return what ``--result`` writes of every flow that makes an export.
-
-    Args:
-        run: The run, at its end.
-        export: What it has made.
-        metrics: Of the evaluation.
-        reports: Tell their folder, and the problems and notes of the run.
-        registered: The version.
-        blocks: One row a block.
-    """
-    return {
-        "export_dir": str(state_root() / export.folder),
-        "export_sha256": export.export_sha256,
-        "reports_dir": str(reports.folder),
-        "metrics": metrics,
-        "registered": registered,
-        "blocks": blocks,
-        "cached": run.cached,
-        "problems": reports.problems(),
-        "notes": reports.notes(),
-        "seconds": time.monotonic() - run.began,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "flow_run_id": str(flow_run.id),
-    }

@@ -18,9 +18,9 @@ from normtweak_core.export.payload import payload_sha256
 from normtweak_core.finetune.source import read_export_source
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.paths import given_path
+from tasks.models.given_data import data_identity
 from tasks.models.job import Job, open_job
 from tasks.registry.registered import download_export
-from tasks.stages.calibrate import data_identity
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,16 @@ class FinetuneReports(TrainingReports):
         kept = self.metrics["perplexity/quantized"] - below
         return kept / distance if distance > 0 else None
 
+    def more_metrics(self) -> dict[str, float]:
+        """Return what is registered beside the metrics of the export: where it started."""
+        found = {
+            "start/perplexity/quantized": self.start["perplexity/quantized"],
+            "start/kl/mean": self.start["kl/mean"],
+        }
+        return (
+            found if self.distance_kept is None else found | {"distance_kept": self.distance_kept}
+        )
+
     def problems(self) -> list[str]:
         """Return what a person must act on, one sentence each."""
         found = []

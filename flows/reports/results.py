@@ -9,8 +9,8 @@ from typing import Any
 
 from normtweak_core.evaluate.task_scores import TaskScores
 from tasks.engine.artifacts import write_atomically
+from tasks.models.measured_on import ENGINE
 from tasks.registry.window_losses import FACTS, MEASURED, WINDOWS, WindowLosses
-from tasks.stages.score import ENGINE
 from tasks.tables.evaluation import EVALUATION, evaluation_frame
 
 TABLE = "evaluation.parquet"

@@ -55,6 +55,10 @@ class RunReports:
         """Where the reports go: no other recipe that leads to this export writes there."""
         return self.export / FOLDER / recipe_sha256(self.recipe)[:12]
 
+    def more_metrics(self) -> dict[str, float]:
+        """Return what is registered beside the metrics of the export."""
+        return {}
+
     def problems(self) -> list[str]:
         """Return what a person must act on, one sentence each."""
         return []

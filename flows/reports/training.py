@@ -40,6 +40,22 @@ class TrainingReports(RunReports):
         return super().lineage() | {"training_tokens": str(self.tokens)}
 
 
+def training_facts(segments: list[Any], reports: TrainingReports) -> dict[str, Any]:
+    """Return what ``--result`` tells of a training.
+
+    Args:
+        segments: All of its segments.
+        reports: What is told of the run.
+    """
+    return {
+        "steps": segments[-1].until,
+        "tokens": reports.tokens,
+        "seconds": segments[-1].seconds,
+        "held_out": {str(step): loss for step, loss in reports.held_out.items()},
+        "best_step": reports.best,
+    }
+
+
 def training_report(
     reports: TrainingReports,
     rows: list[dict[str, float]],

@@ -92,6 +92,11 @@ def stream_hash(stream: Tensor) -> str:
     return hashlib.sha256(memoryview(raw.numpy()).cast("B")).hexdigest()
 
 
+def stream_hashes(streams: Streams) -> tuple[str, str]:
+    """Return the hashes of the float and of the quantized stream."""
+    return stream_hash(streams.x_f), stream_hash(streams.x_q)
+
+
 def save_streams(path: Path, streams: Streams) -> None:
     """Write both streams of one boundary."""
     save_file(

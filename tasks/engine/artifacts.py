@@ -41,6 +41,11 @@ _writer_mutex = threading.Lock()
 class Result(BaseModel, frozen=True):
     """What a stage returns. Only a subclass whose module is loaded is read back from a record."""
 
+    @property
+    def identity(self) -> str:
+        """What it is to the key of what is made from it."""
+        return content_hash(self)
+
 
 class ArtifactRef(BaseModel):
     """A file under the state root that is known to hold exactly these bytes.
@@ -123,6 +128,11 @@ def publish_json(kind: str, key: str, value: Any) -> ArtifactRef:
     """Return a reference to a JSON file whose bytes depend on the value only."""
     text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n"
     return publish(kind, key, lambda path: path.write_text(text, encoding="utf-8"), "json")
+
+
+def read_json(reference: ArtifactRef) -> Any:
+    """Return what a published JSON file holds."""
+    return json.loads((state_root() / reference.path).read_text(encoding="utf-8"))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,17 +1,7 @@
 """When a stage may be skipped: its key, and how Prefect stores and checks its result.
 
-The flow computes the key of a stage and passes it to the task as the parameter `key`; nothing else
-about a task call takes part in caching:
-
-    @task(cache_policy=stage_policy(), persist_result=True, result_serializer=StageSerializer())
-    def quantize_block(key: str, config: BlockConfig, context: Any) -> BlockResult: ...
-
-    key = stage_key("block", parents=[content_hash(calibration)], inputs={...},
-                    sources=[__name__, "normtweak_core.quantization.gptq"], device="cpu", threads=2)
-    quantize_block(key, config, quote(context))
-
-Results are subclasses of `tasks.engine.artifacts.Result`. Models and streams that a task is handed
-in memory go inside `prefect.utilities.annotations.quote`: Prefect then does not walk through them.
+The key of a stage (`tasks.engine.stage`) is the parameter `key` of its task; nothing else about a
+task call takes part in caching. Results are subclasses of `tasks.engine.artifacts.Result`.
 """
 
 import dis
@@ -20,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import CodeType
@@ -35,14 +26,19 @@ from tasks.engine.environment import state_root
 from tasks.engine.locks import FlockLockManager
 
 CORE = ("normtweak_core",)
+OURS = (*CORE, "tasks")
 VERSIONED = ("torch", "transformers")
 # Modules of `tasks` in which no result is decided: what they say is a value of the key already, or
 # they store, lock and tell. All others count for the stages that import them.
 OPERATING = {
+    "tasks.engine.stage", "tasks.models.work",
     "tasks.engine.artifacts", "tasks.engine.caching", "tasks.engine.environment",
     "tasks.engine.events", "tasks.models.job", "tasks.engine.live_page",
     "tasks.engine.locks", "tasks.engine.progress",
 }  # fmt: skip
+
+
+_NAME = re.compile(r"(normtweak_core|tasks)(\.\w+)+")
 
 
 class CacheKeyError(BaseException):
@@ -56,9 +52,9 @@ class CacheKeyError(BaseException):
 def stage_key(
     name: str,
     *,
-    parents: list[str],
+    parents: Any,
     inputs: dict[str, Any],
-    sources: list[str],
+    sources: Iterable[str],
     device: str,
     threads: int,
     shared: dict[str, Any] | None = None,
@@ -67,11 +63,10 @@ def stage_key(
 
     Args:
         name: Name of the stage; it starts the key.
-        parents: Content hashes of the results this stage reads, in order.
+        parents: Content hashes of the results this stage is made from, by what they are.
         inputs: What else it reads: recipe fields, weight hashes. Plain values or pydantic models;
             never a path, a name given by the user, a run id or a time.
-        sources: Modules whose code the stage runs, its own among them; what they import of their
-            own package is followed.
+        sources: Modules in which the code of the stage begins; what they import is followed.
         device: "cpu" or "cuda:0"; only the type counts.
         threads: Threads that share the arithmetic; their number changes the order of sums.
         shared: Facts that all stages of a job have in common, of the same kinds as inputs.
@@ -90,7 +85,7 @@ def stage_key(
         common |= shared or {}
     facts = {
         "stage": name,
-        "parents": list(parents),
+        "parents": parents,
         "shared": _plain(common, "shared"),
         "inputs": _plain(inputs, "inputs"),
         "sources": source_fingerprint(tuple(sources)),
@@ -137,9 +132,8 @@ def source_fingerprint(modules: tuple[str, ...]) -> str:
 def source_hashes(modules: tuple[str, ...]) -> dict[str, str]:
     """Return the SHA-256 of every source file that modules reach through imports, by module.
 
-    Followed inside one package: what a module of `tasks` needs of the core is named beside it, so
-    that one file can declare a training and an export whose code does not redo the training.
-    Imports inside functions count; what is launched by its path does not and has to be named.
+    Imports inside functions count, and modules that are named by a text, such as lazy ones; what is
+    launched by its path does not and has to be named.
 
     Args:
         modules: Where to start, with their full names.
@@ -160,7 +154,7 @@ def source_hashes(modules: tuple[str, ...]) -> dict[str, str]:
 
 @functools.cache
 def _read_source(name: str) -> tuple[str, list[str]]:
-    """Return the SHA-256 of a module's file, and the modules of its package that it imports."""
+    """Return the SHA-256 of a module's file, and the modules of ours that it imports."""
     file = _source_file(name)
     if file is None:
         raise ModuleNotFoundError(f"A stage names {name} as its source; no such module exists.")
@@ -168,7 +162,7 @@ def _read_source(name: str) -> tuple[str, list[str]]:
     imported = [
         found
         for found in _imported(source, name, file.name == "__init__.py")
-        if found.split(".")[0] == name.split(".")[0]
+        if found.split(".")[0] in {*OURS, name.split(".")[0]}
         and found not in OPERATING
         and _source_file(found) is not None
     ]
@@ -183,6 +177,7 @@ def _imported(source: bytes, name: str, is_package: bool) -> Iterable[str]:
     while waiting:
         code = waiting.pop()
         waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        yield from (one for one in code.co_consts if isinstance(one, str) and _NAME.fullmatch(one))
         steps = [one for one in dis.get_instructions(code) if one.opname != "EXTENDED_ARG"]
         for i, step in enumerate(steps):
             if step.opname != "IMPORT_NAME":

@@ -18,9 +18,6 @@ from pydantic import BaseModel
 from tasks.engine.caching import CORE, module_exists, source_hashes
 from tasks.engine.environment import REPOSITORY
 
-RECORD_SOURCE = (
-    "tasks.engine.provenance"  # among the sources of every export stage: it writes the record
-)
 MANIFEST_KEY = "made_with"
 OURS = "normtweak"  # its code is known by its hashes
 CODE_FOLDERS = ("flows", "tasks", "normtweak_core")
@@ -77,9 +74,14 @@ class Difference(BaseModel, frozen=True):
         return f"{self.fact}: {self.recorded} recorded, {self.here} here"
 
 
-def made_with(job: Any) -> MadeWith:
-    """Return what the stages of a job, as far as their keys were asked for, are computed with."""
-    return made_with_modules(job, source_hashes(job.sources))
+def made_with(job: Any, modules: Iterable[str]) -> MadeWith:
+    """Return what stages are computed with.
+
+    Args:
+        job: Model and machine.
+        modules: In which the code of the stages begins.
+    """
+    return made_with_modules(job, source_hashes(tuple(sorted(modules))))
 
 
 def made_with_modules(job: Any, sources: dict[str, str]) -> MadeWith:

@@ -1,4 +1,4 @@
-"""The facts of one run that every stage shares, and how a stage is declared.
+"""The facts of one run that every stage shares: a resolved model, and the machine.
 
 Nothing here imports torch: a run in which everything is cached never does.
 """
@@ -20,14 +20,6 @@ from normtweak_core.model.layout import block_list
 from normtweak_core.model.source import ModelFolder, model_context, resolve_device, resolve_source
 from normtweak_core.model.tokenizer_files import tokenizer_files
 from tasks.engine.artifacts import file_sha256
-from tasks.engine.caching import StageSerializer, stage_key, stage_policy
-
-# How every cached stage is declared: `@task(**STAGE)`. The flow passes its key as `key`.
-STAGE: dict[str, Any] = {
-    "cache_policy": stage_policy(),
-    "persist_result": True,
-    "result_serializer": StageSerializer(),
-}
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,6 @@ class Job:
     threads: int
     seed: int
     _revisions: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
-    _sources: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -74,11 +65,6 @@ class Job:
         text = f"{self.tokenizer_sha256},{self.generation_sha256}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Modules that name the code of every stage whose key was asked for so far."""
-        return tuple(sorted(self._sources))
-
     def block_sha256(self, index: int) -> str:
         """Return the hash of one block's tensors."""
         return self.fingerprint.subset(f"{self.blocks[0]}.{index}")
@@ -107,21 +93,6 @@ class Job:
         if path not in self._revisions:
             self._revisions[path] = hub_data_revision(path)
         return self._revisions[path]
-
-    def key(
-        self, name: str, *, parents: list[str], inputs: dict[str, Any], sources: list[str]
-    ) -> str:
-        """Return the cache key of a stage that computes on this job's device."""
-        self._sources.update(sources)
-        return stage_key(
-            name,
-            parents=parents,
-            shared={"dtype": self.model.dtype},
-            inputs=inputs,
-            sources=sources,
-            device=self.device,
-            threads=self.threads,
-        )
 
 
 def open_job(model: ModelConfig, seed: int, revisions: dict[str, str] | None = None) -> Job:

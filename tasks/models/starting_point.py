@@ -11,6 +11,7 @@ from normtweak_core.export.payload import payload_files
 from normtweak_core.export.payload import payload_sha256 as hash_of_payload
 from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.finetune.source import ExportSource
+from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import ArtifactRef, temporary_beside
 from tasks.engine.environment import state_root
 from tasks.models.export_folder import imported_folder
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from normtweak_core.export.exported import ExportedWeights
     from normtweak_core.quantization.weight import QuantizedWeight
+
+exports = lazy("normtweak_core.export.exported")
+grids = lazy("normtweak_core.finetune.model")
 
 
 def export_in_root(source: ExportSource) -> ExportResult:
@@ -64,6 +68,11 @@ class StartingPoint:
     export: ExportResult
 
     @property
+    def identity(self) -> str:
+        """What it is to the key of what is made from it."""
+        return self.export.identity
+
+    @property
     def folder(self) -> Path:
         """Folder of the export."""
         return state_root() / self.export.folder
@@ -71,9 +80,7 @@ class StartingPoint:
     @functools.cached_property
     def weights(self) -> "ExportedWeights":
         """What the files of the export hold."""
-        from normtweak_core.export.exported import exported_weights
-
-        return exported_weights(self.folder, read_manifest(self.folder))
+        return exports.exported_weights(self.folder, read_manifest(self.folder))
 
     def put_into(self, module: Any, config: Any, seed: int, prefix: str = "") -> Any:
         """Return a float block or model, in place, with what the export has in its place.
@@ -84,14 +91,12 @@ class StartingPoint:
             seed: Of the recipe.
             prefix: What names in the module lack in front of those in the whole model.
         """
-        from normtweak_core.finetune.model import put_on_grids
-
         layers = {
             name.removeprefix(prefix): self.weights.linear(name)
             for name in self.weights.linears
             if name.startswith(prefix)
         }
-        return put_on_grids(
+        return grids.put_on_grids(
             module,
             layers,
             self._other_parameters(module, layers, prefix),

@@ -4,13 +4,12 @@ Nothing here imports torch until a model is opened.
 """
 
 import functools
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import content_hash
-from tasks.engine.caching import stage_key
 from tasks.engine.environment import state_root
 from tasks.models.job import Job, torch_dtype
 from tasks.results import ExportResult
@@ -18,12 +17,10 @@ from tasks.results import ExportResult
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Modules that open a model, by the kind of it: they count in the key of every measurement.
-OPENERS = {
-    "float": "normtweak_core.model.loading",
-    "export": "normtweak_core.export.loading",
-    "quantized": "normtweak_core.export.opening",
-}
+exports = lazy("normtweak_core.export.loading")
+loading = lazy("normtweak_core.model.loading")
+quantized = lazy("normtweak_core.export.opening")
+tokenizers = lazy("normtweak_core.model.tokenizer")
 
 
 @dataclass(frozen=True)
@@ -49,16 +46,10 @@ class Subject:
         """
         dtype = torch_dtype(self.dtype)
         if self.kind == "float":
-            from normtweak_core.model.loading import load_causal_lm
-
-            return load_causal_lm(self.path, dtype, self.device)
+            return loading.load_causal_lm(self.path, dtype, self.device)
         if self.kind == "export":
-            from normtweak_core.export.loading import load_export
-
-            return load_export(self.path, self.source, dtype, self.device)
-        from normtweak_core.export.opening import load_quantized
-
-        return load_quantized(self.path, dtype, self.device)
+            return exports.load_export(self.path, self.source, dtype, self.device)
+        return quantized.load_quantized(self.path, dtype, self.device)
 
     @functools.cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -67,11 +58,9 @@ class Subject:
         Raises:
             InputError: It has none that can be read.
         """
-        from normtweak_core.model.tokenizer import load_tokenizer
-
         if self.path.is_file():
-            return load_tokenizer(self.path.parent, gguf_file=self.path.name)
-        return load_tokenizer(self.tokenizer_path or self.path)
+            return tokenizers.load_tokenizer(self.path.parent, gguf_file=self.path.name)
+        return tokenizers.load_tokenizer(self.tokenizer_path or self.path)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -82,27 +71,6 @@ class Subject:
             "kind": self.kind,
             "dtype": self.dtype,
         }
-
-    def key(
-        self, name: str, inputs: dict[str, Any], sources: list[str], beside: "Subject | None" = None
-    ) -> str:
-        """Return the key of a measurement of this model, or of it beside another.
-
-        Args:
-            name: Of the stage.
-            inputs: What else is read.
-            sources: Modules that measure.
-            beside: The other model, if any.
-        """
-        both = [self] if beside is None else [self, beside]
-        return stage_key(
-            name,
-            parents=[],
-            inputs=inputs | {"models": [one.identity for one in both]},
-            sources=[*sources, *(OPENERS[one.kind] for one in both)],
-            device=self.device,
-            threads=int(os.environ["OMP_NUM_THREADS"]),
-        )
 
 
 def float_subject(job: Job) -> Subject:

@@ -1,34 +1,29 @@
 """The stage of one block: GPTQ with error propagation, then the norm tweak."""
 
-import logging
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-
 from normtweak_core.evaluate.channel_drift import ChannelDrift
+from normtweak_core.lazy import lazy
 from normtweak_core.quantization.config import QuantizationConfig
 from tasks.engine import events
-from tasks.engine.artifacts import content_hash, publish, publish_json
+from tasks.engine.artifacts import publish, publish_json
 from tasks.engine.environment import state_root
 from tasks.engine.live_page import show_bar
-from tasks.models.job import STAGE, Job
-from tasks.results import BlockResult, CalibrationResult, FinalTuneResult
+from tasks.engine.stage import Found, stage
+from tasks.models.work import Work
+from tasks.results import BlockResult, FinalTuneResult
 from tasks.stages.chain import BlockChain, ChainSettings
 from tasks.tables.drift import QUANTIZED, TUNED, TWEAKED, Stage
 
-log = logging.getLogger(__name__)
+quantization = lazy("normtweak_core.quantization.block")
+storage = lazy("normtweak_core.quantization.storage")
 
 # Of a block when a part of it begins; roughly, for the bar on the page.
 SHARE_DONE = {"begin": 0.0, "solve": 0.1, "tweak": 0.6, "finish": 0.9, "done": 1.0}
-
-SOURCES = [
-    __name__,
-    "normtweak_core.calibration.storage",
-    "normtweak_core.quantization.block",
-    "normtweak_core.quantization.walk",
-]
 
 
 def fields_read(config: QuantizationConfig) -> dict[str, Any]:
@@ -45,12 +40,25 @@ def fields_read(config: QuantizationConfig) -> dict[str, Any]:
     return fields
 
 
-def block_key(
-    job: Job, calibration: CalibrationResult, settings: ChainSettings, index: int, parent: Any
-) -> str:
-    """Return the key of one block: what it reads, and the content of the block before it."""
-    tweak = settings.norm_tweak
-    inputs = {
+def all_blocks(work: Work) -> Sequence[int]:
+    """Return the indices of the blocks."""
+    return range(work.job.blocks[1])
+
+
+def settings_of(work: Work, found: Found) -> ChainSettings:
+    """Return what the blocks of a recipe have in common."""
+    return ChainSettings(
+        work.recipe.quantization, work.recipe.norm_tweak, found["float type"].dtype
+    )
+
+
+def _settings_of_the_baseline(work: Work, found: Found) -> ChainSettings:
+    return settings_of(work, found).rounded()
+
+
+def _read_by(settings: ChainSettings, work: Work, index: int) -> dict[str, Any]:
+    tweak, job = settings.norm_tweak, work.job
+    return {
         "block": index,
         "num_blocks": job.blocks[1],
         "config": job.fingerprint.config_sha256,
@@ -58,71 +66,85 @@ def block_key(
         "outside": job.outside_blocks_sha256,
         "quantization": fields_read(settings.quantization),
         "norm_tweak": tweak if tweak.enabled else None,
-        "export_dtype": settings.export_dtype,
     }
-    parents = [calibration.windows.sha256] + ([content_hash(parent)] if parent else [])
-    return job.key("block", parents=parents, inputs=inputs, sources=SOURCES)
 
 
-@task(task_run_name="{label}-{index:02d}", **STAGE)
-def quantize_block_stage(
-    key: str, label: str, index: int, chain: Any, finished: Any
-) -> BlockResult:
+@contextlib.contextmanager
+def _chain(
+    work: Work, found: Found, keys: Sequence[str], settings: ChainSettings, bar: str
+) -> Iterator[BlockChain]:
+    chain = BlockChain(work.job, found["calibrate"], settings, keys[0], bar)
+    with chain.owned():
+        yield chain
+
+
+@stage(
+    "block",
+    title="blocks",
+    needs=("calibrate", "float type"),
+    parts=all_blocks,
+    chained=True,
+    reads=lambda work, found, index: _read_by(settings_of(work, found), work, index),
+    around=lambda *run: _chain(*run, settings_of(*run[:2]), "blocks"),
+    label=lambda work, index: f"{work.name}block {index}",
+    unit="blocks",
+)
+def block(key: str, part: int, label: str, before: list[BlockResult], shared: Any) -> BlockResult:
     """Return the finished block; its output streams stay with the chain.
-
-    Args:
-        key: Cache key.
-        label: What the chain is called on the page: "block" or "rtn".
-        index: Which block.
-        chain: The `BlockChain`.
-        finished: Results of the blocks before.
 
     Raises:
         HessianError: A Hessian cannot be factorized.
         NonFiniteError: Activations or losses are not finite.
     """
-    from normtweak_core.quantization.block import quantize_block
-    from normtweak_core.quantization.storage import save_block, save_drift, stream_hash
-
-    def write_drift(path: Path) -> None:
-        save_drift(path, {QUANTIZED: [done.drift_quantized], TWEAKED: [done.drift_tweaked]})
-
-    owner: BlockChain = chain
+    chain: BlockChain = shared
     began = time.monotonic()
 
-    def note(part: str) -> None:
-        events.record("block", block=index, part=part, chain=owner.name)
-        _show(label, index, owner.job.blocks[1], part)
+    def show(step: str) -> None:
+        blocks = chain.job.blocks[1]
+        text = f"{label}, {part + 1} of {blocks}: {step}"
+        show_bar(chain.bar, part + SHARE_DONE[step], blocks, text)
 
-    _show(label, index, owner.job.blocks[1], "begin")
-    streams = owner.streams_before(index, finished)
-    done = quantize_block(
-        owner.walk.load(index),
-        streams,
-        owner.walk.runner(index),
-        owner.plan(index),
-        note=note,
+    def note(step: str) -> None:
+        events.record("block", block=part, part=step, chain=chain.name)
+        show(step)
+
+    show("begin")
+    streams = chain.streams_before(part, before)
+    done = quantization.quantize_block(
+        chain.walk.load(part), streams, chain.walk.runner(part), chain.plan(part), note=note
     )
+
+    def write_weights(path: Path) -> None:
+        storage.save_block(path, done.layers, done.norms)
+
+    def write_drift(path: Path) -> None:
+        drift = {QUANTIZED: [done.drift_quantized], TWEAKED: [done.drift_tweaked]}
+        storage.save_drift(path, drift)
+
+    x_f, x_q = storage.stream_hashes(done.streams)
     result = BlockResult(
-        block=index,
-        weights=publish(
-            "blocks", key, lambda path: save_block(path, done.layers, done.norms), "safetensors"
-        ),
+        block=part,
+        weights=publish("blocks", key, write_weights, "safetensors"),
         report=publish_json("blocks", key, done.report.model_dump(mode="json")),
         drift=publish("drift", key, write_drift, "safetensors"),
-        x_f_sha256=stream_hash(done.streams.x_f),
-        x_q_sha256=stream_hash(done.streams.x_q),
+        x_f_sha256=x_f,
+        x_q_sha256=x_q,
         seconds=time.monotonic() - began,
     )
-    owner.keep(index + 1, done.streams)
+    chain.keep(part + 1, done.streams)
     note("done")
     return result
 
 
-def _show(label: str, index: int, blocks: int, part: str) -> None:
-    name = "rtn blocks" if label == "rtn" else "blocks"  # the cells of an ablation share one bar
-    text = f"{label} {index}, {index + 1} of {blocks}: {part}"
-    show_bar(name, index + SHARE_DONE[part], blocks, text)
+# The same blocks rounded to nearest, which every drift plot shows beside the run.
+baseline = block.but(
+    name="baseline",
+    kind="block",
+    title="baseline",
+    reads=lambda work, found, index: _read_by(_settings_of_the_baseline(work, found), work, index),
+    around=lambda *run: _chain(*run, _settings_of_the_baseline(*run[:2]), "rtn blocks"),
+    label=lambda work, index: f"rtn {index}",
+)
 
 
 def measured_stages(

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from normtweak_core.errors import ForeseenError
-from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.lazy import lazy
+from normtweak_core.quantization.config import PropagationConfig, QuantizationConfig
 from normtweak_core.tweak.config import NormTweakConfig
 from tasks.engine import events
 from tasks.engine.artifacts import temporary_beside
@@ -16,6 +19,7 @@ from tasks.engine.environment import state_root
 from tasks.engine.locks import exclusive
 from tasks.models.job import Job, torch_dtype
 from tasks.results import BlockResult, CalibrationResult
+from tasks.stages.calibrate import data_windows
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +27,14 @@ if TYPE_CHECKING:
     from normtweak_core.quantization.block import BlockPlan, Streams
     from normtweak_core.quantization.walk import BlockWalk
 
+quantize_block = lazy("normtweak_core.quantization.block")
+storage = lazy("normtweak_core.quantization.storage")
+streaming = lazy("normtweak_core.model.streaming")
+walks = lazy("normtweak_core.quantization.walk")
+
 log = logging.getLogger(__name__)
+
+BASELINE = {"method": "rtn", "propagation": PropagationConfig(alpha=0)}
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,11 @@ class ChainSettings:
     norm_tweak: NormTweakConfig
     export_dtype: str
 
+    def rounded(self) -> "ChainSettings":
+        """Return the same chain rounded to nearest, without any training."""
+        config = QuantizationConfig.model_validate(self.quantization.model_dump() | BASELINE)
+        return ChainSettings(config, NormTweakConfig(enabled=False), self.export_dtype)
+
 
 class StreamError(ForeseenError):
     """A boundary made again differs from the one recorded: this machine computes differently."""
@@ -43,7 +59,12 @@ class BlockChain:
     """Hands each block its input streams: from memory, from disk, or by running finished blocks."""
 
     def __init__(
-        self, job: Job, calibration: CalibrationResult, settings: ChainSettings, name: str
+        self,
+        job: Job,
+        calibration: CalibrationResult,
+        settings: ChainSettings,
+        name: str,
+        bar: str = "blocks",
     ):
         """Prepare a chain.
 
@@ -52,9 +73,10 @@ class BlockChain:
             calibration: Windows to walk.
             settings: What the blocks have in common.
             name: Identifies the chain on disk: the key of its first block.
+            bar: Of the page of the run, that shows how far the blocks are.
         """
         self.job, self.calibration, self.settings = job, calibration, settings
-        self.name = name.replace("/", "-")
+        self.name, self.bar = name.replace("/", "-"), bar
         self._walk: BlockWalk | None = None
         self._newest: tuple[int, Streams] | None = None
 
@@ -76,13 +98,9 @@ class BlockChain:
     def walk(self) -> "BlockWalk":
         """The walk over the calibration windows; loads the model on first use."""
         if self._walk is None:
-            from normtweak_core.calibration.storage import load_calibration_set
-            from normtweak_core.model.streaming import StreamedModel
-            from normtweak_core.quantization.walk import BlockWalk
-
-            windows = load_calibration_set(state_root() / self.calibration.windows.path).input_ids
             dtype = torch_dtype(self.job.model.dtype)
-            self._walk = BlockWalk(StreamedModel(self.job.folder, dtype, self.job.device), windows)
+            model = streaming.StreamedModel(self.job.folder, dtype, self.job.device)
+            self._walk = walks.BlockWalk(model, data_windows(self.calibration))
         return self._walk
 
     @property
@@ -92,9 +110,7 @@ class BlockChain:
 
     def plan(self, index: int) -> "BlockPlan":
         """Return everything one block's result depends on besides weights and streams."""
-        from normtweak_core.quantization.block import BlockPlan
-
-        return BlockPlan(
+        return quantize_block.BlockPlan(
             index,
             self.walk.num_blocks,
             self.settings.quantization,
@@ -118,14 +134,12 @@ class BlockChain:
 
     def keep(self, index: int, streams: "Streams") -> None:
         """Keep the streams in front of block ``index`` and drop the boundary before them."""
-        from normtweak_core.quantization.storage import save_streams
-
         self._newest = (index, streams)
         path = self._path(index)
         path.parent.mkdir(parents=True, exist_ok=True)
         if index < self.walk.num_blocks:  # nothing reads the boundary behind the last block
             temporary = temporary_beside(path)
-            save_streams(temporary, streams)
+            storage.save_streams(temporary, streams)
             temporary.replace(path)
         for old in self.folder.glob("boundary-*.safetensors"):
             if old != path:
@@ -135,30 +149,26 @@ class BlockChain:
         return self.folder / f"boundary-{index:03d}.safetensors"
 
     def _stored(self, index: int, before: BlockResult) -> "Streams | None":
-        from safetensors import SafetensorError
-
-        from normtweak_core.quantization.storage import load_streams, stream_hash
-
         if not self._path(index).is_file():
             return None
         try:
-            streams = load_streams(self._path(index))
+            streams = storage.load_streams(self._path(index))
         except (SafetensorError, KeyError):  # torn or altered: made again from finished blocks
             return None
-        found = (stream_hash(streams.x_f), stream_hash(streams.x_q))
+        found = storage.stream_hashes(streams)
         return streams if found == (before.x_f_sha256, before.x_q_sha256) else None
 
     def _replayed(self, index: int, finished: list[BlockResult]) -> "Streams":
-        from normtweak_core.quantization.storage import load_block, stream_hash
-
         log.info("streams before block %d are gone: running the finished blocks again", index)
         events.record("replay", block=index)
         streams = self.walk.start()
         for position in range(index):
             done = finished[position]
-            layers, norms = load_block(state_root() / done.weights.path, self.settings.quantization)
+            layers, norms = storage.load_block(
+                state_root() / done.weights.path, self.settings.quantization
+            )
             streams = self.walk.replay(position, streams, layers, norms, self.export_dtype)
-            found = (stream_hash(streams.x_f), stream_hash(streams.x_q))
+            found = storage.stream_hashes(streams)
             if found != (done.x_f_sha256, done.x_q_sha256):
                 raise StreamError(
                     f"the streams behind block {position} must be those recorded; this machine "

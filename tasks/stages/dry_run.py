@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from prefect import task
-
+from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import Result
-from tasks.models.job import STAGE, Job, torch_dtype
+from tasks.engine.stage import Found, stage
+from tasks.models.job import torch_dtype
+from tasks.models.work import Work
 
-SOURCES = [__name__, "normtweak_core.dry_run"]
+export_dry_run = lazy("normtweak_core.dry_run")
 
 
 class DryRunResult(Result, frozen=True):
@@ -17,23 +18,25 @@ class DryRunResult(Result, frozen=True):
     uncalled: list[str]
 
 
-def dry_run_key(job: Job, streams: bool = True) -> str:
-    """Return the key of this stage."""
-    inputs = {"model": job.fingerprint.sha256, "num_blocks": job.blocks[1], "streams": streams}
-    return job.key("dry-run", parents=[], inputs=inputs, sources=SOURCES)
+def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
+    job = work.job
+    return {
+        "model": job.fingerprint.sha256,
+        "num_blocks": job.blocks[1],
+        "streams": work.streams,
+    }
 
 
-@task(task_run_name="dry-run", **STAGE)
-def dry_run_stage(key: str, job: Any, streams: bool) -> DryRunResult:
+@stage("dry run", reads=_reads)
+def dry_run(key: str, work: Work) -> DryRunResult:
     """Return what was looked at of a model that can be quantized, exported and verified.
 
     Raises:
         InputError: The model works in a way that a run cannot follow.
         NonFiniteError: Its logits are not finite, or one of its weights.
     """
-    from normtweak_core.dry_run import dry_run
-
-    done = dry_run(
-        job.folder, torch_dtype(job.model.dtype), job.device, job.blocks[1], streams=streams
+    job = work.job
+    done = export_dry_run.dry_run(
+        job.folder, torch_dtype(job.model.dtype), job.device, job.blocks[1], streams=work.streams
     )
     return DryRunResult(blocks=done.blocks, uncalled=done.uncalled)

@@ -1,95 +1,82 @@
-"""The export stage, and the proof that an independent reader finds in it what was quantized."""
+"""The export stage of finished blocks, and what every export stage does."""
 
-import dataclasses
-import hashlib
 import importlib.metadata
-import json
-import logging
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
-
-from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.formats.checks import FloatTypeError
 from normtweak_core.export.payload import payload_files
-from normtweak_core.export.verification.verify import reader_python
+from normtweak_core.lazy import lazy
 from tasks.engine import events
-from tasks.engine.artifacts import ArtifactRef, content_hash, publish_json
-from tasks.engine.environment import REPOSITORY, state_root
-from tasks.engine.provenance import RECORD_SOURCE, made_with
-from tasks.models.job import STAGE, Job, torch_dtype
+from tasks.engine.artifacts import ArtifactRef, read_json
+from tasks.engine.environment import state_root
+from tasks.engine.provenance import made_with
+from tasks.engine.stage import Found, stage
+from tasks.models.given_data import data_identity
+from tasks.models.job import Job, torch_dtype
+from tasks.models.work import Work
 from tasks.results import (
     BlockResult,
     CalibrationResult,
     ExportResult,
     FinalTuneResult,
+    FloatType,
     RefusedExport,
-    VerificationResult,
 )
-from tasks.stages.blocks import fields_read
-from tasks.stages.chain import ChainSettings
-from tasks.stages.training.surgery import data_windows
+from tasks.stages.blocks import fields_read, settings_of
+from tasks.stages.calibrate import data_windows
+from tasks.stages.retry import another_float_type
+from tasks.tables.calibration import calibration_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from normtweak_core.export.record import ExportRecord
 
-log = logging.getLogger(__name__)
+layers = lazy("tasks.models.quantized_layers")
+safetensors = lazy("safetensors.torch")
+skeleton = lazy("normtweak_core.model.skeleton")
+structure = lazy("normtweak_core.model.structure")
+writer = lazy("normtweak_core.export.writer")
 
-EXPORT_SOURCES = [
-    __name__,
-    "normtweak_core.calibration.storage",
-    "normtweak_core.export.writer",
-    "normtweak_core.quantization.storage",
-    RECORD_SOURCE,
-]
-# The reader is launched by its path: nothing imports it.
-VERIFY_SOURCES = [
-    __name__,
-    "normtweak_core.export.verification.reader",
-    "normtweak_core.export.verification.verify",
-]
 FORMAT_LIBRARY = "compressed-tensors"
 
+# Several recipes can lead to one export, and the files of a cached one are not written again.
+ABOUT_THE_MANIFEST = (
+    "recipe and lineage are those of the run that wrote this folder. Every recipe that has led to "
+    "it has its own in a folder under reports/; in the registry, in reports/ beside model/."
+)
 
-def export_key(
-    job: Job,
-    calibration: CalibrationResult,
-    blocks: list[BlockResult],
-    tuned: FinalTuneResult | None,
-    settings: ChainSettings,
-    config: ExportConfig,
-) -> str:
-    """Return the key of the export."""
-    inputs = {
-        "export": config.written,
-        "export_dtype": settings.export_dtype,
-        "quantization": fields_read(settings.quantization),
-        "model": job.fingerprint.sha256,
-        "tokenizer": job.tokenizer_sha256,
-        "generation": job.generation_sha256,
-        "library": format_library(config.format),
-        "tuned": tuned is not None,
+
+def read_by_every_export(work: Work) -> dict[str, Any]:
+    """Return what all export stages read, as values of a key."""
+    return {
+        "export": work.recipe.export.written,
+        "model": work.job.fingerprint.sha256,
+        "tokenizer": work.job.tokenizer_sha256,
+        "generation": work.job.generation_sha256,
     }
-    parents = [content_hash(block) for block in blocks]
-    parents += [content_hash(tuned)] if tuned else []
-    parents += [calibration.windows.sha256]  # part of the probe
-    return job.key("export", parents=parents, inputs=inputs, sources=EXPORT_SOURCES)
 
 
-@task(task_run_name="export", **STAGE)
-def export_stage(
+def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
+    return read_by_every_export(work) | {
+        "quantization": fields_read(work.recipe.quantization),
+        "library": format_library(work.recipe.export.format),
+    }
+
+
+@stage(
+    "export",
+    needs=("calibrate", "float type", "block", "final tune"),
+    reads=_reads,
+    again=another_float_type(),
+)
+def export_blocks(
     key: str,
-    config: ExportConfig,
-    job: Any,
-    blocks: Any,
-    tuned: Any,
-    settings: Any,
-    calibration: Any,
-    details: Any,
+    work: Work,
+    calibrate: CalibrationResult,
+    float_type: FloatType,
+    block: list[BlockResult],
+    final_tune: FinalTuneResult | None,
 ) -> ExportResult | RefusedExport:
     """Return the export folder, named after what it was made from.
 
@@ -98,35 +85,60 @@ def export_stage(
         NonFiniteError: A tensor is NaN or infinite.
         VerificationError: The tokenizer was replaced while the job ran.
     """
-    from safetensors.torch import load_file
-
-    from normtweak_core.export.writer import write_export
-    from normtweak_core.model.skeleton import build_skeleton
-    from normtweak_core.model.structure import find_blocks
-    from tasks.models.quantized_layers import QuantizedLayers
-
-    events.record("export", part="begin")
-    dtype = torch_dtype(settings.export_dtype)
-    prefix = find_blocks(build_skeleton(job.folder, dtype)).prefix
-    layers = QuantizedLayers(prefix, blocks, settings.quantization)
-    replaced = layers.norms()
-    if tuned is not None:
-        replaced |= load_file(state_root() / tuned.norms.path)
-    out = state_root() / "exports" / export_folder_name(job, settings, key)
-
-    def write() -> "ExportRecord":
-        return write_export(
+    job, settings = work.job, settings_of(work, {"float type": float_type})
+    dtype, config = torch_dtype(settings.export_dtype), settings.quantization
+    prefix = structure.find_blocks(skeleton.build_skeleton(job.folder, dtype)).prefix
+    quantized = layers.QuantizedLayers(prefix, block, config)
+    replaced = quantized.norms()
+    if final_tune is not None:
+        replaced |= safetensors.load_file(state_root() / final_tune.norms.path)
+    details = {
+        "about": ABOUT_THE_MANIFEST,
+        "blocks": [read_json(one.report) for one in block],
+        "final_tune": read_json(final_tune.report) if final_tune else None,
+    } | details_of(work, calibrate, float_type)
+    out = folder_named_after(job, f"w{config.bits}{group_name(config.group_size)}", key)
+    return written(
+        job,
+        lambda: writer.write_export(
             out,
             job.folder,
-            layers,
+            quantized,
             replaced,
-            config,
+            work.recipe.export,
             dtype=dtype,
-            windows=data_windows(calibration),
-            details=details | {"made_with": made_with(job).model_dump(mode="json")},
-        )
+            windows=data_windows(calibrate),
+            details=details,
+        ),
+    )
 
-    return written(job, write)
+
+def details_of(work: Work, data: CalibrationResult, float_type: FloatType) -> dict[str, Any]:
+    """Return what every manifest says of the run: recipe, lineage, a sample, the machine."""
+    table = calibration_table(data.vocab_size).read(state_root() / data.table.path)
+    return {
+        "recipe": work.recipe.model_dump(mode="json"),
+        "lineage": source_facts(work, data) | float_type.tags(),
+        # As the stage that made them decoded it.
+        "calibration_sample": {
+            "ids": table["input_ids"][0].tolist(),
+            "text": table["text"][0],
+        },
+        "made_with": made_with(work.job, work.modules).model_dump(mode="json"),
+    }
+
+
+def source_facts(work: Work, data: CalibrationResult) -> dict[str, str]:
+    """Return names and hashes of what a result is made from."""
+    job = work.job
+    return {
+        "source_model": job.source.name,
+        "source_revision": job.source.revision or "",
+        "source_sha256": job.fingerprint.sha256,
+        "source_tokenizer_sha256": job.tokenization_sha256,
+        "calibration_sha256": data.windows.sha256,
+        "calibration_data": data_identity(job, work.data),
+    }
 
 
 def written(job: Job, write: "Callable[[], ExportRecord]") -> ExportResult | RefusedExport:
@@ -139,6 +151,7 @@ def written(job: Job, write: "Callable[[], ExportRecord]") -> ExportResult | Ref
     Raises:
         VerificationError: The tokenizer was replaced while the job ran.
     """
+    events.record("export", part="begin")
     try:
         record = write()
     except FloatTypeError as error:
@@ -166,76 +179,22 @@ def exported(record: "ExportRecord") -> ExportResult:
     )
 
 
-def export_folder_name(job: Job, settings: ChainSettings, key: str) -> str:
-    """Return a folder name that tells what is inside: model, width, group, and what made it."""
-    config = settings.quantization
-    group = f"g{config.group_size}" if config.group_size else "channel"
-    return named_after(job, f"w{config.bits}{group}", key)
-
-
-def named_after(job: Job, kind: str, key: str) -> str:
-    """Return the name of an export folder: the model, what was done to it, and what made it."""
+def folder_named_after(job: Job, kind: str, key: str) -> Any:
+    """Return an export folder that tells the model, what was done to it, and what made it."""
     model = job.source.name.rstrip("/").rpartition("/")[2].replace(":", "-")
-    return f"{model}-{kind}-{key.rpartition('-')[2][:12]}"
+    return state_root() / "exports" / f"{model}-{kind}-{key.rpartition('-')[2][:12]}"
 
 
-def verify_key(job: Job, export: ExportResult) -> str:
-    """Return the key of the verification, which another reader does not find done.
-
-    Raises:
-        InputError: The folder is not an export.
-    """
-    python = reader_python(state_root() / export.folder, REPOSITORY)
-    reader = _library() if python == Path(sys.executable) else environment_sha256(python)
-    return job.key(
-        "verify",
-        parents=[content_hash(export)],
-        inputs={"reader": reader},
-        sources=VERIFY_SOURCES,
-    )
-
-
-def environment_sha256(python: Path) -> str | None:
-    """Return one hash of the packages of a virtual environment; None where it does not exist.
-
-    Of what is installed, not of the lock: a lock may be newer than the environment made from it.
-    """
-    found = python.parents[1].glob("lib/python*/site-packages/*.dist-info")
-    lines = sorted(f"{path.parents[1].name} {path.name}" for path in found)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+def group_name(size: int | None) -> str:
+    """Return how the name of a folder tells the group size."""
+    return f"g{size}" if size else "channel"
 
 
 def format_library(form: str) -> str | None:
     """Return the library that has a part in an export of a format; None where none has."""
-    return None if form == "gptq" else _library()
+    return None if form == "gptq" else library_version()
 
 
-def _library() -> str:
-    """Name and version of the library that reads the format in this environment."""
+def library_version() -> str:
+    """Return name and version of the library that reads our own format in this environment."""
     return f"{FORMAT_LIBRARY} {importlib.metadata.version(FORMAT_LIBRARY)}"
-
-
-@task(task_run_name="verify", **STAGE)
-def verify_stage(key: str, export: Any, timeout: float | None) -> VerificationResult:
-    """Return what stock transformers found in the export, in a process without our code.
-
-    Args:
-        key: Of this stage.
-        export: What is opened.
-        timeout: Seconds that the reader may take; None: by the size of the model.
-
-    Raises:
-        VerificationError: It found something else than was quantized, or took too long.
-    """
-    from normtweak_core.export.verification.verify import verify_export
-
-    events.record("verify", part="begin")
-    folder = state_root() / export.folder
-    report = verify_export(folder, reader_python(folder, REPOSITORY), timeout)
-    facts = json.loads(json.dumps(dataclasses.asdict(report)))
-    return VerificationResult(
-        report=publish_json("verification", key, facts),
-        tensors_compared=report.num_tensors,
-        layers_compared=report.num_quantized,
-        logit_difference=report.logit_difference,
-    )

@@ -1,37 +1,37 @@
 """The stages of the polynomial study: the float training, and one stage for every cell."""
 
+import contextlib
 import functools
 import logging
 import os
+import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import task
-
+from normtweak_core.lazy import lazy
 from normtweak_core.polynomial.config import (
     Cell,
-    FloatTrainingConfig,
-    GridConfig,
-    NetworkConfig,
-    SamplesConfig,
+    cells_of,
     width_name,
 )
 from tasks.engine import events
 from tasks.engine.artifacts import FOLDER, NOT_CONTENT, ArtifactRef, Result, publish, publish_json
-from tasks.engine.caching import stage_key
 from tasks.engine.environment import state_root
 from tasks.engine.progress import Progress
-from tasks.models.job import STAGE
+from tasks.engine.stage import Found, stage
 
 if TYPE_CHECKING:
     from normtweak_core.polynomial.study import Outcome, Setting
 
+safetensors = lazy("safetensors.torch")
+study = lazy("normtweak_core.polynomial.study")
+trainings = lazy("normtweak_core.polynomial.training")
+
 log = logging.getLogger(__name__)
 
-SOURCES = [__name__, "normtweak_core.polynomial.study"]
 KIND = "polynomial"  # folder of what the stages publish
 CHECKPOINTS = "polynomial-checkpoints"  # `normtweak clean` removes what is left there
 
@@ -43,54 +43,45 @@ class PolynomialResult(Result, frozen=True):
     report: ArtifactRef
     seconds: Annotated[float, NOT_CONTENT]  # of the run that finished it
 
+    @property
+    def identity(self) -> str:
+        """The network; what its training was like changes nothing."""
+        return self.network.sha256
 
-@dataclass(frozen=True)
-class PolynomialJob:
+
+@dataclass
+class PolynomialWork:
     """What all stages of a study share; samples are made when a stage first needs them."""
 
-    samples: SamplesConfig
-    network: NetworkConfig
-    seed: int
-    evaluations: int
+    recipe: Any
     device: str
+    progress: Progress = field(default_factory=Progress, kw_only=True)
+    modules: set[str] = field(default_factory=set, kw_only=True)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What all stages read, as values of a key."""
+        recipe = self.recipe
+        return {
+            "samples": recipe.samples,
+            "network": recipe.network,
+            "seed": recipe.seed,
+            "evaluations": recipe.evaluations,
+        }
+
+    @property
+    def threads(self) -> int:
+        """Threads that share the arithmetic."""
+        return int(os.environ["OMP_NUM_THREADS"])
 
     @functools.cached_property
     def setting(self) -> "Setting":
-        """Samples on the device, with network and seed; imports torch."""
-        from normtweak_core.polynomial.study import make_setting
-
-        log.info("making %d samples", self.samples.train + self.samples.test)
-        return make_setting(self.samples, self.network, self.seed, self.evaluations, self.device)
-
-    def key(self, name: str, parents: list[str], inputs: dict[str, Any]) -> str:
-        """Return the cache key of a stage."""
-        shared = {
-            "samples": self.samples,
-            "network": self.network,
-            "seed": self.seed,
-            "evaluations": self.evaluations,
-        }
-        return stage_key(
-            name,
-            parents=parents,
-            shared=shared,
-            inputs=inputs,
-            sources=SOURCES,
-            device=self.device,
-            threads=int(os.environ["OMP_NUM_THREADS"]),
+        """Samples on the device, with network and seed."""
+        recipe = self.recipe
+        log.info("making %d samples", recipe.samples.train + recipe.samples.test)
+        return study.make_setting(
+            recipe.samples, recipe.network, recipe.seed, recipe.evaluations, self.device
         )
-
-
-def float_key(job: PolynomialJob, config: FloatTrainingConfig) -> str:
-    """Return the key of the float training."""
-    return job.key("polynomial-float", [], {"training": config})
-
-
-def cell_key(job: PolynomialJob, cell: Cell, grid: GridConfig, pretrained: PolynomialResult) -> str:
-    """Return the key of a cell; of the grid only length and batch count."""
-    parents = [pretrained.network.sha256] if cell.start == "pretrained" else []
-    inputs = {"cell": cell, "epochs": grid.epochs, "batch": grid.batch}
-    return job.key("polynomial-cell", parents, inputs)
 
 
 def checkpoint_folder(key: str) -> Path:
@@ -104,57 +95,69 @@ def cell_name(cell: Cell) -> str:
     return f"{width_name(cell.bits)}, {cell.start}, {rate}"
 
 
-@task(task_run_name="polynomial-float", **STAGE)
-def float_stage(key: str, config: FloatTrainingConfig, job: Any, progress: Any) -> PolynomialResult:
+@contextlib.contextmanager
+def _checkpoints_dropped(work: Any, found: Found, keys: Sequence[str]) -> Iterator[None]:
+    """Drop the checkpoints of trainings whose record is stored: a kill before costs no step."""
+    yield
+    for key in keys:
+        shutil.rmtree(checkpoint_folder(key), ignore_errors=True)
+
+
+@stage(
+    "float training",
+    kind="polynomial-float",
+    reads=lambda work, found, part: {"training": work.recipe.float_training},
+    around=_checkpoints_dropped,
+)
+def float_training(key: str, work: PolynomialWork, label: str) -> PolynomialResult:
     """Return the float network; a training that was stopped goes on from its last checkpoint.
 
     Raises:
         NonFiniteError: The test loss became NaN or infinite.
     """
-    from normtweak_core.polynomial.study import train_float
-
-    return _run(
-        key,
-        progress,
-        "float training",
-        functools.partial(train_float, job.setting, config),
-    )
+    config = work.recipe.float_training
+    return _run(key, work, label, functools.partial(study.train_float, work.setting, config))
 
 
-@task(task_run_name="polynomial-cell", **STAGE)
-def cell_stage(
-    key: str, cell: Cell, grid: GridConfig, job: Any, pretrained: Any, progress: Any
+@stage(
+    "cell",
+    kind="polynomial-cell",
+    title="cells",
+    needs=("float training",),
+    needs_of=lambda cell: ("float training",) if cell.start == "pretrained" else (),
+    around=_checkpoints_dropped,
+    parts=lambda work: cells_of(work.recipe.grid, work.recipe.lora),
+    # Of the grid only length and batch count.
+    reads=lambda work, found, cell: {
+        "cell": cell,
+        "epochs": work.recipe.grid.epochs,
+        "batch": work.recipe.grid.batch,
+    },
+    label=lambda work, cell: cell_name(cell),
+)
+def train_cell(
+    key: str, work: PolynomialWork, part: Cell, label: str, float_training: PolynomialResult
 ) -> PolynomialResult:
     """Return the quantized network of a cell; a stopped one goes on from its last checkpoint.
 
     Raises:
         NonFiniteError: The test loss became NaN or infinite.
     """
-    from safetensors.torch import load_file
-
-    from normtweak_core.polynomial.study import train_cell
-
-    begins = cell.start == "pretrained"
-    weights = load_file(state_root() / pretrained.network.path) if begins else None
-    return _run(
-        key,
-        progress,
-        cell_name(cell),
-        functools.partial(train_cell, job.setting, cell, grid, weights),
-    )
+    begins = part.start == "pretrained"
+    network = state_root() / float_training.network.path
+    weights = safetensors.load_file(network) if begins else None
+    train = functools.partial(study.train_cell, work.setting, part, work.recipe.grid, weights)
+    return _run(key, work, label, train)
 
 
 def _run(
-    key: str, progress: Progress, name: str, work: Callable[..., "Outcome"]
+    key: str, work: PolynomialWork, label: str, train: Callable[..., "Outcome"]
 ) -> PolynomialResult:
-    from safetensors.torch import save_file
-
-    from normtweak_core.polynomial.training import SAVE_SECONDS, Checkpoints
-
     began = time.monotonic()
     events.record("polynomial", key=key, part="begin")
-    with progress.stage(name, "steps", "training") as advance:
-        outcome = work(Checkpoints(checkpoint_folder(key), key, SAVE_SECONDS), advance)
+    kept = trainings.Checkpoints(checkpoint_folder(key), key, trainings.SAVE_SECONDS)
+    with work.progress.stage(label, "steps", "training") as advance:
+        outcome = train(kept, advance)
     report = {
         "curve": outcome.curve,
         "test_loss": outcome.curve[-1][1],
@@ -162,10 +165,12 @@ def _run(
         "examples_after": outcome.examples_after.tolist(),
     }
     tensors = {name: tensor.contiguous() for name, tensor in sorted(outcome.state.items())}
+
+    def write(path: Path) -> None:
+        safetensors.save_file(tensors, path, {"format": "pt"})
+
     return PolynomialResult(
-        network=publish(
-            KIND, key, lambda path: save_file(tensors, path, {"format": "pt"}), "safetensors"
-        ),
+        network=publish(KIND, key, write, "safetensors"),
         report=publish_json(KIND, key, report),
         seconds=time.monotonic() - began,
     )

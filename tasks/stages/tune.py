@@ -1,111 +1,90 @@
 """The final stage: tune all norms of the quantized model end to end."""
 
-import logging
 import time
+from pathlib import Path
 from typing import Any
 
-from prefect import task
-
-from normtweak_core.tweak.config import FinalTuneConfig
+from normtweak_core.lazy import lazy
 from tasks.engine import events
-from tasks.engine.artifacts import content_hash, publish, publish_json
-from tasks.engine.environment import state_root
-from tasks.models.job import STAGE, Job, torch_dtype
-from tasks.results import BlockResult, CalibrationResult, FinalTuneResult
+from tasks.engine.artifacts import publish, publish_json
+from tasks.engine.stage import Found, stage
+from tasks.models.job import torch_dtype
+from tasks.models.work import Work
+from tasks.results import BlockResult, CalibrationResult, FinalTuneResult, FloatType
 from tasks.stages.blocks import fields_read
-from tasks.stages.chain import ChainSettings
+from tasks.stages.calibrate import data_windows
 from tasks.tables.drift import TUNED
 
-log = logging.getLogger(__name__)
-
-SOURCES = [
-    __name__,
-    "normtweak_core.calibration.storage",
-    "normtweak_core.model.loading",
-    "normtweak_core.quantization.dense_model",
-    "normtweak_core.quantization.model_drift",
-    "normtweak_core.quantization.storage",
-    "normtweak_core.tweak.final",
-]
+dense = lazy("normtweak_core.quantization.dense_model")
+drifts = lazy("normtweak_core.quantization.model_drift")
+final = lazy("normtweak_core.tweak.final")
+layers = lazy("tasks.models.quantized_layers")
+loading = lazy("normtweak_core.model.loading")
+safetensors = lazy("safetensors.torch")
+storage = lazy("normtweak_core.quantization.storage")
+structure = lazy("normtweak_core.model.structure")
 
 
-def final_tune_key(
-    job: Job,
-    calibration: CalibrationResult,
-    blocks: list[BlockResult],
-    settings: ChainSettings,
-    config: FinalTuneConfig,
-) -> str:
-    """Return the key of the final tune."""
-    inputs = {
-        "final_tune": config,
-        "seed": job.seed,
-        "model": job.fingerprint.sha256,
-        "export_dtype": settings.export_dtype,
-        "quantization": fields_read(settings.quantization),
+def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
+    return {
+        "final_tune": work.recipe.final_tune,
+        "seed": work.job.seed,
+        "model": work.job.fingerprint.sha256,
+        "quantization": fields_read(work.recipe.quantization),
     }
-    parents = [calibration.windows.sha256, *(content_hash(block) for block in blocks)]
-    return job.key("final-tune", parents=parents, inputs=inputs, sources=SOURCES)
 
 
-@task(task_run_name="final-tune", **STAGE)
-def final_tune_stage(
+@stage(
+    "final tune",
+    needs=("calibrate", "float type", "block"),
+    reads=_reads,
+    when=lambda work: work.recipe.final_tune.enabled,
+)
+def final_tune(
     key: str,
-    config: FinalTuneConfig,
-    job: Any,
-    calibration: Any,
-    blocks: Any,
-    settings: Any,
-    progress: Any,
+    work: Work,
+    calibrate: CalibrationResult,
+    float_type: FloatType,
+    block: list[BlockResult],
 ) -> FinalTuneResult:
     """Return the tuned norms, or none where the held-out divergence did not fall.
 
     Raises:
         NonFiniteError: The loss became NaN or infinite.
     """
-    from safetensors.torch import save_file
-
-    from normtweak_core.calibration.storage import load_calibration_set
-    from normtweak_core.model.loading import load_causal_lm
-    from normtweak_core.model.structure import find_blocks
-    from normtweak_core.quantization.dense_model import dense_model, set_norms
-    from normtweak_core.quantization.model_drift import model_drift
-    from normtweak_core.quantization.storage import save_drift
-    from normtweak_core.tweak.final import TuningWindows, final_tune
-    from tasks.models.quantized_layers import QuantizedLayers
-
     events.record("final-tune", part="begin")
     began = time.monotonic()
-    dtype, export_dtype = torch_dtype(job.model.dtype), torch_dtype(settings.export_dtype)
-    float_model = load_causal_lm(job.folder, dtype, job.device)
-    layers = QuantizedLayers(find_blocks(float_model).prefix, blocks, settings.quantization)
-    masters = layers.norms()
-    quantized = dense_model(job.folder, layers, masters, dtype, export_dtype, job.device)
-    ids = load_calibration_set(state_root() / calibration.windows.path).input_ids
-    with progress.stage("final tune", "steps") as advance:
-        report, norms = final_tune(
+    job, config = work.job, work.recipe.quantization
+    dtype, export_dtype = torch_dtype(job.model.dtype), torch_dtype(float_type.dtype)
+    float_model = loading.load_causal_lm(job.folder, dtype, job.device)
+    finished = layers.QuantizedLayers(structure.find_blocks(float_model).prefix, block, config)
+    masters = finished.norms()
+    quantized = dense.dense_model(job.folder, finished, masters, dtype, export_dtype, job.device)
+    ids = data_windows(calibrate)
+    with work.progress.stage("final tune", "steps") as advance:
+        report, norms = final.final_tune(
             quantized,
             float_model,
-            TuningWindows.of(ids),
-            config,
+            final.TuningWindows.of(ids),
+            work.recipe.final_tune,
             masters,
             export_dtype,
             job.seed,
             lambda step, steps, loss: advance(step, steps),
         )
-    set_norms(quantized, masters | norms, export_dtype)
-    drift = model_drift(quantized, float_model, ids)
+    dense.set_norms(quantized, masters | norms, export_dtype)
+    drift = drifts.model_drift(quantized, float_model, ids)
     tensors = {name: value.cpu().contiguous() for name, value in sorted(norms.items())}
+
+    def write_norms(path: Path) -> None:
+        safetensors.save_file(tensors, path, metadata={"format": "pt"})
+
+    def write_drift(path: Path) -> None:
+        storage.save_drift(path, {TUNED: drift})
+
     return FinalTuneResult(
-        norms=publish(
-            "final-tune",
-            key,
-            lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-            "safetensors",
-        ),
+        norms=publish("final-tune", key, write_norms, "safetensors"),
         report=publish_json("final-tune", key, report.model_dump(mode="json")),
-        drift=publish(
-            "final-tune", key, lambda path: save_drift(path, {TUNED: drift}), "safetensors"
-        ),
+        drift=publish("final-tune", key, write_drift, "safetensors"),
         seconds=time.monotonic() - began,
     )

@@ -1,16 +1,14 @@
 """The stages of a recipe carried out by their bodies, without an engine, and stored by their keys.
 
-The wiring is that of the flows. What two recipes give the same key is computed once, as with the
-real cache, so that a value left out of a key is seen as a result that stays.
+What two recipes give the same key is computed once, as with the real cache, so that a value left
+out of a key is seen as a result that stays.
 """
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.pipeline.run import Run, Stages
 from tasks.engine.artifacts import ArtifactRef
-from tasks.engine.progress import Progress
+from tasks.engine.stage import Stage
 from tasks.results import Result
 
 # Fields that repeat what the recipe says, or tell of it: no result by themselves.
@@ -32,42 +30,41 @@ def effect(result: Result, told: set[str]) -> dict[str, Any]:
 
 
 @dataclass
-class StageBodies(Stages):
-    """Stages that are functions; they end at the first that differs from those that are known."""
+class Bodies:
+    """Visits stages as functions; ends at the first that differs from those that are known."""
 
     stored: dict[str, Result] = field(default_factory=dict)  # by key; shared among runs
-    known: dict[str, dict[str, Any]] | None = None  # effects by name of the stage
+    known: dict[str, dict[str, Any]] | None = None  # effects by name of the part
     effects: dict[str, dict[str, Any]] = field(default_factory=dict)
     told: set[str] = field(default_factory=lambda: TOLD)
-    progress: Progress = field(default_factory=lambda: Progress(terminal=False))
 
-    def stage(self, name: str, key: str, task: Any, **arguments: Any) -> Any:
-        if key not in self.stored:
-            self.stored[key] = task.fn(key=key, **arguments)
-        result = self.stored[key]
-        self.cached[name] = False
-        self.effects[name] = effect(result, self.told)
-        if self.known is not None and self.known.get(name) != self.effects[name]:
-            raise DiffersError(name)
-        return result
+    def visit(self, stage: Stage, work: Any, found: dict[str, Any]) -> list[Any]:
+        """Return the results of a stage."""
+        parts, results = list(stage.parts(work)), []
+        keys = [stage.key(work, found, part) for part in (parts[:1] if stage.chained else parts)]
+        with stage.around(work, found, keys) as shared:
+            for part in parts:
+                before = results[-1] if stage.chained and results else None
+                key, label = stage.key(work, found, part, before), stage.label_of(work, part)
+                if key not in self.stored:
+                    self.stored[key] = stage.body(
+                        **stage.arguments(
+                            found, key=key, work=work, part=part, label=label,
+                            before=list(results), shared=shared,
+                        )
+                    )  # fmt: skip
+                results.append(self.stored[key])
+                self.effects[label] = effect(results[-1], self.told)
+                if self.known is not None and self.known.get(label) != self.effects[label]:
+                    raise DiffersError(label)
+        return results
 
 
-@dataclass
-class Bodies(StageBodies, Run):
-    """A run whose stages are functions."""
-
-
-def first_difference(run: Bodies, carry_out: Any) -> str | None:
+def first_difference(bodies: Bodies, carry_out: Any) -> str | None:
     """Return the first stage whose result is another one, or that is gone; None: all stay."""
     try:
-        carry_out(run)
+        carry_out(bodies)
     except DiffersError as difference:
         return str(difference)
-    absent = run.known.keys() - run.effects.keys()
+    absent = bodies.known.keys() - bodies.effects.keys()
     return min(absent) if absent else None
-
-
-@contextlib.contextmanager
-def nothing_shown(*_: Any):
-    """Stands for the pages that are not there without an engine."""
-    yield lambda *_: None

@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
 from pathlib import Path
 
 from flows.recipes.quantize import Recipe
 from tasks.engine.environment import state_root
+from tasks.results import FloatType
 
 # Where aliases go: `test_leaf_effects`.
 GATE = {
@@ -47,53 +49,45 @@ def changed(values: dict, key: str, value: object) -> dict:
     return copy
 
 
-def stage_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
-    """Return the key of every stage, with results whose content is the key of their stage.
+def stage_keys(pipeline, recipe, device: str = "cpu", inputs: dict | None = None, ready=None):
+    """Return the key of every part of a pipeline's stages, by its label.
 
-    Writes the manifest of an export below the state root: the verification looks who reads it.
+    Each result that a stage returns is made up: its content is the key. Writes the manifest of an
+    export below the state root: the verification looks who reads it.
     """
-    from tasks.models.job import open_job
-    from tasks.models.subjects import export_subject, float_subject
-    from tasks.results import BlockResult, CalibrationResult, ExportResult, FinalTuneResult
-    from tasks.stages.blocks import block_key
-    from tasks.stages.calibrate import calibration_key, calibration_length
-    from tasks.stages.chain import ChainSettings
-    from tasks.stages.dry_run import dry_run_key
-    from tasks.stages.evaluate import evaluation_key, float_evaluation_key, text_of
-    from tasks.stages.export import export_key, verify_key
-    from tasks.stages.float_type import float_type_key
-    from tasks.stages.score import items_of, task_key
-    from tasks.stages.tune import final_tune_key
+    run = pipeline.begin(recipe, ready)
+    run.job = dataclasses.replace(run.job, device=device)
+    keys: dict[str, str] = {}
 
-    job = dataclasses.replace(open_job(recipe.model, recipe.seed), device=device)
-    keys = {"dry run": dry_run_key(job)}
-    keys["calibrate"] = calibration_key(job, recipe.calibration)
-    calibration = made(CalibrationResult, keys["calibrate"])
-    keys["float type"] = float_type_key(job, recipe.export, calibration, recipe.quantization)
-    dtype = "float16" if recipe.export.dtype == "auto" else recipe.export.dtype
-    settings = ChainSettings(recipe.quantization, recipe.norm_tweak, dtype)
-    blocks: list = []
-    for index in range(job.blocks[1]):
-        parent = blocks[-1] if blocks else None
-        key = keys[f"block {index}"] = block_key(job, calibration, settings, index, parent)
-        blocks.append(made(BlockResult, key))
-    tuned = None
-    if recipe.final_tune.enabled:
-        key = final_tune_key(job, calibration, blocks, settings, recipe.final_tune)
-        keys["final tune"] = key
-        tuned = made(FinalTuneResult, key)
-    keys["export"] = export_key(job, calibration, blocks, tuned, settings, recipe.export)
-    export = made(ExportResult, keys["export"])
-    write_manifest(state_root() / export.folder, recipe.export.format)
-    keys["verify"] = verify_key(job, export)
-    length = calibration_length(job, recipe.calibration)
-    text = text_of(recipe.evaluation.perplexity, job.source, length, job.context)
-    keys["evaluate float"] = float_evaluation_key(job, text)
-    keys["evaluate"] = evaluation_key(job, export, text)
-    for items in items_of(recipe.evaluation):
-        keys[f"evaluate float: {items.task}"] = task_key(float_subject(job), items)
-        keys[f"evaluate: {items.task}"] = task_key(export_subject(job, export), items)
+    def visit(stage, work, found) -> list:
+        results: list = []
+        for part in stage.parts(work):
+            before = results[-1] if stage.chained and results else None
+            key = keys[stage.label_of(work, part)] = stage.key(work, found, part, before)
+            results.append(made(result_of(stage), key))
+        if stage.name == "float type":
+            asked = recipe.export.dtype
+            results = [FloatType(dtype="float16" if asked == "auto" else asked)]
+        if stage.name == "export":
+            write_manifest(state_root() / results[0].folder, recipe.export.format)
+        return results
+
+    pipeline.walk(run, visit, inputs)
     return keys
+
+
+def quantize_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
+    """Return the key of every stage of a quantization, its baseline left out."""
+    from flows.quantize import QUANTIZE
+
+    keys = stage_keys(QUANTIZE, recipe, device)
+    return {name: key for name, key in keys.items() if not name.startswith("rtn ")}
+
+
+def result_of(stage) -> type:
+    """Return the class of a stage's results, the first where it has several."""
+    found = inspect.signature(stage.body).return_annotation
+    return getattr(found, "__args__", [found])[0]
 
 
 def write_manifest(folder: Path, form: str) -> None:

@@ -207,13 +207,12 @@ def test_a_version_that_cannot_be_trained_on_is_refused(project, tmp_path, capsy
 
 def test_a_plan_finds_what_is_finished(project, finished, engine):
     from flows.checks.finetune import finetune_preflight
-    from flows.pipeline.planned import finetune_stages
-    from tasks.models.job import open_job
+    from flows.finetune import FINETUNE
 
     def planned(**changes) -> dict[str, tuple[int, int]]:
         recipe = FinetuneRecipe.parse(values(project, lr=3e-2, **changes))
         ready = finetune_preflight(recipe, engine)
-        stages = finetune_stages(recipe, ready.export, open_job(ready.float_model, recipe.seed))
+        stages = FINETUNE.plan(recipe, ready)
         return {stage.name: (stage.cached, stage.parts) for stage in stages}
 
     everything = {"dry run": (1, 1), "data": (1, 1), "float type": (1, 1), "blocks": (2, 2)}

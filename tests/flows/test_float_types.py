@@ -2,18 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.pipeline.float_types import EXACT, next_float_type, until_it_holds
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.formats.checks import FloatTypeError
 from tasks.results import FloatType, RefusedExport
+from tasks.stages.retry import EXACT, another_float_type, next_float_type
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 TEXT = "A text to look at what a model makes of it. " * 12
@@ -116,15 +117,15 @@ def refused(dtype: str, *holds: str) -> RefusedExport:
 
 
 def test_an_export_that_does_not_hold_is_made_again_in_what_was_found_to_hold():
-    tried = []
-
-    def make(chosen: FloatType):
-        tried.append(chosen.dtype)
-        result = {"float16": refused("float16", "bfloat16", "float32"), "bfloat16": None}
-        return "made", result[chosen.dtype]
-
-    assert until_it_holds(ExportConfig(), FloatType(dtype="float16"), make) == ("made", None)
-    assert tried == ["float16", "bfloat16"]
+    work = SimpleNamespace(recipe=SimpleNamespace(export=ExportConfig()))
+    found = {
+        "float type": FloatType(dtype="float16"),
+        "export": refused("float16", "bfloat16", "float32"),
+    }
+    again = another_float_type()
+    (chosen,) = again(work, found).values()
+    assert chosen.dtype == "bfloat16"
+    assert again(work, {"float type": chosen, "export": "an export"}) == {}
 
 
 @pytest.mark.parametrize(

@@ -137,17 +137,17 @@ def test_a_beginning_beyond_the_embedding_is_refused_where_something_begins_with
 
 
 def test_a_model_to_evaluate_is_asked_before_it_is_opened(project, engine_environment):
-    from flows.pipeline.measuring import common_text, opened
+    from flows.pipeline.measuring import measuring, opened
 
     model, text = project / "model", project / "evaluation.txt"
     request = EvaluationRequest.parse(
         {"models": [str(model)], "evaluation": {"perplexity": {"path": str(text)}}}
     )
     with opened(request.models, request) as models:
-        assert common_text(models, request).path == text
+        assert measuring(models, request).text.path == text
         text.write_text("text\n\n<new>")
         with pytest.raises(InputError, match=r"evaluation\.txt line 3 must hold tokens of the mod"):
-            common_text(models, request)
+            measuring(models, request)
 
 
 # What is read elsewhere than from a text file, or added by the class of the tokenizer, is found

@@ -14,7 +14,7 @@ from flows.checks.training import (
     ternary_work,
 )
 from flows.commands.plan import memory_line
-from flows.pipeline.planned import Stage
+from flows.pipeline.declared import Finished
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
@@ -100,9 +100,9 @@ def test_a_plan_tells_disk_memory_time_and_stages(shown, project):
         "  calibrate: will run",
         "  float type: will run",
         "  blocks: 0 of 2 cached",
-        "  baseline: 0 of 2 cached",
         "  final tune: will run",
         "  export: will run",
+        "  baseline: 0 of 2 cached",
         "  verify: will run",
         "  evaluate: 0 of 2 cached",
         "  register: will run",
@@ -219,9 +219,9 @@ def test_a_fine_tuning_counts_its_blocks_and_the_start(project):
 @pytest.mark.parametrize(
     ("stage", "text"),
     [
-        (Stage("export", 1), "export: cached"),
-        (Stage("export", 0), "export: will run"),
-        (Stage("blocks", 3, 5), "blocks: 3 of 5 cached"),
+        (Finished("export", 1), "export: cached"),
+        (Finished("export", 0), "export: will run"),
+        (Finished("blocks", 3, 5), "blocks: 3 of 5 cached"),
     ],
 )
 def test_a_stage_says_what_is_cached(stage, text):

@@ -136,24 +136,18 @@ def test_what_does_not_concern_a_cell_does_not_change_it(engine_environment):
 
 def stage_keys(recipe: PolynomialRecipe) -> dict[str, str]:
     """Return the key of every stage; the float network's content is the key of its stage."""
-    import hashlib
+    from flows.polynomial import POLYNOMIAL
+    from tasks.stages.polynomial import PolynomialResult, PolynomialWork
+    from tests.flows.stage_keys import made
 
-    from tasks.engine.artifacts import ArtifactRef
-    from tasks.stages.polynomial import (
-        PolynomialJob,
-        PolynomialResult,
-        cell_key,
-        cell_name,
-        float_key,
-    )
+    keys: dict[str, str] = {}
 
-    job = PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, "cpu")
-    keys = {"float": float_key(job, recipe.float_training)}
-    digest = hashlib.sha256(keys["float"].encode()).hexdigest()
-    network = ArtifactRef.model_construct(path="x", size=1, sha256=digest)
-    pretrained = PolynomialResult.model_construct(network=network, report=network, seconds=0.0)
-    for cell in cells_of(recipe.grid, recipe.lora):
-        keys[cell_name(cell)] = cell_key(job, cell, recipe.grid, pretrained)
+    def visit(stage, work, found) -> list:
+        parts = {stage.label_of(work, part): part for part in stage.parts(work)}
+        keys.update({label: stage.key(work, found, part) for label, part in parts.items()})
+        return [made(PolynomialResult, keys[label]) for label in parts]
+
+    POLYNOMIAL.walk(PolynomialWork(recipe, "cpu"), visit)
     return keys
 
 

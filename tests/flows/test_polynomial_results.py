@@ -1,12 +1,11 @@
 """No accepted value of a polynomial study is without effect on what it computes or where."""
 
-import time
-
 import pytest
 
 from flows.recipes.polynomial import PolynomialRecipe, study_device
 from normtweak_core.errors import InputError
 from normtweak_core.settings import known_keys
+from tasks.engine.progress import Progress
 from tests.flows.stage_bodies import TOLD, Bodies, first_difference
 from tests.flows.test_polynomial import OTHER, TINY, changed
 
@@ -18,13 +17,18 @@ def stored():
     return {}
 
 
-def run_of(recipe: PolynomialRecipe, stored: dict, known: dict | None = None) -> Bodies:
-    from tasks.stages.polynomial import PolynomialJob
+def studied(recipe: PolynomialRecipe, bodies: Bodies):
+    """Return what the stages of a study have made, by their bodies."""
+    from flows.polynomial import POLYNOMIAL
+    from tasks.stages.polynomial import PolynomialWork
 
-    job = PolynomialJob(recipe.samples, recipe.network, recipe.seed, recipe.evaluations, "cpu")
+    work = PolynomialWork(recipe, "cpu", progress=Progress(terminal=False))
+    return POLYNOMIAL.walk(work, bodies.visit)
+
+
+def bodies_of(stored: dict, known: dict | None = None) -> Bodies:
     # A report holds losses here, and nothing that the recipe says.
-    told = TOLD - {"report"}
-    return Bodies(time.monotonic(), job=job, stored=stored, known=known, told=told)
+    return Bodies(stored, known, told=TOLD - {"report"})
 
 
 def test_every_key_of_the_recipe_has_a_case():
@@ -32,15 +36,12 @@ def test_every_key_of_the_recipe_has_a_case():
 
 
 @pytest.mark.parametrize("key", OTHER)
-def test_a_leaf_of_a_study_changes_a_result(key, stored, engine_environment, monkeypatch):
-    from flows.polynomial import train_study
-
-    monkeypatch.setattr("flows.polynomial.show_cells", lambda study: None)
+def test_a_leaf_of_a_study_changes_a_result(key, stored, engine_environment):
     base, other = PolynomialRecipe.parse(TINY), changed(key, OTHER[key])
-    before = run_of(base, stored)
-    train_study(before, base)
-    after = run_of(other, stored, before.effects)
-    assert first_difference(after, lambda run: train_study(run, other))
+    before = bodies_of(stored)
+    studied(base, before)
+    after = bodies_of(stored, before.effects)
+    assert first_difference(after, lambda bodies: studied(other, bodies))
 
 
 def test_the_device_decides_where_a_study_computes():
@@ -54,13 +55,12 @@ def test_the_device_decides_where_a_study_computes():
             study_device(changed("device", "cuda"))
 
 
-def test_the_name_is_that_of_the_page_and_of_the_folder(stored, engine_environment, monkeypatch):
-    from flows.polynomial import train_study
+def test_the_name_is_that_of_the_page_and_of_the_folder(stored, engine_environment):
+    from flows.polynomial import study_of
     from flows.reports.html import to_html
 
-    monkeypatch.setattr("flows.polynomial.show_cells", lambda study: None)
     recipes = PolynomialRecipe.parse(TINY), changed("name", "other-study")
-    studies = [train_study(run_of(recipe, stored), recipe)[0] for recipe in recipes]
+    studies = [study_of(recipe, studied(recipe, bodies_of(stored))) for recipe in recipes]
     assert len({study.folder for study in studies}) == 2
     for study in studies:
         page = to_html(study.report().document)

@@ -9,7 +9,15 @@ from flows.recipes.base import NOT_BUILT
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from normtweak_core.settings import known_keys
-from tests.flows.stage_keys import GATE, TASK_KEYS, TASKED, changed, stage_keys, write_other_items
+from tests.flows.stage_keys import (
+    GATE,
+    TASK_KEYS,
+    TASKED,
+    changed,
+    quantize_keys,
+    stage_keys,
+    write_other_items,
+)
 from tests.flows.tiny_model import recipe_values, variables_of, write_model, write_project
 
 # Another accepted value of each key. A new key of the recipe fails here until it is listed.
@@ -74,7 +82,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(project):
-    return stage_keys(Recipe.parse(recipe_values(project)))
+    return quantize_keys(Recipe.parse(recipe_values(project)))
 
 
 def test_every_key_of_the_recipe_is_accounted_for():
@@ -91,12 +99,12 @@ def test_every_key_of_the_recipe_is_accounted_for():
 
 
 def test_equal_recipes_have_equal_keys(project, base):
-    assert stage_keys(Recipe.parse(recipe_values(project))) == base
+    assert quantize_keys(Recipe.parse(recipe_values(project))) == base
 
 
 def test_the_float_type_asked_for_is_in_the_key_of_its_own_stage(project, base):
     recipe = Recipe.parse(changed(recipe_values(project), "export.dtype", "bfloat16"))
-    assert stage_keys(recipe)["float type"] != base["float type"]
+    assert quantize_keys(recipe)["float type"] != base["float type"]
 
 
 @pytest.mark.parametrize("key", TASK_KEYS)
@@ -104,7 +112,7 @@ def test_what_only_tasks_read_changes_their_stages_alone(key, project):
     value, beside = TASK_KEYS[key]
     value = value.format(project) if isinstance(value, str) else value
     before, after = (
-        stage_keys(Recipe.parse(with_values(project, changes)))
+        quantize_keys(Recipe.parse(with_values(project, changes)))
         for changes in (beside, beside | {key: value})
     )
     differing = {name for name in before.keys() | after if before.get(name) != after.get(name)}
@@ -114,10 +122,10 @@ def test_what_only_tasks_read_changes_their_stages_alone(key, project):
 
 def test_the_levels_of_a_symmetric_grid_change_a_stage(project):
     symmetric = {"quantization.symmetric": True}
-    plain = stage_keys(Recipe.parse(with_values(project, symmetric)))
+    plain = quantize_keys(Recipe.parse(with_values(project, symmetric)))
     for levels in ("ternary", "binary"):
         changes = symmetric | {"quantization.levels": levels}
-        other = stage_keys(Recipe.parse(with_values(project, changes)))
+        other = quantize_keys(Recipe.parse(with_values(project, changes)))
         assert other["block 0"] != plain["block 0"]
 
 
@@ -136,9 +144,9 @@ def with_values(project, *changes: dict) -> dict:
 
 @pytest.mark.parametrize("key", [key for key in OTHER if key.startswith("quantization.")])
 def test_round_to_nearest_is_keyed_by_what_it_reads_and_by_all_of_it(key, project):
-    plain = stage_keys(Recipe.parse(with_values(project, RTN)))
+    plain = quantize_keys(Recipe.parse(with_values(project, RTN)))
     value = "gptq" if key == "quantization.method" else OTHER[key]
-    other = stage_keys(Recipe.parse(with_values(project, RTN, {key: value})))
+    other = quantize_keys(Recipe.parse(with_values(project, RTN, {key: value})))
     assert (other == plain) is (key in UNREAD_BY_RTN + UNREAD_WITHOUT_PROPAGATION)
 
 
@@ -155,8 +163,8 @@ def test_round_to_nearest_is_keyed_by_what_it_reads_and_by_all_of_it(key, projec
 )
 def test_a_field_counts_where_the_method_reads_it(method, alpha, key, read, project):
     settings = {"quantization.method": method, "quantization.propagation.alpha": alpha}
-    plain = stage_keys(Recipe.parse(with_values(project, settings)))
-    other = stage_keys(Recipe.parse(with_values(project, settings, {key: OTHER[key]})))
+    plain = quantize_keys(Recipe.parse(with_values(project, settings)))
+    other = quantize_keys(Recipe.parse(with_values(project, settings, {key: OTHER[key]})))
     assert (other["block 0"] != plain["block 0"]) is read
     assert (other != plain) is read
 
@@ -165,17 +173,11 @@ def test_a_field_counts_where_the_method_reads_it(method, alpha, key, read, proj
     "key", [*UNREAD_BY_RTN, *UNREAD_WITHOUT_PROPAGATION, "quantization.propagation.alpha"]
 )
 def test_the_baseline_is_kept_when_only_its_recipes_gptq_changes(key, project):
-    from flows.quantize import baseline_settings
-    from tasks.stages.chain import ChainSettings
+    from flows.quantize import QUANTIZE
 
     def baseline_blocks(values: dict) -> dict[str, str]:
-        recipe = Recipe.parse(values)
-        settings = ChainSettings(recipe.quantization, recipe.norm_tweak, "float16")
-        rounded = baseline_settings(settings)
-        same = recipe.model_copy(
-            update={"quantization": rounded.quantization, "norm_tweak": rounded.norm_tweak}
-        )
-        return {name: key for name, key in stage_keys(same).items() if name.startswith("block")}
+        keys = stage_keys(QUANTIZE, Recipe.parse(values))
+        return {name: key for name, key in keys.items() if name.startswith("rtn ")}
 
     kept = baseline_blocks(with_values(project, {key: OTHER[key]}))
     assert kept == baseline_blocks(recipe_values(project))
@@ -185,8 +187,8 @@ def test_the_baseline_is_kept_when_only_its_recipes_gptq_changes(key, project):
 @pytest.mark.parametrize("key", GENERATED)
 def test_changing_a_key_of_generation_changes_the_calibration(key, project):
     values = changed(recipe_values(project), "calibration", {"source": "generated", "samples": 8})
-    plain = stage_keys(Recipe.parse(values))
-    other = stage_keys(Recipe.parse(changed(values, key, GENERATED[key])))
+    plain = quantize_keys(Recipe.parse(values))
+    other = quantize_keys(Recipe.parse(changed(values, key, GENERATED[key])))
     assert plain["calibrate"] != other["calibrate"]
 
 
@@ -198,29 +200,29 @@ def test_what_belongs_to_the_registry_or_the_end_of_a_run_redoes_no_stage(key, p
     plain = Recipe.parse(with_values(project, tasks))
     recipe = Recipe.parse(with_values(project, tasks, {key: values.get(key, 0.5)}))
     assert recipe != plain
-    assert stage_keys(recipe) == (stage_keys(plain) if tasks else base)
+    assert quantize_keys(recipe) == (quantize_keys(plain) if tasks else base)
 
 
 def test_another_type_of_device_changes_every_stage(project, base):
-    other = stage_keys(Recipe.parse(recipe_values(project)), device="cuda:0")
+    other = quantize_keys(Recipe.parse(recipe_values(project)), device="cuda:0")
     assert all(other[name] != base[name] for name in base)
 
 
 def test_a_revision_is_refused_where_it_has_no_effect(project):
     recipe = Recipe.parse(changed(recipe_values(project), "model.revision", "main"))
     with pytest.raises(InputError, match=r"model\.revision is for hub ids"):
-        stage_keys(recipe)
+        quantize_keys(recipe)
 
 
 def test_a_changed_norm_tweak_keeps_calibration_and_a_changed_evaluation_keeps_the_export(
     project, base
 ):
-    tweaked = stage_keys(Recipe.parse(changed(recipe_values(project), "norm_tweak.lr", 0.5)))
+    tweaked = quantize_keys(Recipe.parse(changed(recipe_values(project), "norm_tweak.lr", 0.5)))
     assert {name for name in base if tweaked[name] == base[name]} == {
         "dry run", "calibrate", "float type", "evaluate float",
     }  # fmt: skip
     values = changed(recipe_values(project), "evaluation.perplexity.max_tokens", 64)
-    evaluated = stage_keys(Recipe.parse(values))
+    evaluated = quantize_keys(Recipe.parse(values))
     assert {name for name in base if evaluated[name] != base[name]} == {
         "evaluate float", "evaluate",
     }  # fmt: skip

@@ -1,9 +1,9 @@
 """No accepted value is without effect: every leaf of a recipe changes a result, not only a key."""
 
+import contextlib
 import itertools
 import json
 import os
-import time
 
 import numpy
 import pytest
@@ -14,8 +14,9 @@ from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.errors import VerificationError
 from normtweak_core.training.trainer import Trainer
+from tasks.engine.progress import Progress
 from tests.flows import test_finetune_keys, test_recipe_keys, test_ternary_keys
-from tests.flows.stage_bodies import Bodies, first_difference, nothing_shown
+from tests.flows.stage_bodies import Bodies, first_difference
 from tests.flows.stage_keys import TASK_KEYS, changed, write_other_items
 from tests.flows.tiny_model import (
     VOCABULARY,
@@ -82,20 +83,25 @@ def with_values(project, values: dict, changes: dict) -> dict:
 QUANTIZED = {"final_tune.steps": 3, "norm_tweak.lr": 1e-2, "final_tune.lr": 1e-3}
 
 
-def quantization(values: dict):
-    from flows.pipeline.measuring import measure_export, score_float_model
-    from flows.quantize import make_quantized
-    from tasks.stages.calibrate import calibration_length
+def carried_out(pipeline, recipe, ready, *upto: str):
+    """Return what carries out stages, with a function that does it on `Bodies`."""
 
-    recipe = Recipe.parse(values)
+    def carry_out(bodies):
+        run = pipeline.begin(recipe, ready, progress=Progress(terminal=False))
+        run.training_shown = lambda training: contextlib.nullcontext(lambda *_: None)
+        stages = pipeline.upto(*upto)
+        return stages.walk(run, bodies.visit, pipeline.inputs(ready, True))
 
-    def carry_out(run):
-        items = score_float_model(run, recipe.evaluation)
-        made = make_quantized(run, recipe)
-        length = calibration_length(run.job, recipe.calibration)
-        measure_export(run, recipe.evaluation, items, length, made.export)
+    return carry_out
 
-    return recipe, carry_out
+
+EVALUATED = ("export", "evaluate", "evaluate tasks", "evaluate float tasks")
+
+
+def quantization(values: dict, *upto: str):
+    from flows.quantize import QUANTIZE
+
+    return carried_out(QUANTIZE, Recipe.parse(values), None, *(upto or EVALUATED))
 
 
 # A training scores tasks and makes its text by the same two functions, with sections of one type.
@@ -106,38 +112,22 @@ GENERATED = {
 
 
 def scored_alone(values: dict):
-    from flows.pipeline.measuring import score_float_model
-
-    recipe = Recipe.parse(values)
-    return recipe, lambda run: score_float_model(run, recipe.evaluation)
+    return quantization(values, "evaluate float tasks")
 
 
 def calibrated_alone(values: dict):
-    from flows.pipeline.run import calibration_set
-
-    recipe = Recipe.parse(values)
-    return recipe, lambda run: calibration_set(run, recipe.calibration, "calibrate")
-
-
-def run_of(recipe, stored, known=None) -> Bodies:
-    from tasks.models.job import open_job
-
-    return Bodies(
-        time.monotonic(), job=open_job(recipe.model, recipe.seed), stored=stored, known=known
-    )
+    return quantization(values, "calibrate")
 
 
 def base_effects(values, made_by, stored):
-    recipe, carry_out = made_by(values)
-    run = run_of(recipe, stored)
-    carry_out(run)
-    return run.effects
+    bodies = Bodies(stored)
+    made_by(values)(bodies)
+    return bodies.effects
 
 
 def difference(before: dict, after: dict, made_by, stored) -> str | None:
     known = base_effects(before, made_by, stored)
-    recipe, carry_out = made_by(after)
-    return first_difference(run_of(recipe, stored, known), carry_out)
+    return first_difference(Bodies(stored, known), made_by(after))
 
 
 # What else has to hold so that there is something to see on so small a model.
@@ -194,27 +184,13 @@ def test_the_languages_of_a_generated_set_change_it(project, stored):
 # Training
 
 
-@pytest.fixture(autouse=True)
-def without_pages(monkeypatch):
-    monkeypatch.setattr("flows.pipeline.training._shown", nothing_shown)
-
-
 TERNARY = {"ternary.steps": 4, "ternary.save_every": 10}
 
 
 def ternary_training(values: dict):
-    from flows.pipeline.measuring import measure_export
-    from flows.ternary import make_ternary
-    from tasks.stages.calibrate import calibration_length
+    from flows.ternary import TERNARY
 
-    recipe = TernaryRecipe.parse(values)
-
-    def carry_out(run):
-        made = make_ternary(run, recipe)
-        length = calibration_length(run.job, recipe.ternary.data)
-        measure_export(run, recipe.evaluation, [], length, made.export)
-
-    return recipe, carry_out
+    return carried_out(TERNARY, TernaryRecipe.parse(values), None, "export", "evaluate")
 
 
 def leaves_of(module) -> dict:
@@ -244,36 +220,22 @@ def test_a_leaf_of_a_ternary_training_changes_a_result(key, project, stored):
 @pytest.fixture(scope="module")
 def start(project, stored):
     """The folder of an export in 2 bits, and its payload."""
-    from flows.quantize import make_quantized
-
     changes = QUANTIZED | {"quantization.bits": 2, "final_tune.enabled": False}
-    recipe = Recipe.parse(with_values(project, recipe_values(project), changes))
-    made = make_quantized(run_of(recipe, stored), recipe)
-    return project / "state" / made.export.folder, made.export.export_sha256
+    values = with_values(project, recipe_values(project), changes)
+    export = quantization(values, "export")(Bodies(stored))["export"]
+    return project / "state" / export.folder, export.export_sha256
 
 
 def tuned(values: dict):
     from flows.checks.finetune import finetune_preflight
-    from flows.finetune import make_finetuned
-    from flows.pipeline.measuring import measure_export
+    from flows.finetune import FINETUNE
     from tasks.engine.environment import state_root
-    from tasks.models.starting_point import StartingPoint, export_in_root
-    from tasks.stages.calibrate import calibration_length
 
     recipe = FinetuneRecipe.parse(values)
     # Of what the export cannot contradict: the reader of gptq is not everywhere.
     plain = FinetuneRecipe.parse({**values, "export": {}})
     ready = finetune_preflight(plain, state_root())
-
-    def carry_out(run):
-        made = make_finetuned(
-            run, recipe, StartingPoint(ready.export, export_in_root(ready.export))
-        )
-        length = calibration_length(run.job, recipe.finetune.data)
-        measure_export(run, recipe.evaluation, [], length, made.export)
-        return made
-
-    return recipe.model_copy(update={"model": ready.float_model}), carry_out
+    return carried_out(FINETUNE, recipe, ready, "export", "evaluate")
 
 
 def finetune_values(project, start) -> dict:
@@ -300,19 +262,18 @@ def test_a_leaf_of_a_fine_tuning_changes_a_result(key, project, stored, start):
 
 def training_of(values: dict, made_by, stored, monkeypatch) -> tuple[int, int, dict]:
     """Return how often a training is saved, the calls of modules in it, and the export."""
-    recipe, carry_out = made_by(values)
     # Anew, even where the key says that it would come out the same.
-    run = run_of(recipe, {key: one for key, one in stored.items() if not key.startswith("train-")})
+    bodies = Bodies({key: one for key, one in stored.items() if not key.startswith("training-")})
     saved, calls = [], []
     save = Trainer.save
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "save", lambda trainer: saved.append(1) or save(trainer))
         counting = torch.nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1))
         try:
-            carry_out(run)
+            made_by(values)(bodies)
         finally:
             counting.remove()
-    return len(saved), len(calls), run.effects["export"]
+    return len(saved), len(calls), bodies.effects["export"]
 
 
 @pytest.mark.parametrize("section", ["ternary", "finetune"])
@@ -335,26 +296,21 @@ def test_saving_often_and_computing_twice_lead_to_the_same_export(
 
 
 def test_a_verification_ends_when_the_recipe_says(project, stored):
-    from flows.pipeline.run import verify
-    from flows.quantize import make_quantized
-
     changes = QUANTIZED | {"quantization.bits": 2, "final_tune.enabled": False}
     changes |= {"export.verify_timeout": 0.2}
-    recipe = Recipe.parse(with_values(project, recipe_values(project), changes))
-    run = run_of(recipe, stored)
+    values = with_values(project, recipe_values(project), changes)
     with pytest.raises(VerificationError, match=r"must finish within 0\.2 s; it did not"):
-        verify(run, recipe.export, make_quantized(run, recipe).export)
+        quantization(values, "verify")(Bodies(stored))
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(50.0, False), (1e-2, True)])
 def test_one_step_that_makes_it_worse_is_not_exported(project, stored, start, rate, kept):
     changes = {"finetune.block_steps": 0, "finetune.steps": 1 if not kept else 12}
     changes |= {"finetune.lr": rate, "finetune.scale_lr": rate / 10}
-    recipe, carry_out = tuned(with_values(project, finetune_values(project, start), changes))
-    made = carry_out(run_of(recipe, stored))
-    trained = made.segments[-1]
+    found = tuned(with_values(project, finetune_values(project, start), changes))(Bodies(stored))
+    trained = found["training"][-1]
     assert (trained.best > 0) is kept
     assert trained.held_out[trained.best] == min(trained.held_out.values())
-    folder = project / "state" / made.export.folder
+    folder = project / "state" / found["export"].folder
     exported, before = (place / "model.safetensors" for place in (folder, start[0]))
     assert (exported.read_bytes() == before.read_bytes()) is not kept

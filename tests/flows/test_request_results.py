@@ -1,7 +1,6 @@
 """No option of evaluate and compare is without effect: each changes the numbers that come out."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,8 @@ import pytest
 from flows.recipes.evaluation import EvaluationRequest
 from normtweak_core.errors import InputError
 from normtweak_core.settings import known_keys
-from tests.flows.stage_bodies import StageBodies
+from tasks.engine.progress import Progress
+from tests.flows.stage_bodies import Bodies
 from tests.flows.stage_keys import TASK_ITEMS, changed, write_other_items
 from tests.tiny_exports import save_tiny_model, tiny_config
 
@@ -75,14 +75,19 @@ def request_of(project: Path, changes: dict) -> EvaluationRequest:
     return EvaluationRequest.parse(values)
 
 
+def quiet(work):
+    work.progress = Progress(terminal=False)
+    return work
+
+
 def evaluated(request: EvaluationRequest, stored: dict) -> dict:
     """Return the numbers of an evaluation, and how many items each task has of them."""
-    from flows.evaluate import addresses_of, measure_model
-    from flows.pipeline.measuring import opened
+    from flows.evaluate import measure_model
+    from flows.pipeline.measuring import measuring, opened
 
-    with opened(addresses_of(request), request) as models:
-        run = StageBodies(time.monotonic(), stored=stored)
-        measured = measure_model(run, request, models)
+    addresses = [request.models[0], *([request.against] if request.against else [])]
+    with opened(addresses, request) as models:
+        measured = measure_model(quiet(measuring(models, request)), Bodies(stored))
     counts = {task: one.num_items for task, one in measured.scores.items()}
     return measured.metrics | counts
 
@@ -90,10 +95,11 @@ def evaluated(request: EvaluationRequest, stored: dict) -> dict:
 def compared(request: EvaluationRequest, stored: dict) -> list:
     """Return the numbers of all models and pairs of a comparison, without their names."""
     from flows.compare import compare_models
-    from flows.pipeline.measuring import opened
+    from flows.pipeline.measuring import measuring, opened
 
     with opened(request.models, request) as models:
-        result = compare_models(StageBodies(time.monotonic(), stored=stored), request, models)
+        work = quiet(measuring(models, request))
+        result = compare_models(work, request, Bodies(stored))
     items = [task["items"] for task in result["settings"]["tasks"].values()]
     return [one["metrics"] for one in [*result["models"], *result["pairs"]]] + items
 

@@ -4,7 +4,8 @@ import pytest
 
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.settings import known_keys
-from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, write_other_items
+from tasks.stages.training.segments import segment_ends
+from tests.flows.stage_keys import GATE, TASK_KEYS, changed, stage_keys, write_other_items
 from tests.flows.tiny_model import ternary_values, variables_of, write_model, write_project
 
 OTHER = {
@@ -60,36 +61,9 @@ ELSEWHERE = {"model.revision", "model.device", "export.format"}
 
 
 def keys_of(values: dict) -> dict[str, str]:
-    from tasks.models.job import open_job
-    from tasks.models.subjects import float_subject
-    from tasks.results import CalibrationResult
-    from tasks.stages.calibrate import calibration_key, calibration_length
-    from tasks.stages.evaluate import float_evaluation_key, text_of
-    from tasks.stages.float_type import ternary_float_type_key
-    from tasks.stages.score import items_of, task_key
-    from tasks.stages.training.segments import SegmentResult, segment_key
-    from tasks.stages.training.surgery import SurgeryResult, surgery_key
-    from tasks.stages.training.ternary import training_origin
-    from tasks.stages.training.ternary_export import ternary_export_key
+    from flows.ternary import TERNARY
 
-    recipe = TernaryRecipe.parse(values)
-    job, config = open_job(recipe.model, recipe.seed), recipe.ternary
-    keys = {"data": calibration_key(job, config.data)}
-    data = made(CalibrationResult, keys["data"])
-    keys["surgery"] = surgery_key(job, data, config)
-    surgery = made(SurgeryResult, keys["surgery"])
-    keys["float type"] = ternary_float_type_key(job, recipe.export, data, surgery, config)
-    origin = training_origin(job, data, surgery, config)
-    keys["train"] = segment_key(origin, config.steps)
-    trained = made(SegmentResult, keys["train"])
-    dtype = "float16" if recipe.export.dtype == "auto" else recipe.export.dtype
-    keys["export"] = ternary_export_key(job, data, trained, recipe.export, dtype)
-    measured = recipe.evaluation.perplexity
-    text = text_of(measured, job.source, calibration_length(job, config.data), job.context)
-    keys["evaluate float"] = float_evaluation_key(job, text)
-    for items in items_of(recipe.evaluation):
-        keys[f"evaluate float: {items.task}"] = task_key(float_subject(job), items)
-    return keys
+    return stage_keys(TERNARY, TernaryRecipe.parse(values))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +105,9 @@ def test_settings_of_the_training_do_not_redo_data_and_surgery(project):
     plain = keys_of(with_values(project, {}))
     for key in ("ternary.lr", "ternary.schedule", "ternary.objective"):
         other = keys_of(with_values(project, {key: OTHER[key]}))
-        assert {name for name in plain if plain[name] != other[name]} == {"train", "export"}
+        after = {name for name in plain if plain[name] != other[name]}
+        trained = {f"train {until}" for until in segment_ends(24)}
+        assert after == trained | {"export", "verify", "evaluate"}
 
 
 def test_what_changes_no_byte_changes_no_key(project):

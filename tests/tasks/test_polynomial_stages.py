@@ -1,5 +1,7 @@
 """The stages of the polynomial study: what they publish, and where a stopped one goes on."""
 
+from types import SimpleNamespace
+
 import pytest
 from safetensors.torch import load_file
 
@@ -17,24 +19,31 @@ GRID = GridConfig(epochs=1, batch=16)
 
 
 @pytest.fixture
-def job(root, engine_environment):
-    from tasks.stages.polynomial import PolynomialJob
+def work(root, engine_environment):
+    from tasks.stages.polynomial import PolynomialWork
 
-    network = NetworkConfig(hidden_layers=1, hidden_width=8)
-    return PolynomialJob(SamplesConfig(train=64, test=16), network, 0, 2, "cpu")
+    recipe = SimpleNamespace(
+        samples=SamplesConfig(train=64, test=16),
+        network=NetworkConfig(hidden_layers=1, hidden_width=8),
+        seed=0,
+        evaluations=2,
+        float_training=FLOAT,
+        grid=GRID,
+    )
+    return PolynomialWork(recipe, "cpu", progress=Progress(terminal=False))
 
 
-def run_float(job):
-    from tasks.stages.polynomial import float_key, float_stage
+def run_float(work):
+    from tasks.stages.polynomial import float_training
 
-    key = float_key(job, FLOAT)
-    return key, float_stage.fn(key, FLOAT, job, Progress(terminal=False))
+    key = float_training.key(work, {}, None)
+    return key, float_training.body(key, work, "float training")
 
 
-def test_a_float_stage_publishes_network_and_report(job, root):
+def test_a_float_stage_publishes_network_and_report(work, root):
     import json
 
-    _, result = run_float(job)
+    _, result = run_float(work)
     state = load_file(root / result.network.path)
     assert sorted(state) == [f"layers.{i}.{part}" for i in range(2) for part in ("bias", "weight")]
     report = json.loads((root / result.report.path).read_text())
@@ -43,13 +52,13 @@ def test_a_float_stage_publishes_network_and_report(job, root):
     assert len(report["examples_before"]) == len(report["examples_after"]) == 6
 
 
-def test_the_weights_of_a_cell_lie_on_its_levels(job, root):
-    from tasks.stages.polynomial import cell_key, cell_stage
+def test_the_weights_of_a_cell_lie_on_its_levels(work, root):
+    from tasks.stages.polynomial import train_cell
 
-    _, pretrained = run_float(job)
+    _, pretrained = run_float(work)
     cell = Cell(bits=1.58, start="pretrained", lr=1e-3)
-    key = cell_key(job, cell, GRID, pretrained)
-    result = cell_stage.fn(key, cell, GRID, job, pretrained, Progress(terminal=False))
+    key = train_cell.key(work, {"float training": pretrained}, cell)
+    result = train_cell.body(key, work, cell, "a cell", pretrained)
     state = load_file(root / result.network.path)
     for index in range(2):
         levels = state[f"layers.{index}.weight"].unique()
@@ -58,11 +67,11 @@ def test_the_weights_of_a_cell_lie_on_its_levels(job, root):
         assert levels[0] == -levels[2]
 
 
-def test_a_stopped_stage_goes_on_from_its_checkpoint_to_the_same_bytes(job, monkeypatch):
+def test_a_stopped_stage_goes_on_from_its_checkpoint_to_the_same_bytes(work, monkeypatch):
     from normtweak_core.polynomial import training
     from tasks.stages.polynomial import checkpoint_folder
 
-    key, whole = run_float(job)
+    key, whole = run_float(work)
     assert not checkpoint_folder(key).exists()  # it took less than the seconds between two
 
     real = training._take_step
@@ -77,26 +86,26 @@ def test_a_stopped_stage_goes_on_from_its_checkpoint_to_the_same_bytes(job, monk
     monkeypatch.setattr(training, "_take_step", stopping)
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
-        run_float(job)
+        run_float(work)
     assert [path.name for path in sorted(checkpoint_folder(key).iterdir())] == [
         "step-00000006.safetensors",
         "step-00000007.safetensors",
     ]
     taken.append(-1)
-    _, resumed = run_float(job)
+    _, resumed = run_float(work)
     assert taken == [*range(7), -1, *range(7, 12)]
     assert resumed.network.sha256 == whole.network.sha256
     assert resumed.report.sha256 == whole.report.sha256
 
 
-def test_samples_are_made_once_and_only_when_needed(job, monkeypatch):
+def test_samples_are_made_once_and_only_when_needed(work, monkeypatch):
     from normtweak_core.polynomial import study
 
     asked = []
     real = study.make_setting
     monkeypatch.setattr(study, "make_setting", lambda *a: asked.append(a) or real(*a))
-    run_float(job)
-    run_float(job)
+    run_float(work)
+    run_float(work)
     assert len(asked) == 1
 
 

@@ -37,7 +37,7 @@ ROUNDING = "normtweak_core.quantization.grid"
 
 
 def job(**facts) -> SimpleNamespace:
-    return SimpleNamespace(**({"device": "cpu", "threads": 3, "sources": (ROUNDING,)} | facts))
+    return SimpleNamespace(**({"device": "cpu", "threads": 3} | facts))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_environment_is_a_requirements_file():
 def test_the_record_is_of_this_machine_and_of_the_modules_that_compute(monkeypatch):
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     monkeypatch.delenv("OMP_DYNAMIC", raising=False)
-    found = made_with(job(sources=(ROUNDING, "tasks.engine.provenance")))
+    found = made_with(job(), [ROUNDING, "tasks.engine.provenance"])
     assert (found.device, found.threads) == ("cpu", 3)
     assert found.variables["MKL_CBWR"] == "COMPATIBLE"
     assert "OMP_DYNAMIC" not in found.variables
@@ -112,7 +112,7 @@ def test_the_record_is_of_this_machine_and_of_the_modules_that_compute(monkeypat
 
 
 def test_a_module_that_is_not_here_any_more_is_told():
-    recorded = made_with(job()).model_copy(
+    recorded = made_with(job(), [ROUNDING]).model_copy(
         update={"sources": source_hashes((ROUNDING,)) | {"normtweak_core.gone": "d" * 64}}
     )
     told = [str(one) for one in differences(recorded, made_here(job(), recorded))]

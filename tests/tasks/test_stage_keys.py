@@ -1,8 +1,7 @@
 """What a stage reads besides the recipe is in its key: code it runs, files, versions, readers."""
 
-import dataclasses
+import ast
 import importlib.metadata
-import inspect
 import json
 from pathlib import Path
 
@@ -10,10 +9,12 @@ import pytest
 
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
-from tests.flows.stage_keys import changed, made, stage_keys
+from tasks.stages.training.segments import segment_ends
+from tests.flows.declared import STAGES as DECLARED
+from tests.flows.stage_keys import changed, quantize_keys, stage_keys
 from tests.flows.tiny_model import recipe_values, ternary_values, write_project
-from tests.tasks.stage_sources import core_modules_of, declared_stages
 
+REPOSITORY = Path(__file__).parents[2]
 STAGES = [
     "dry run",
     "calibrate",
@@ -37,7 +38,7 @@ def keys(project: Path, **sections: dict) -> dict[str, str]:
     values = recipe_values(project)
     for section, content in {"final_tune": {"enabled": True}, **sections}.items():
         values = changed(values, section, content)
-    return stage_keys(Recipe.parse(values))
+    return quantize_keys(Recipe.parse(values))
 
 
 def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -48,29 +49,37 @@ def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
 # The code
 
 
-def test_every_cached_stage_is_looked_at():
-    names = {"calibrate", "float_type_stage", "quantize_block_stage", "final_tune_stage"}
-    names |= {"export_stage", "verify_stage", "evaluate_alone_stage", "evaluate_pair_stage"}
-    names |= {"evaluate_task_stage"}
-    names |= {"float_stage", "cell_stage"}
-    names |= {"surgery_stage", "train_stage", "ternary_export_stage"}
-    names |= {
-        "dry_run_stage",
-        "training_text_stage",
-        "ternary_float_type_stage",
-        "start_float_type_stage",
-    }
-    names |= {"finetune_block_stage", "finetune_stage", "finetune_export_stage"}
-    assert {stage.function for stage in declared_stages()} == names
+@pytest.mark.parametrize("stage", DECLARED, ids=lambda stage: f"{stage.kind} {stage.name}")
+def test_the_sources_of_a_stage_hold_all_that_its_modules_import(stage, engine_environment):
+    """Read another way than by the keys: from syntax trees, lazy modules included."""
+    from tasks.engine.caching import OPERATING, source_hashes
+
+    found, waiting = set(), list(stage.modules)
+    while waiting:
+        module = waiting.pop()
+        if module in found or module in OPERATING:
+            continue
+        found.add(module)
+        waiting += imported_by(module)
+    assert any(name.startswith("normtweak_core.") for name in found)
+    assert found <= source_hashes(stage.modules).keys()
 
 
-@pytest.mark.parametrize("stage", declared_stages(), ids=lambda stage: stage.function)
-def test_the_sources_of_a_stage_cover_every_core_module_it_imports(stage, engine_environment):
-    from tasks.engine.caching import source_hashes
-
-    imported = core_modules_of(stage)
-    assert imported  # else the test looks at nothing
-    assert imported - source_hashes(tuple(stage.sources())).keys() == set()
+def imported_by(module: str) -> list[str]:
+    """Return the modules of ours that a module imports, at its top, inside functions or lazily."""
+    place = REPOSITORY / (module.replace(".", "/") + ".py")
+    if not place.is_file():
+        place = place.with_suffix("") / "__init__.py"
+    names = set()
+    for node in ast.walk(ast.parse(place.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy":
+            names.add(node.args[0].value)
+    ours = [name for name in names if name.startswith(("tasks.", "normtweak_core."))]
+    return [name for name in ours if (REPOSITORY / (name.replace(".", "/") + ".py")).is_file()]
 
 
 @pytest.fixture
@@ -93,87 +102,57 @@ def edited(monkeypatch, engine_environment):
     caching.source_fingerprint.cache_clear()
 
 
-@pytest.mark.parametrize("stage", declared_stages(), ids=lambda stage: stage.function)
+@pytest.mark.parametrize("stage", DECLARED, ids=lambda stage: f"{stage.kind} {stage.name}")
 def test_a_constant_in_the_module_of_a_stage_counts(stage, edited):
     from tasks.engine.caching import source_fingerprint
 
-    before = source_fingerprint(tuple(stage.sources()))
-    edited(stage.module)
-    assert source_fingerprint(tuple(stage.sources())) != before
-
-
-SEGMENTS = ["train_stage", "finetune_stage"]
+    before = source_fingerprint(stage.modules)
+    edited(stage.body.__module__)
+    assert source_fingerprint(stage.modules) != before
 
 
 @pytest.mark.parametrize(
     ("module", "counts"),
     [
-        (
-            "tasks.stages.training.segments",
-            [*SEGMENTS, "ternary_export_stage", "finetune_export_stage"],
-        ),
-        (
-            "tasks.models.subjects",
-            ["evaluate_alone_stage", "evaluate_pair_stage", "evaluate_task_stage"],
-        ),
-        ("tasks.models.quantized_layers", ["export_stage", "final_tune_stage"]),
-        ("tasks.engine.progress", []),
-        ("tasks.engine.locks", []),
-        ("tasks.engine.events", []),
+        ("tasks.stages.training.segments", {"training"}),
+        ("tasks.models.subjects", {"evaluate", "evaluate float", "evaluate tasks"}),
+        ("tasks.models.quantized_layers", {"export", "final tune"}),
+        ("normtweak_core.tweak.final", {"final tune"}),
+        ("normtweak_core.export.opening", {"evaluate", "evaluate tasks"}),
+        ("tasks.engine.progress", set()),
+        ("tasks.engine.locks", set()),
+        ("tasks.engine.events", set()),
     ],
 )
-def test_a_module_of_tasks_counts_for_the_stages_that_compute_with_it(module, counts, edited):
+def test_a_module_counts_for_the_stages_that_compute_with_it(module, counts, edited):
     from tasks.engine.caching import source_fingerprint
 
-    stages = {stage.function: tuple(stage.sources()) for stage in declared_stages()}
-    before = {name: source_fingerprint(sources) for name, sources in stages.items()}
+    before = [source_fingerprint(stage.modules) for stage in DECLARED]
     edited(module)
-    after = {name: source_fingerprint(sources) for name, sources in stages.items()}
-    changed_stages = {name for name in stages if before[name] != after[name]}
-    assert changed_stages >= set(counts)
-    assert bool(changed_stages) is bool(counts)
+    after = [source_fingerprint(stage.modules) for stage in DECLARED]
+    differing = {s.name for s, a, b in zip(DECLARED, before, after, strict=True) if a != b}
+    assert differing >= counts
+    assert bool(differing) is bool(counts)
 
 
 def test_the_split_of_a_training_is_in_the_key_of_its_segments(project, edited):
-    from tasks.models.job import open_job
-    from tasks.results import CalibrationResult
-    from tasks.stages.training.surgery import SurgeryResult
-    from tasks.stages.training.ternary import training_origin
+    from flows.ternary import TERNARY
 
     recipe = TernaryRecipe.parse(ternary_values(project))
-    job = open_job(recipe.model, recipe.seed)
-    data, surgery = made(CalibrationResult, "data"), made(SurgeryResult, "surgery")
-    before = training_origin(job, data, surgery, recipe.ternary)
+    before = stage_keys(TERNARY, recipe)
     edited("tasks.stages.training.segments")
-    assert training_origin(job, data, surgery, recipe.ternary) != before
+    after = stage_keys(TERNARY, recipe)
+    assert all(before[f"train {until}"] != after[f"train {until}"] for until in segment_ends(24))
 
 
 def test_what_the_verification_launches_by_path_is_among_its_sources(engine_environment):
     from normtweak_core.export.verification.verify import READER
     from tasks.engine.artifacts import file_sha256
     from tasks.engine.caching import source_hashes
-    from tasks.stages import export as exporting
+    from tasks.stages.verify import verify
 
-    hashes = source_hashes(tuple(exporting.VERIFY_SOURCES))
+    hashes = source_hashes(verify.modules)
     assert hashes["normtweak_core.export.verification.reader"] == file_sha256(READER)
-
-
-@pytest.mark.parametrize("kind", ["float", "export", "quantized"])
-def test_the_code_that_opens_a_measured_model_counts(kind, monkeypatch, engine_environment):
-    from tasks.models import subjects
-
-    subject = subjects.Subject("it", kind, Path("it"), "1", "2", "float32", "cpu")
-    asked = []
-    monkeypatch.setattr(subjects, "stage_key", lambda *_, sources, **__: asked.append(sources))
-    subject.key("alone", {}, ["normtweak_core.errors"])
-    beside = dataclasses.replace(subject, kind="float")
-    subject.key("pair", {}, ["normtweak_core.errors"], beside)
-    opener = subjects.OPENERS[kind]
-    assert asked == [
-        ["normtweak_core.errors", opener],
-        ["normtweak_core.errors", opener, subjects.OPENERS["float"]],
-    ]
-    assert opener in inspect.getsource(subjects.Subject.model.func)
 
 
 # Files of the model
@@ -246,7 +225,9 @@ def test_a_tilde_reads_and_counts_as_the_folder_it_stands_for(project, monkeypat
 def test_a_hub_data_set_counts_by_its_commit_which_is_asked_once_a_run(project, monkeypatch):
     from normtweak_core.calibration.config import CalibrationConfig
     from tasks.models import job as jobs
-    from tasks.stages.calibrate import _revision, calibration_key
+    from tasks.models.given_data import hub_revision
+    from tasks.models.work import Work
+    from tasks.stages.calibrate import calibrate
 
     commits = iter(["a" * 40, "b" * 40, "b" * 40])
     monkeypatch.setattr(jobs, "hub_data_revision", lambda path: next(commits))
@@ -255,7 +236,7 @@ def test_a_hub_data_set_counts_by_its_commit_which_is_asked_once_a_run(project, 
 
     def run():
         job = jobs.open_job(model, 0)
-        return calibration_key(job, config), _revision(job, config)
+        return calibrate.key(Work(None, job, config), {}, None), hub_revision(job, config)
 
     (first, read), (moved, newer), (same, _) = run(), run(), run()
     assert (read, newer) == ("a" * 40, "b" * 40)
@@ -281,9 +262,9 @@ def test_the_version_of_the_library_counts_where_it_reads_the_export(
 def test_the_packages_of_the_gptq_reader_count_where_they_read(
     project, monkeypatch, form, expected
 ):
-    from tasks.stages import export as exporting
+    from tasks.stages import verify as verifying
 
-    monkeypatch.setattr(exporting, "REPOSITORY", project)
+    monkeypatch.setattr(verifying, "REPOSITORY", project)
     packages = project / ".venv-reader-gptq" / "lib" / "python3.11" / "site-packages"
     absent = keys(project, export={"format": form})
     (packages / "gptqmodel-7.7.0.dist-info").mkdir(parents=True)
@@ -292,4 +273,4 @@ def test_the_packages_of_the_gptq_reader_count_where_they_read(
     (packages / "gptqmodel-7.7.0.dist-info").rename(packages / "gptqmodel-7.8.0.dist-info")
     assert differing(present, keys(project, export={"format": form})) == expected
     (packages / "notes.txt").write_text("no package")
-    assert exporting.environment_sha256(project / "nowhere" / "bin" / "python") is None
+    assert verifying.environment_sha256(project / "nowhere" / "bin" / "python") is None

@@ -3,7 +3,7 @@
 import json
 
 from tasks.engine.environment import state_root
-from tasks.stages.training.text import training_text_stage
+from tasks.stages.training.text import training_text
 
 
 def test_it_holds_every_document_that_is_not_held_out(root, tmp_path, monkeypatch):
@@ -17,7 +17,7 @@ def test_it_holds_every_document_that_is_not_held_out(root, tmp_path, monkeypatc
     monkeypatch.setattr(corpus.sysconfig, "get_path", lambda name: str(library))
     expected = [one for one in corpus.documents() if not one.held_out]
     assert 0 < len(expected) < len(corpus.documents())  # some are held out
-    made = training_text_stage.fn("training-text-0")
+    made = training_text.body("training-text-0")
     lines = (state_root() / made.text.path).read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"text": one.text} for one in expected]
     assert sum("docstring of module" in line for line in lines) > 20

@@ -1,197 +1,165 @@
 """The end-to-end training of a quantized model, and the export of what came of it."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
-
-from normtweak_core.export.config import ExportConfig
 from normtweak_core.finetune.config import FinetuneConfig
-from tasks.engine import events
-from tasks.engine.artifacts import content_hash
+from normtweak_core.finetune.source import GRID
+from normtweak_core.lazy import lazy
+from normtweak_core.training.rates import Rates
 from tasks.engine.environment import state_root
-from tasks.engine.provenance import RECORD_SOURCE, made_with
-from tasks.models.job import STAGE, Job, torch_dtype
+from tasks.engine.stage import Found, stage
+from tasks.models.job import Job, torch_dtype
 from tasks.models.starting_point import StartingPoint
-from tasks.results import CalibrationResult, ExportResult, RefusedExport
-from tasks.stages.export import format_library, named_after, written
+from tasks.models.work import Work
+from tasks.results import CalibrationResult, ExportResult, FloatType, RefusedExport
+from tasks.stages.calibrate import data_windows
+from tasks.stages.export import (
+    details_of,
+    folder_named_after,
+    format_library,
+    group_name,
+    read_by_every_export,
+    written,
+)
+from tasks.stages.retry import EXACT, another_float_type
 from tasks.stages.training.finetune_blocks import TrainedBlockResult
-from tasks.stages.training.segments import SegmentResult, Training, run_segment
-from tasks.stages.training.surgery import data_windows
+from tasks.stages.training.segments import (
+    SegmentResult,
+    Training,
+    run_segment,
+    segment_ends,
+    shown,
+)
 
 if TYPE_CHECKING:
-    from normtweak_core.export.record import ExportRecord
     from normtweak_core.training.trainer import Trainer
 
-SOURCES = [
-    __name__,
-    "normtweak_core.calibration.storage",
-    "normtweak_core.export.exported",
-    "normtweak_core.export.verification.verify",
-    "normtweak_core.finetune.model",
-    "normtweak_core.model.loading",
-    "normtweak_core.model.structure",
-    "normtweak_core.training.objective",
-    "normtweak_core.training.recompute",
-    "normtweak_core.training.trainer",
-]
-EXPORT_SOURCES = [
-    *SOURCES,
-    "normtweak_core.export.writer",
-    "normtweak_core.finetune.finished",
-    "normtweak_core.finetune.source",
-    RECORD_SOURCE,
-]
+finished = lazy("normtweak_core.finetune.finished")
+grids = lazy("normtweak_core.finetune.model")
+loading = lazy("normtweak_core.model.loading")
+objectives = lazy("normtweak_core.training.objective")
+recompute = lazy("normtweak_core.training.recompute")
+safetensors = lazy("safetensors.torch")
+structure = lazy("normtweak_core.model.structure")
+trainers = lazy("normtweak_core.training.trainer")
+writer = lazy("normtweak_core.export.writer")
+
 # Known by their hashes, or without consequence for a byte.
 NOT_READ = {"data", "save_every", "float_model", "gradient_checkpointing"}
 
 
-def finetune_origin(
-    job: Job,
-    data: CalibrationResult,
-    start: StartingPoint,
-    blocks: list[TrainedBlockResult],
-    config: FinetuneConfig,
-) -> str:
-    """Return the hash of all that decides the steps of a training."""
-    inputs = {
-        "finetune": config.model_dump(exclude=NOT_READ),
-        "model": job.fingerprint.sha256,
-        "seed": job.seed,
-        "levels": start.source.levels,
+def _reads(work: Work, found: Found, until: int | None) -> dict[str, Any]:
+    return {
+        "finetune": work.recipe.finetune.model_dump(exclude=NOT_READ),
+        "model": work.job.fingerprint.sha256,
+        "seed": work.job.seed,
+        "levels": found["start"].source.levels,
+        "until": until,
     }
-    parents = [data.windows.sha256, content_hash(start.export)]
-    parents += [content_hash(block) for block in blocks]
-    key = job.key("finetuning", parents=parents, inputs=inputs, sources=SOURCES)
-    return key.rpartition("-")[2]
 
 
-class FinetuneTraining(Training):
-    """A training of the whole quantized model on the float model's logits."""
+@contextlib.contextmanager
+def _training(work: Work, found: Found, keys: Sequence[str]) -> Iterator[Training]:
+    training = Training(
+        origin=finetune.key(work, found, None).rpartition("-")[2],
+        steps=work.recipe.finetune.steps,
+        data=found["data"],
+        make=lambda training: _trainer(work, found["start"], found.get("block", []), training),
+    )
+    with shown(work, training, keys):
+        yield training
 
-    def __init__(
-        self,
-        job: Job,
-        data: CalibrationResult,
-        start: StartingPoint,
-        blocks: list[TrainedBlockResult],
-        config: FinetuneConfig,
-    ):
-        """Note what is to be trained; nothing is loaded yet."""
-        self.job, self.data, self.start, self.config = job, data, start, config
-        self.blocks, self.steps = blocks, config.steps
-        self.origin = finetune_origin(job, data, start, blocks, config)
 
-    def windows_of_the_data(self) -> Any:
-        """Return the token ids of all windows."""
-        return data_windows(self.data)
-
-    def make_trainer(self) -> "Trainer":
-        """Return what trains the export, after its blocks were trained one by one."""
-        from normtweak_core.finetune.model import peak_rates
-        from normtweak_core.model.loading import load_causal_lm
-        from normtweak_core.training.objective import Objective, held_out_losses
-        from normtweak_core.training.rates import Rates
-        from normtweak_core.training.recompute import recompute_blocks
-        from normtweak_core.training.trainer import Trainer, TrainingSetup
-
-        config, job = self.config, self.job
-        model = model_on_grids(job, self.start, self.blocks, config)
-        if config.gradient_checkpointing:
-            prefix, _ = job.blocks
-            recompute_blocks(model.get_submodule(prefix))
-        peaks = peak_rates(model, config)
-        highest = max(peaks.values())
-        objective = Objective("kd")
-        setup = TrainingSetup(
-            steps=config.steps,
-            batch=config.batch,
-            rates=Rates(config.steps, highest),
-            objective=objective,
-            clip=config.clip,
-            accumulate=config.accumulate,
-            save_every=config.save_every,
-            seed=job.seed,
-            ratios={name: peak / highest for name, peak in peaks.items()},
-            dtype=config.dtype,
-            measured=self.measured,
-        )
-        teacher = load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
-        trained_on, held_out = self.windows
-        return Trainer(
-            model,
-            teacher,
-            trained_on,
-            setup,
-            self.folder,
-            self.origin,
-            measure=lambda: held_out_losses(model, teacher, held_out, objective),
-        )
+def _trainer(
+    work: Work, start: StartingPoint, blocks: list[TrainedBlockResult], training: Training
+) -> "Trainer":
+    """Return what trains the export, after its blocks were trained one by one."""
+    config, job = work.recipe.finetune, work.job
+    model = model_on_grids(job, start, blocks, config)
+    if config.gradient_checkpointing:
+        recompute.recompute_blocks(model.get_submodule(job.blocks[0]))
+    peaks = grids.peak_rates(model, config)
+    highest = max(peaks.values())
+    objective = objectives.Objective("kd")
+    setup = trainers.TrainingSetup(
+        steps=config.steps,
+        batch=config.batch,
+        rates=Rates(config.steps, highest),
+        objective=objective,
+        clip=config.clip,
+        accumulate=config.accumulate,
+        save_every=config.save_every,
+        seed=job.seed,
+        ratios={name: peak / highest for name, peak in peaks.items()},
+        dtype=config.dtype,
+        measured=training.measured,
+    )
+    teacher = loading.load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
+    trained_on, held_out = training.windows
+    return trainers.Trainer(
+        model,
+        teacher,
+        trained_on,
+        setup,
+        training.folder,
+        training.origin,
+        measure=lambda: objectives.held_out_losses(model, teacher, held_out, objective),
+    )
 
 
 def model_on_grids(
     job: Job, start: StartingPoint, blocks: list[TrainedBlockResult], config: FinetuneConfig
 ) -> Any:
     """Return the whole model of the export in float32, its blocks as far as they were trained."""
-    import torch
-    from safetensors.torch import load_file
-
-    from normtweak_core.model.loading import load_causal_lm
-    from normtweak_core.model.structure import find_blocks
-
-    model = load_causal_lm(job.folder, torch_dtype("float32"), job.device)
-    prefix = find_blocks(model).prefix
+    model = loading.load_causal_lm(job.folder, torch_dtype("float32"), job.device)
+    prefix = structure.find_blocks(model).prefix
     start.put_into(model, config, job.seed)
-    with torch.no_grad():
-        for block in blocks:
-            for name, value in load_file(state_root() / block.state.path).items():
-                model.get_parameter(f"{prefix}.{block.block}.{name}").copy_(value)
+    for block in blocks:
+        for name, value in safetensors.load_file(state_root() / block.state.path).items():
+            model.get_parameter(f"{prefix}.{block.block}.{name}").data.copy_(value)
     return model
 
 
-@task(task_run_name="train-{until}", **STAGE)
-def finetune_stage(key: str, until: int, training: Any, advance: Any) -> SegmentResult:
-    """Return the training after ``until`` steps; the last segment publishes the weights.
+@stage(
+    "training",
+    needs=("data", "start", "block"),
+    reads=_reads,
+    parts=lambda work: segment_ends(work.recipe.finetune.steps),
+    around=_training,
+    label=lambda work, until: f"train {until}",
+)
+def finetune(key: str, part: int, shared: Any) -> SegmentResult:
+    """Return the training after ``part`` steps; the last segment publishes the weights.
 
     Raises:
         NonFiniteError: Loss or gradient became NaN or infinite.
     """
-    trained: FinetuneTraining = training
-    return run_segment(trained, key, until, advance, "finetune")
+    return run_segment(shared, key, part, "finetune")
 
 
-def finetune_export_key(
-    job: Job,
+def _reads_of_the_export(work: Work, found: Found, part: None) -> dict[str, Any]:
+    return read_by_every_export(work) | {
+        "levels": found["start"].source.levels,
+        "library": format_library(work.recipe.export.format),
+    }
+
+
+# The trained scales are numbers of the first export's float type: only float32 holds them too.
+@stage(
+    "export",
+    needs=("data", "start", "float type", "training"),
+    reads=_reads_of_the_export,
+    again=another_float_type(EXACT),
+)
+def export_finetuned(
+    key: str,
+    work: Work,
     data: CalibrationResult,
     start: StartingPoint,
-    trained: SegmentResult,
-    config: ExportConfig,
-    export_dtype: str,
-) -> str:
-    """Return the key of the export of a trained model."""
-    inputs = {
-        "export": config.written,
-        "export_dtype": export_dtype,
-        "levels": start.source.levels,
-        "library": format_library(config.format),
-        "model": job.fingerprint.sha256,
-        "tokenizer": job.tokenizer_sha256,
-        "generation": job.generation_sha256,
-    }
-    parents = [content_hash(start.export), content_hash(trained), data.windows.sha256]
-    return job.key("export", parents=parents, inputs=inputs, sources=EXPORT_SOURCES)
-
-
-@task(task_run_name="export", **STAGE)
-def finetune_export_stage(
-    key: str,
-    config: ExportConfig,
-    export_dtype: str,
-    finetune: FinetuneConfig,
-    job: Any,
-    data: Any,
-    start: Any,
-    trained: Any,
-    details: Any,
+    float_type: FloatType,
+    training: list[SegmentResult],
 ) -> ExportResult | RefusedExport:
     """Return the export folder of a fine-tuned model.
 
@@ -200,29 +168,25 @@ def finetune_export_stage(
         NonFiniteError: A tensor is NaN or infinite.
         VerificationError: The tokenizer was replaced while the job ran.
     """
-    from safetensors.torch import load_file
-
-    from normtweak_core.export.writer import write_export
-    from normtweak_core.finetune.finished import FinishedGrids, other_tensors
-    from normtweak_core.finetune.model import load_trained
-
-    events.record("export", part="begin")
-    begun: StartingPoint = start
-    model = model_on_grids(job, begun, [], finetune)
-    load_trained(model, load_file(state_root() / trained.weights.path))
-    group = f"g{begun.source.group_size}" if begun.source.group_size else "channel"
-    out = state_root() / "exports" / named_after(job, f"w{begun.source.bits}{group}-finetuned", key)
-
-    def write() -> "ExportRecord":
-        return write_export(
+    job, source = work.job, start.source
+    model = model_on_grids(job, start, [], work.recipe.finetune)
+    grids.load_trained(model, safetensors.load_file(state_root() / training[-1].weights.path))
+    details = details_of(work, data, float_type)
+    # Written as the main job's recipe names them, so that this export can be trained on as well.
+    details["recipe"] |= {"quantization": {key: getattr(source, key) for key in GRID}}
+    details["lineage"] |= {"parent_export_sha256": start.export.export_sha256}
+    kind = f"w{source.bits}{group_name(source.group_size)}-finetuned"
+    out = folder_named_after(job, kind, key)
+    return written(
+        job,
+        lambda: writer.write_export(
             out,
             job.folder,
-            FinishedGrids(model),
-            other_tensors(model),
-            config,
-            dtype=torch_dtype(export_dtype),
+            finished.FinishedGrids(model),
+            finished.other_tensors(model),
+            work.recipe.export,
+            dtype=torch_dtype(float_type.dtype),
             windows=data_windows(data),
-            details=details | {"made_with": made_with(job).model_dump(mode="json")},
-        )
-
-    return written(job, write)
+            details=details,
+        ),
+    )

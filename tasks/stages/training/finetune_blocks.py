@@ -1,36 +1,36 @@
 """The block stages of a fine-tuning: each block of the export learns its float output."""
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import task
-
 from normtweak_core.finetune.config import FinetuneConfig
+from normtweak_core.lazy import lazy
 from tasks.engine import events
-from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result, content_hash, publish
+from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result, publish
 from tasks.engine.environment import state_root
-from tasks.engine.progress import Progress
-from tasks.models.job import STAGE, Job, torch_dtype
+from tasks.engine.stage import Found, stage
+from tasks.models.job import Job, torch_dtype
 from tasks.models.starting_point import StartingPoint
+from tasks.models.work import Work
 from tasks.results import CalibrationResult
+from tasks.stages.calibrate import data_windows
 from tasks.stages.chain import StreamError
 
 if TYPE_CHECKING:
     from normtweak_core.quantization.block import Streams
     from normtweak_core.quantization.walk import BlockWalk
 
-SOURCES = [
-    __name__,
-    "normtweak_core.calibration.storage",
-    "normtweak_core.export.exported",
-    "normtweak_core.export.verification.verify",
-    "normtweak_core.finetune.block",
-    "normtweak_core.finetune.model",
-    "normtweak_core.model.streaming",
-    "normtweak_core.quantization.block",
-    "normtweak_core.quantization.storage",
-    "normtweak_core.quantization.walk",
-]
+blocks = lazy("normtweak_core.quantization.block")
+finetuning = lazy("normtweak_core.finetune.block")
+grids = lazy("normtweak_core.finetune.model")
+safetensors = lazy("safetensors.torch")
+storage = lazy("normtweak_core.quantization.storage")
+streaming = lazy("normtweak_core.model.streaming")
+walks = lazy("normtweak_core.quantization.walk")
+
 READ = {"block_steps", "batch", "lr", "scale_lr", "clip", "lora", "dtype"}
 
 
@@ -47,25 +47,14 @@ class TrainedBlockResult(Result, frozen=True):
     seconds: Annotated[float, NOT_CONTENT]
 
 
-def trained_block_key(
-    job: Job,
-    data: CalibrationResult,
-    start: StartingPoint,
-    config: FinetuneConfig,
-    index: int,
-    parent: TrainedBlockResult | None,
-) -> str:
-    """Return the key of a block: it depends on all blocks before it through their streams."""
-    inputs = {
-        "finetune": config.model_dump(include=READ),
+def _reads(work: Work, found: Found, index: int) -> dict[str, Any]:
+    return {
+        "finetune": work.recipe.finetune.model_dump(include=READ),
         "block": index,
-        "seed": job.seed,
-        "levels": start.source.levels,
-        "model": job.fingerprint.sha256,
+        "seed": work.job.seed,
+        "levels": found["start"].source.levels,
+        "model": work.job.fingerprint.sha256,
     }
-    parents = [data.windows.sha256, content_hash(start.export)]
-    parents += [content_hash(parent)] if parent else []
-    return job.key("finetune-block", parents=parents, inputs=inputs, sources=SOURCES)
 
 
 class FinetuneChain:
@@ -86,14 +75,11 @@ class FinetuneChain:
     def walk(self) -> "BlockWalk":
         """The walk over the windows; loads the model on first use."""
         if self._walk is None:
-            from normtweak_core.calibration.storage import load_calibration_set
-            from normtweak_core.model.streaming import StreamedModel
-            from normtweak_core.quantization.walk import BlockWalk
-
-            windows = load_calibration_set(state_root() / self.data.windows.path).input_ids
             # What is trained is float32, whatever the float model's arithmetic is elsewhere.
-            model = StreamedModel(self.job.folder, torch_dtype("float32"), self.job.device)
-            self._walk = BlockWalk(model, windows)
+            model = streaming.StreamedModel(
+                self.job.folder, torch_dtype("float32"), self.job.device
+            )
+            self._walk = walks.BlockWalk(model, data_windows(self.data))
         return self._walk
 
     def on_grids(self, index: int) -> Any:
@@ -107,23 +93,18 @@ class FinetuneChain:
         Raises:
             StreamError: Running a finished block again gives something else than was recorded.
         """
-        from safetensors.torch import load_file
-
-        from normtweak_core.finetune.model import load_trained
-        from normtweak_core.quantization.block import Streams, run_stream
-
         if self._newest and self._newest[0] == index:
             return self._newest[1]
         streams = self.walk.start()
         for position in range(index):
             done, run = finished[position], self.walk.runner(position)
             trained = self.on_grids(position)
-            load_trained(trained, load_file(state_root() / done.state.path))
-            streams = Streams(
-                run_stream(self.walk.load(position), streams.x_f, run),
-                run_stream(trained, streams.x_q, run),
+            grids.load_trained(trained, safetensors.load_file(state_root() / done.state.path))
+            streams = blocks.Streams(
+                blocks.run_stream(self.walk.load(position), streams.x_f, run),
+                blocks.run_stream(trained, streams.x_q, run),
             )
-            if stream_hashes(streams) != (done.x_f_sha256, done.x_q_sha256):
+            if storage.stream_hashes(streams) != (done.x_f_sha256, done.x_q_sha256):
                 raise StreamError(
                     f"the streams behind block {position} must be those recorded; this machine "
                     "computes others: run `normtweak clean --all` and start again"
@@ -135,16 +116,25 @@ class FinetuneChain:
         self._newest = (index, streams)
 
 
-def stream_hashes(streams: "Streams") -> tuple[str, str]:
-    """Return the hashes of both streams."""
-    from normtweak_core.quantization.storage import stream_hash
-
-    return stream_hash(streams.x_f), stream_hash(streams.x_q)
+@contextlib.contextmanager
+def _chain(work: Work, found: Found, keys: Sequence[str]) -> Iterator[FinetuneChain]:
+    yield FinetuneChain(work.job, found["data"], found["start"], work.recipe.finetune)
 
 
-@task(task_run_name="finetune-block-{index}", **STAGE)
-def finetune_block_stage(
-    key: str, index: int, chain: Any, finished: Any, progress: Any
+@stage(
+    "block",
+    kind="finetune-block",
+    title="blocks",
+    needs=("data", "start"),
+    reads=_reads,
+    when=lambda work: work.recipe.finetune.block_steps > 0,
+    parts=lambda work: range(work.job.blocks[1]),
+    chained=True,
+    around=_chain,
+    label=lambda work, index: f"block {index}",
+)
+def finetune_block(
+    key: str, work: Work, part: int, label: str, before: list[TrainedBlockResult], shared: Any
 ) -> TrainedBlockResult:
     """Return a block that has learned its float output, or stayed as it was.
 
@@ -152,38 +142,32 @@ def finetune_block_stage(
         NonFiniteError: The loss became NaN or infinite.
         StreamError: This machine does not compute what was recorded.
     """
-    from safetensors.torch import save_file
-
-    from normtweak_core.finetune.block import finetune_block
-
-    events.record("finetune-block", part="begin", block=index)
+    events.record("finetune-block", part="begin", block=part)
     began = time.monotonic()
-    work: FinetuneChain = chain
-    bar: Progress = progress
-    streams = work.streams_before(index, finished)
-    part = (index, work.job.blocks[1])
-    with bar.stage(f"block {index}", "steps", "blocks", part) as advance:
-        done = finetune_block(
-            work.walk.load(index),
-            work.on_grids(index),
+    chain: FinetuneChain = shared
+    streams = chain.streams_before(part, before)
+    where = (part, chain.job.blocks[1])
+    with work.progress.stage(label, "steps", "blocks", where) as advance:
+        done = finetuning.finetune_block(
+            chain.walk.load(part),
+            chain.on_grids(part),
             streams,
-            work.walk.runner(index),
-            work.config,
-            work.job.seed,
-            index,
+            chain.walk.runner(part),
+            chain.config,
+            chain.job.seed,
+            part,
             advance,
         )
     state = {name: tensor.contiguous() for name, tensor in sorted(done.state.items())}
-    reference = publish(
-        "finetune",
-        key,
-        lambda path: save_file(state, path, metadata={"format": "pt"}),
-        "safetensors",
-    )
-    work.keep(index + 1, done.streams)
-    x_f, x_q = stream_hashes(done.streams)
+
+    def write(path: Path) -> None:
+        safetensors.save_file(state, path, metadata={"format": "pt"})
+
+    reference = publish("finetune", key, write, "safetensors")
+    chain.keep(part + 1, done.streams)
+    x_f, x_q = storage.stream_hashes(done.streams)
     return TrainedBlockResult(
-        block=index,
+        block=part,
         state=reference,
         distance_before=done.report.distance_before,
         distance_after=done.report.distance_after,

@@ -2,19 +2,26 @@
 
 import contextlib
 import functools
-import hashlib
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from normtweak_core.lazy import lazy
 from tasks.engine import events
 from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result, publish
+from tasks.engine.caching import cached_result
 from tasks.engine.environment import state_root
+from tasks.models.work import Work
+from tasks.results import CalibrationResult
+from tasks.stages.calibrate import data_windows
 
 if TYPE_CHECKING:
-    from normtweak_core.training.trainer import Progress as Advance
     from normtweak_core.training.trainer import Trainer
+
+safetensors = lazy("safetensors.torch")
 
 FOLDER = "artifacts/training"  # checkpoints, by what the training starts from
 SEGMENTS = 10  # parts of a training
@@ -41,16 +48,15 @@ def segment_ends(steps: int) -> list[int]:
     return [steps * (i + 1) // count for i in range(count)]
 
 
-def segment_key(origin: str, until: int) -> str:
-    """Return the key of the segment that ends after step ``until``."""
-    return f"train-{hashlib.sha256(f'{origin} {until}'.encode()).hexdigest()}"
-
-
+@dataclass
 class Training:
     """One training in memory, made when its first missing segment is asked for."""
 
     origin: str  # hash of all that decides its steps
     steps: int
+    data: CalibrationResult
+    make: "Callable[[Training], Trainer]"
+    advance: Callable[..., None] = lambda *_: None  # takes steps done, steps, loss, tokens/s
 
     @property
     def folder(self) -> Path:
@@ -62,25 +68,35 @@ class Training:
         """Steps after which held-out windows are measured on."""
         return segment_ends(self.steps)
 
-    def windows_of_the_data(self) -> Any:
-        """Return the token ids of all windows."""
-        raise NotImplementedError
-
-    def make_trainer(self) -> "Trainer":
-        """Return what trains."""
-        raise NotImplementedError
-
     @functools.cached_property
     def trainer(self) -> "Trainer":
         """What trains; made when it is first asked for."""
-        return self.make_trainer()
+        return self.make(self)
 
     @functools.cached_property
     def windows(self) -> tuple[Any, Any]:
         """The windows that are trained on, and those that only measure: the last eighth of all."""
-        windows = self.windows_of_the_data()
+        windows = data_windows(self.data)
         kept = max(1, len(windows) // 8)
         return windows[:-kept], windows[-kept:][:HELD_OUT]
+
+
+@contextlib.contextmanager
+def shown(work: Work, training: Training, keys: Sequence[str]) -> Iterator[Training]:
+    """Yield a training that is shown while one of its segments is not there yet.
+
+    Its checkpoints go when every segment has its record.
+
+    Args:
+        work: Shows it, by `training_shown`.
+        training: What is trained.
+        keys: Of its segments.
+    """
+    with contextlib.ExitStack() as stack:
+        if any(cached_result(key) is None for key in keys):
+            training.advance = stack.enter_context(work.training_shown(training))
+        yield training
+    shutil.rmtree(training.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -107,41 +123,35 @@ def _written_down() -> Iterator[Callable[[int], None]]:
         write()
 
 
-def run_segment(
-    training: Training, key: str, until: int, advance: "Advance", kind: str
-) -> SegmentResult:
+def run_segment(training: Training, key: str, until: int, kind: str) -> SegmentResult:
     """Return a training after ``until`` steps; the last segment publishes the best weights.
 
     Args:
         training: What is trained.
         key: Of the stage.
         until: Optimizer steps.
-        advance: Called after each step.
         kind: Folder of the weights under artifacts/.
 
     Raises:
         NonFiniteError: Loss or gradient became NaN or infinite.
     """
-    from safetensors.torch import save_file
-
     events.record("train", part="begin", until=until)
 
     with _written_down() as note:
 
         def step(done: int, steps: int, loss: float, speed: float) -> None:
             note(done)
-            advance(done, steps, loss, speed)
+            training.advance(done, steps, loss, speed)
 
         state = training.trainer.run(until, step)
     weights = None
     if until == training.steps:
         tensors = {name: tensor.contiguous() for name, tensor in state.best.weights.items()}
-        weights = publish(
-            kind,
-            key,
-            lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-            "safetensors",
-        )
+
+        def write(path: Path) -> None:
+            safetensors.save_file(tensors, path, metadata={"format": "pt"})
+
+        weights = publish(kind, key, write, "safetensors")
     return SegmentResult(
         until=until,
         state_sha256=state.sha256(),

@@ -2,13 +2,11 @@
 
 import json
 import platform
+from pathlib import Path
 
-from prefect import task
-
+from normtweak_core.reference.corpus import documents
 from tasks.engine.artifacts import ArtifactRef, Result, publish
-from tasks.models.job import STAGE, Job
-
-SOURCES = [__name__, "normtweak_core.reference.corpus"]
+from tasks.engine.stage import stage
 
 
 class TrainingText(Result, frozen=True):
@@ -17,20 +15,13 @@ class TrainingText(Result, frozen=True):
     text: ArtifactRef
 
 
-def training_text_key(job: Job) -> str:
-    """Return the key of the text: it comes with Python, so that it is that of its version."""
-    inputs = {"python": platform.python_version()}
-    return job.key("training-text", parents=[], inputs=inputs, sources=SOURCES)
-
-
-@task(task_run_name="training-text", **STAGE)
-def training_text_stage(key: str) -> TrainingText:
+# It comes with Python, so that it is that of its version.
+@stage("training text", reads=lambda work, found, part: {"python": platform.python_version()})
+def training_text(key: str) -> TrainingText:
     """Return the documents that both reference models were trained on."""
-    from normtweak_core.reference.corpus import documents
-
     lines = [json.dumps({"text": one.text}) + "\n" for one in documents() if not one.held_out]
-    return TrainingText(
-        text=publish(
-            "text", key, lambda path: path.write_text("".join(lines), encoding="utf-8"), "jsonl"
-        )
-    )
+
+    def write(path: Path) -> None:
+        path.write_text("".join(lines), encoding="utf-8")
+
+    return TrainingText(text=publish("text", key, write, "jsonl"))

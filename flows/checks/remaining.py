@@ -3,12 +3,12 @@
 Only what a run's own keys find is counted, which takes Prefect: asked where the room would not do.
 """
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.recipes.quantize import Recipe
-from flows.recipes.ternary import TernaryRecipe
+from flows.recipes.kinds import FINETUNE, QUANTIZE, kind_of
 from tasks.engine.environment import state_root
 
 Shares = dict[str, float]  # by what is written: the share of its bytes that is there, 0 to 1
@@ -26,28 +26,15 @@ def shares_there(recipe: Any, ready: Any, root: Path) -> Callable[[], Shares]:
     def look() -> Shares:
         if not has_results(root):
             return {}
-        from tasks.models.job import open_job
-
-        if isinstance(recipe, Recipe):
-            return quantize_shares(recipe, open_job(recipe.model, recipe.seed))
-        from flows.pipeline.planned import finetune_stages, ternary_stages
-
-        if isinstance(recipe, TernaryRecipe):
-            done = _done(ternary_stages(recipe, open_job(recipe.model, recipe.seed)))
-            return {
-                "data": done["data"],
-                "checkpoints": float(done["training"] == 1),
-                "trained weights": float(done["training"] == 1),
-                "export, and the registry's copy": done["export"] / 2,
-            }
-        job = open_job(ready.float_model, recipe.seed)
-        done = _done(finetune_stages(recipe, ready.export, job))
-        return {
-            "data": done["data"],
-            "trained blocks": done.get("blocks", 0.0),
-            "checkpoints": float(done["training"] == 1),
-            "trained weights": float(done["training"] == 1),
-        }
+        kind = kind_of(recipe.model_dump())
+        if kind is QUANTIZE:
+            return quantize_shares(recipe, ready)
+        done = _done(kind.name, recipe, ready)
+        trained = float(done["training"] == 1)
+        shares = {"data": done["data"], "checkpoints": trained, "trained weights": trained}
+        if kind is FINETUNE:
+            return shares | {"trained blocks": done.get("blocks", 0.0)}
+        return shares | {"export, and the registry's copy": done["export"] / 2}
 
     return look
 
@@ -57,11 +44,9 @@ def has_results(root: Path) -> bool:
     return root == state_root() and (root / "results").is_dir()
 
 
-def quantize_shares(recipe: Recipe, job: Any) -> Shares:
+def quantize_shares(recipe: Any, ready: Any) -> Shares:
     """Return the shares of a quantization, and of one without a baseline and a registered copy."""
-    from flows.pipeline.planned import quantize_stages
-
-    done = _done(quantize_stages(recipe, job))
+    done = _done(QUANTIZE.name, recipe, ready)
     chains = (done["blocks"] + done["baseline"]) / 2
     return {
         "calibration set": done["calibrate"],
@@ -73,5 +58,7 @@ def quantize_shares(recipe: Recipe, job: Any) -> Shares:
     }
 
 
-def _done(stages: list[Any]) -> Shares:
-    return {stage.name: stage.cached / stage.parts for stage in stages}
+def _done(kind: str, recipe: Any, ready: Any) -> Shares:
+    # By name: it is the pipelines that are built upon the checks.
+    pipeline = getattr(importlib.import_module(f"flows.{kind}"), kind.upper())
+    return {stage.name: stage.cached / stage.parts for stage in pipeline.plan(recipe, ready)}

@@ -73,6 +73,23 @@ def test_every_command_stands_in_the_table_of_commands():
     assert [name for name in COMMANDS if f"`normtweak {name}" not in told] == []
 
 
+def test_every_study_stands_on_the_page_of_results_with_its_command():
+    page = (REPOSITORY / "docs/results.md").read_text()
+    goals = (REPOSITORY / "Makefile").read_text()
+    studies = [
+        file.stem
+        for file in REPOSITORY.glob("tests/benchmarks/*.py")
+        if '__name__ == "__main__"' in file.read_text()
+    ]
+    assert len(studies) > 10
+    for study in studies:
+        module = f"python -m tests.benchmarks.{study}"
+        goal = re.search(
+            rf"^([\w-]+): setup\n(?:\t.*\n)*?\t\$\(BIN\)/{module}\n", goals, re.MULTILINE
+        )
+        assert module in page or (goal and f"`make {goal[1]}`" in page), study
+
+
 def test_the_recipe_keys_that_pages_speak_of_exist():
     keys = {key for recipe in RECIPES.values() for key in known_keys(recipe)}
     sections = {key.rpartition(".")[0] for key in keys} - {""}

@@ -14,13 +14,11 @@ from flows.recipes.file import recipe_sha256, recipe_yaml
 from flows.recipes.quantize import Recipe
 from flows.reports.document import Cell as Shown
 from flows.reports.document import (
-    Column,
     Document,
     Drawing,
     Section,
     Table,
     Tile,
-    Words,
     number,
     recipe_sections,
     rows_table,
@@ -270,13 +268,11 @@ def _lead(ablation: Ablation) -> str:
 
 def _study_section(source: str, rows: list[Row], said: str, base: list[Measured]) -> Section:
     title = TITLES[rows[0].study]
-    columns = [Column(name, numbers=name not in ("value", "verdict")) for name in COLUMNS]
-    table = Table(columns, [_study_cells(row) for row in rows], "Value by value")
+    table = Table(COLUMNS, [_study_cells(row) for row in rows], "Value by value")
     bars = [Bar(row.name, [cell.measured for cell in row.cells]) for row in rows]
     png = study_plot(f"{source}: {title}", bars, base)
     picture = Drawing(OF_PICTURE, png=png, file=f"{rows[0].study}.png")
-    words = Words(f"{said[0].upper()}{said[1:]}.")
-    return Section(title[0].upper() + title[1:], [table, words, picture])
+    return Section(title[0].upper() + title[1:], [table, f"{said[0].upper()}{said[1:]}.", picture])
 
 
 def _study_cells(row: Row) -> list[Shown | str]:

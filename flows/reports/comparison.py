@@ -8,12 +8,10 @@ from typing import Any
 from flows.reports.document import (
     Cell,
     Code,
-    Column,
     Document,
     Section,
     Table,
     Tile,
-    Words,
     environment_section,
     measured,
     number,
@@ -50,9 +48,9 @@ def comparison_report(folder: Path, result: dict[str, Any]) -> Report:
     ]
     settings = json.dumps(result["settings"], indent=2, ensure_ascii=False)
     sections = [
-        Section("Models", [_models_table(models), Words("± is one standard error.")]),
+        Section("Models", [_models_table(models), "± is one standard error."]),
         size_section(points),
-        Section("Pairs", [Words(PAIRED), _pairs_table(pairs)]),
+        Section("Pairs", [PAIRED, _pairs_table(pairs)]),
         Section("Settings", [Code(settings, "The settings as JSON")]),
         environment_section(result["environment"]),
     ]
@@ -94,12 +92,7 @@ def _tiles(models: list[dict[str, Any]]) -> list[Tile]:
 def _models_table(models: list[dict[str, Any]]) -> Table:
     heads, cells = _measures([model["metrics"] for model in models])
     addressed = any(model["name"] != model["address"] for model in models)
-    columns = [
-        *(Column(name, numbers=False) for name in ("model", "address")[: 1 + addressed]),
-        Column("MB"),
-        Column("bits per weight"),
-        *heads,
-    ]
+    named = ("model", "address")[: 1 + addressed]
     rows = [
         (
             *(model["name"], model["address"])[: 1 + addressed],
@@ -109,18 +102,17 @@ def _models_table(models: list[dict[str, Any]]) -> Table:
         )
         for model, line in zip(models, cells, strict=True)
     ]
-    return Table(columns, rows, "Every model by itself")
+    return Table([*named, "MB", "bits per weight", *heads], rows, "Every model by itself")
 
 
 def _pairs_table(pairs: list[dict[str, Any]]) -> Table:
     heads, cells = _measures([pair["metrics"] for pair in pairs])
-    columns = [*(Column(name, numbers=False) for name in ("first", "second")), *heads]
     rows = [(pair["first"], pair["second"], *line) for pair, line in zip(pairs, cells, strict=True)]
-    return Table(columns, rows, "Every pair of models")
+    return Table(["first", "second", *heads], rows, "Every pair of models")
 
 
-def _measures(rows: list[dict[str, float]]) -> tuple[list[Column], list[list[Cell]]]:
-    """Return a column for every measure of some rows, and the cells; what a row lacks is empty."""
+def _measures(rows: list[dict[str, float]]) -> tuple[list[str], list[list[Cell]]]:
+    """Return a head for every measure of some rows, and the cells; what a row lacks is empty."""
     read = [read_metrics(row) for row in rows]
     by_name: dict[str, list[Metric]] = {}
     for row in read:
@@ -129,7 +121,7 @@ def _measures(rows: list[dict[str, float]]) -> tuple[list[Column], list[list[Cel
                 by_name.setdefault(name, []).append(metric)
     forms = {name: _form(found) for name, found in by_name.items()}
     cells = [[measured(row.get(name), form) for name, form in forms.items()] for row in read]
-    return [Column(found[0].full_name) for found in by_name.values()], cells
+    return [found[0].full_name for found in by_name.values()], cells
 
 
 def _form(metrics: list[Metric]) -> str:

@@ -23,25 +23,31 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
-    """The head of a column; numbers stand to the right."""
-
-    title: str
-    numbers: bool = True
-
-
-@dataclass(frozen=True)
 class Table:
-    """Rows that can be sorted by each of their columns."""
+    """Rows below heads, which sort them; a column of numbers stands to the right."""
 
-    columns: Sequence[Column]
+    heads: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
     caption: str = ""
     sorts: bool = True
 
     def __post_init__(self) -> None:
         """Check that every row fits the head."""
-        assert all(len(row) == len(self.columns) for row in self.rows), self.caption
+        assert all(len(row) == len(self.heads) for row in self.rows), self.caption
+
+    @property
+    def cells(self) -> list[list[Cell]]:
+        """The rows, their texts as cells."""
+        return [[Cell(one) if isinstance(one, str) else one for one in row] for row in self.rows]
+
+    @property
+    def numbers(self) -> list[bool]:
+        """Whether a column holds nothing but numbers, a column each."""
+        columns = [
+            [cell for cell in column if cell.text] for column in zip(*self.cells, strict=True)
+        ]
+        found = [bool(one) and all(cell.number is not None for cell in one) for one in columns]
+        return found or [False] * len(self.heads)
 
 
 @dataclass(frozen=True)
@@ -57,20 +63,6 @@ class Drawing:
     def address(self) -> str:
         """An address that holds the PNG."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
-
-
-@dataclass(frozen=True)
-class Words:
-    """A paragraph."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Points:
-    """A list of sentences."""
-
-    lines: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -103,12 +95,15 @@ class Tile:
         return "; ".join(filter(None, (self.error and f"± {self.error}", self.note)))
 
 
+Part = str | list[str] | Table | Drawing | Code  # a paragraph, a list of sentences, ...
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of a document with a heading and a place in its list of contents."""
 
     title: str
-    parts: Sequence[Table | Drawing | Words | Points | Code]
+    parts: Sequence[Part]
 
     @property
     def anchor(self) -> str:
@@ -165,8 +160,7 @@ def measured(metric: Metric | None, form: str = ".4f") -> Cell:
 def facts_table(facts: Mapping[str, str] | Sequence[tuple[str, str]], what: str = "what") -> Table:
     """Return names and values as a table of two columns."""
     rows = facts.items() if isinstance(facts, Mapping) else facts
-    columns = (Column(what, numbers=False), Column("value", numbers=False))
-    return Table(columns, [tuple(row) for row in rows], sorts=False)
+    return Table((what, "value"), [tuple(row) for row in rows], sorts=False)
 
 
 def rows_table(
@@ -188,11 +182,8 @@ def rows_table(
         form = "d" if isinstance(value, int) else ".4f"
         return number(value, (forms or {}).get(name, form))
 
-    columns = [
-        Column(name.replace("_", " "), numbers=not isinstance(value, str | bool))
-        for name, value in rows[0].items()
-    ]
-    return Table(columns, [[cell(*item) for item in row.items()] for row in rows], caption)
+    heads = [name.replace("_", " ") for name in rows[0]]
+    return Table(heads, [[cell(*item) for item in row.items()] for row in rows], caption)
 
 
 def environment() -> dict[str, str]:

@@ -9,7 +9,6 @@ from flows.reports.document import (
     Document,
     Section,
     Tile,
-    Words,
     environment_section,
     measured,
 )
@@ -37,7 +36,7 @@ def evaluation_report(folder: Path, result: dict[str, Any], beside_bytes: float 
     """
     # By name: a result from the cache tells its metrics in another order than a fresh one.
     metrics, beside = dict(sorted(result["metrics"].items())), result["against"]
-    sections = [Section("Result", [metrics_table(metrics), *([Words(PAIRED)] if beside else [])])]
+    sections = [Section("Result", [metrics_table(metrics), *([PAIRED] if beside else [])])]
     if beside is not None and beside_bytes is not None:
         found = read_metrics(metrics)
         models = [

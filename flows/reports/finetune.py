@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flows.reports.document import Column, Section, Table, number
+from flows.reports.document import Section, Table, number
 from flows.reports.figures.drift_lines import drift_figure
 from flows.reports.figures.inline_svg import drawing
 from flows.reports.publish import Report
@@ -148,7 +148,6 @@ def _lead(reports: FinetuneReports) -> str:
 
 
 def _blocks_section(reports: FinetuneReports) -> Section:
-    columns = (*map(Column, ("block", "before", "after")), Column("outcome", numbers=False))
     blocks = reports.blocks
     rows = [
         (
@@ -160,7 +159,7 @@ def _blocks_section(reports: FinetuneReports) -> Section:
         for block in blocks
     ]
     caption = f"{reports.recipe.finetune.block_steps} steps a block. {DISTANCE}"
-    table = Table(columns, rows, "Distance by block")
+    table = Table(("block", "before", "after", "outcome"), rows, "Distance by block")
     if not blocks:  # block_steps: 0
         return Section("Block by block", [table])
     series = {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from flows.reports.document import Code, Document, Drawing, Points, Section, Table, Words
+from flows.reports.document import Code, Document, Drawing, Section, Table
 
 Pictures = Literal["named", "inside", "told"]
 
@@ -35,21 +35,20 @@ def _section_lines(section: Section, pictures: Pictures) -> list[str]:
     return lines
 
 
-def _part_lines(part: Table | Drawing | Words | Points, pictures: Pictures) -> list[str]:
+def _part_lines(part: str | list[str] | Table | Drawing, pictures: Pictures) -> list[str]:
     match part:
-        case Words(text):
-            return [text]
-        case Points(points):
-            return [f"- {line}" for line in points]
+        case str():
+            return [part]
+        case list():
+            return [f"- {line}" for line in part]
         case Drawing(caption, file=file):
             if pictures == "told" or not file:
                 return [caption]
             return [f"![]({file if pictures == 'named' else part.address})", "", caption]
-        case Table(columns, rows, caption):
-            cells = [[one if isinstance(one, str) else one.text for one in row] for row in rows]
-            sides = "".join("r" if column.numbers else "l" for column in columns)
-            table = markdown_table([column.title for column in columns], cells, sides)
-            return [*([caption, ""] if caption else []), *table]
+        case Table(heads, caption=caption):
+            sides = "".join("r" if numbers else "l" for numbers in part.numbers)
+            texts = [[cell.text for cell in row] for row in part.cells]
+            return [*([caption, ""] if caption else []), *markdown_table(heads, texts, sides)]
 
 
 def markdown_table(

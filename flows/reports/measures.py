@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flows.reports.document import Cell, Column, Table, Tile, measured, number, written
+from flows.reports.document import Cell, Table, Tile, measured, number, written
 from normtweak_core.evaluate.metric import Metric, read_metrics
-
-MEASURES = (Column("measure", numbers=False), Column("value"), Column("standard error"))
 
 # Two numbers nearer than this, as a fraction, are one: half precision moves the perplexity of the
 # reference models by 1e-5 to 1e-4 and their KL by up to 0.5 %.
@@ -98,7 +96,7 @@ def metrics_table(metrics: Mapping[str, float]) -> Table:
         (name, number(one.value, ".6g"), number(one.stderr, ".3g"))
         for name, one in read_metrics(metrics).items()
     ]
-    return Table(MEASURES, rows)
+    return Table(("measure", "value", "standard error"), rows)
 
 
 def measured_on(settings: dict[str, Any], tokens: float) -> str:

@@ -13,7 +13,6 @@ from flows.recipes.file import recipe_sha256, recipe_yaml
 from flows.recipes.polynomial import PolynomialRecipe
 from flows.reports.document import Cell as Shown
 from flows.reports.document import (
-    Column,
     Document,
     Drawing,
     Section,
@@ -92,8 +91,7 @@ class Study:
     def report(self) -> Report:
         """Return the study as it is written and shown."""
         claims = self.readings()
-        heads = [Column(name, numbers=False) for name in CLAIM]
-        table = Table(heads, [tuple(claim[name] for name in CLAIM) for claim in claims])
+        table = Table(CLAIM, [tuple(claim[name] for name in CLAIM) for claim in claims])
         curves = [
             Curve(one.cell, [(step, loss) for step, loss in one.report["curve"]])
             for one in self.cells
@@ -184,14 +182,11 @@ def _losses_table(study: Study) -> Table:
         if cell.start == "pretrained":
             found.setdefault(before, {})[cell.bits] = one.row.before
         found.setdefault(_row_name(cell), {})[cell.bits] = one.row.loss
-    columns = [
-        *(Column(name, numbers=False) for name in ("start", "learning rate")),
-        *(Column(width_name(bits)) for bits in widths),
-    ]
+    heads = ["start", "learning rate", *map(width_name, widths)]
     rows: list[list[Shown | str]] = [
         [*name, *(number(row[bits], ".5f") for bits in widths)] for name, row in found.items()
     ]
-    return Table(columns, rows, "Test loss by width")
+    return Table(heads, rows, "Test loss by width")
 
 
 def _row_name(cell: Cell) -> tuple[str, str]:

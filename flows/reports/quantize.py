@@ -6,7 +6,7 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from flows.recipes.quantize import Recipe
-from flows.reports.document import Cell, Column, Drawing, Section, Table, Words, number
+from flows.reports.document import Cell, Drawing, Section, Table, number
 from flows.reports.figures.drift_channels import channel_figure
 from flows.reports.figures.drift_lines import drift_figure, drift_plot
 from flows.reports.figures.inline_svg import drawing
@@ -32,6 +32,7 @@ TABLE_DESCRIPTION = (
 )
 BY_BLOCK, BY_CHANNEL = "Drift, block by block", "Drift, channel by channel"
 ERRORS = "Errors, block by block"
+OF_LINEARS = ("damping", "ridge", "dead columns")
 NO_NORMS = "no norm of this model has a weight"
 OF_ERRORS = (
     "Relative errors of the linears of each block. Weight error is |W - Q| / |W|; output error is "
@@ -199,11 +200,8 @@ def _final_outcome(final_tune: FinalTuneReport | None) -> str:
 def _drift_section(reports: Reports) -> Section:
     # The final tune comes last, and only where the recipe asks for it.
     tuned = reports.drift["final tune"].relative_norm() if "final tune" in reports.drift else None
-    columns = [
-        *map(Column, ("block", "round to nearest", "quantized", "tweaked")),
-        Column("norm tweak", numbers=False),
-        *([] if tuned is None else [Column("final tune")]),
-    ]
+    heads = ["block", "round to nearest", "quantized", "tweaked", "norm tweak"]
+    heads += [] if tuned is None else ["final tune"]
     rows = [
         (
             number(block.block, "d"),
@@ -227,8 +225,8 @@ def _drift_section(reports: Reports) -> Section:
     title = f"{reports.recipe.name}: drift of the quantized stream"
     png = drift_plot(series, title)
     lines = drawing(drift_figure(series, ""), "drift", OF_DRIFT, png, PLOT)
-    more = Words(f"Mean and variance of every channel: {CHANNELS_PLOT} and {DRIFT_TABLE}.")
-    return Section(BY_BLOCK, [lines, Table(columns, rows, "Drift by block"), more])
+    more = f"Mean and variance of every channel: {CHANNELS_PLOT} and {DRIFT_TABLE}."
+    return Section(BY_BLOCK, [lines, Table(heads, rows, "Drift by block"), more])
 
 
 def _channels_section(reports: Reports) -> Section:
@@ -238,8 +236,6 @@ def _channels_section(reports: Reports) -> Section:
 
 
 def _errors_section(blocks: list[BlockReport]) -> Section:
-    heads = ("bits", "weight error", "output error", "damping", "ridge", "dead columns")
-    columns = (Column("block"), Column("layer", numbers=False), *map(Column, heads))
     rows = [
         (
             number(block.block, "d"),
@@ -254,7 +250,8 @@ def _errors_section(blocks: list[BlockReport]) -> Section:
         for block in blocks
         for layer in block.layers
     ]
-    table = Table(columns, rows, "Every quantized linear")
+    heads = ("block", "layer", "bits", "weight error", "output error", *OF_LINEARS)
+    table = Table(heads, rows, "Every quantized linear")
     series = _error_series([block.layers for block in blocks])
     if not series:  # every linear was left in float
         return Section(ERRORS, [table])

@@ -8,13 +8,10 @@ from typing import Any
 
 from flows.recipes.file import recipe_sha256, recipe_yaml
 from flows.reports.document import (
-    Column,
     Document,
-    Points,
     Section,
     Table,
     Tile,
-    Words,
     facts_table,
     recipe_sections,
     written,
@@ -184,9 +181,9 @@ def run_tiles(reports: RunReports) -> list[Tile]:
 def _result_section(reports: RunReports, told: Told) -> Section:
     found = read_metrics(reports.metrics)
     rows = result_rows(found)
-    heads = ["", "float", told.own, "difference"]
+    heads = ["measure", "float", told.own, "difference"]
     if told.before is not None:
-        heads = ["", "float", "before", told.own, "difference to float"]
+        heads = ["measure", "float", "before", told.own, "difference to float"]
         start = {str(row[0]): row[2] for row in result_rows(read_metrics(told.before))}
         rows = [(*row[:2], start.get(str(row[0]), ""), *row[2:]) for row in rows]
     error = "; ± is one standard error"
@@ -197,8 +194,7 @@ def _result_section(reports: RunReports, told: Told) -> Section:
         "configuration and tokenizer; bits per weight count codes, scales and zeros of the "
         f"quantized linears.{told.after_result}"
     )
-    columns = [Column(heads[0] or "measure", numbers=False), *map(Column, heads[1:])]
-    return Section(RESULT, [Table(columns, rows, sorts=False), Words(tokens)])
+    return Section(RESULT, [Table(heads, rows, sorts=False), tokens])
 
 
 def _outcome_section(reports: RunReports, stages: Sequence[tuple[str, str]]) -> Section:
@@ -209,17 +205,17 @@ def _outcome_section(reports: RunReports, stages: Sequence[tuple[str, str]]) -> 
     if asked:
         parts.append(facts_table(asked, "threshold of the gate"))
         words = "The gate failed:" if failures else "The gate passed: every threshold is kept."
-        parts.append(Words(words))
+        parts.append(words)
     else:
-        parts.append(Words("The recipe sets no threshold for the gate."))
+        parts.append("The recipe sets no threshold for the gate.")
     if failures:
-        parts.append(Points(failures))
+        parts.append(failures)
     problems = reports.problems()
-    parts.append(Words("Problems:" if problems else "No problems."))
+    parts.append("Problems:" if problems else "No problems.")
     if problems:
-        parts.append(Points(problems))
+        parts.append(problems)
     if notes := reports.notes():
-        parts += [Words("Notes, which ask for nothing:"), Points(notes)]
+        parts += ["Notes, which ask for nothing:", notes]
     return Section(OUTCOME, parts)
 
 
@@ -248,8 +244,8 @@ def _text_section(quality: dict[str, Any], seed: int, title: str) -> Section:
         ("Letters by script", scripts or "no letters"),
         ("Mean loss of the float model", f"{quality['mean_nll']:.3f} nats per token"),
     ]
-    reasons = [Points(quality["reasons"])] if quality["reasons"] else []
-    return Section(title, [Words(about), *reasons, facts_table(rows)])
+    reasons = [quality["reasons"]] if quality["reasons"] else []
+    return Section(title, [about, *reasons, facts_table(rows)])
 
 
 def _closing_sections(reports: RunReports) -> list[Section]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from flows.recipes.ternary import TernaryRecipe
-from flows.reports.document import Column, Section, Table, number, written
+from flows.reports.document import Section, Table, number, written
 from flows.reports.publish import Report
 from flows.reports.training import TrainingReports, training_report
 from normtweak_core.ternary.schedule import lambdas
@@ -80,12 +80,11 @@ def step_metrics(recipe: TernaryRecipe, num_blocks: int, step: int) -> dict[str,
 
 
 def _surgery_section(cuts: dict[str, float]) -> Section:
-    columns = (Column(CUT_LOSS, numbers=False), Column("loss"), Column("change"))
     rows = [
         (CUTS[name], number(loss), number(loss - cuts["float"], "+.4f"))
         for name, loss in cuts.items()
     ]
-    return Section("Surgery", [Table(columns, rows, sorts=False)])
+    return Section("Surgery", [Table((CUT_LOSS, "loss", "change"), rows, sorts=False)])
 
 
 def _training(reports: TernaryReports) -> str:

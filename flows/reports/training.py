@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.reports.document import Column, Section, Table, number
+from flows.reports.document import Section, Table, number
 from flows.reports.figures.inline_svg import drawing
 from flows.reports.figures.training import training_figure, training_plot
 from flows.reports.publish import Report
@@ -114,5 +114,5 @@ def _curves_section(
         PLOT,
     )
     held_out = [(number(step, "d"), number(loss)) for step, loss in reports.held_out.items()]
-    columns = (Column("step"), Column(measured_as))
-    return Section(OF_CURVES, [picture, Table(columns, held_out, "Held-out loss by step")])
+    table = Table(("step", measured_as), held_out, "Held-out loss by step")
+    return Section(OF_CURVES, [picture, table])

@@ -9,30 +9,25 @@ from prefect.runtime import flow_run
 from flows.reports.document import (
     Cell,
     Code,
-    Column,
     Document,
     Drawing,
-    Points,
     Section,
     Table,
     Tile,
-    Words,
 )
 from flows.reports.html import to_html
 from flows.reports.markdown import to_markdown
 from flows.reports.publish import Report, page_address, publish_page
 
-TABLE = Table(
-    (Column("block"), Column("tweak", numbers=False)), [(Cell("0", 0.0), "kept | <b>")], "By block"
-)
+TABLE = Table(("block", "tweak"), [(Cell("0", 0.0), "kept | <b>")], "By block")
 DOCUMENT = Document(
     "Quantization",
     "tiny-w2",
     "What was done to <b>.",
     [Tile("Perplexity", "30.1", "float 20.0"), Tile("Gate", "passed")],
     [
-        Section("Result", [TABLE, Words("On 128 tokens.")]),
-        Section("Recipe", [Points(["one", "two"]), Code("name: <tiny>\n  bits: 2", "YAML")]),
+        Section("Result", [TABLE, "On 128 tokens."]),
+        Section("Recipe", [["one", "two"], Code("name: <tiny>\n  bits: 2", "YAML")]),
         Section("Drift", [Drawing("A line.", "<svg></svg>", b"png", "drift.png")]),
     ],
 )

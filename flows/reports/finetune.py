@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from flows.reports.document import Section, Table, number
+from flows.reports.figures.canvas import drawing
 from flows.reports.figures.drift_lines import drift_figure
-from flows.reports.figures.inline_svg import drawing
 from flows.reports.publish import Report
 from flows.reports.training import TrainingReports, training_report
 from normtweak_core.evaluate.metric import read_metrics
@@ -166,5 +166,5 @@ def _blocks_section(reports: FinetuneReports) -> Section:
         "before": [block.distance_before for block in blocks],
         "after": [block.distance_after for block in blocks],
     }
-    picture = drawing(drift_figure(series, "", "relative distance"), "blocks", caption)
+    picture = drawing(drift_figure(series, "relative distance"), "blocks", caption)
     return Section("Block by block", [picture, table])

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from flows.recipes.quantize import Recipe
 from flows.reports.document import Cell, Drawing, Section, Table, number
+from flows.reports.figures.canvas import drawing
 from flows.reports.figures.drift_channels import channel_figure
-from flows.reports.figures.drift_lines import drift_figure, drift_plot
-from flows.reports.figures.inline_svg import drawing
+from flows.reports.figures.drift_lines import drift_figure
 from flows.reports.publish import Report, Rows
 from flows.reports.run import VERDICTS, RunReports, Told, run_report
 from normtweak_core.quantization.report import BlockReport, LayerReport
@@ -223,8 +223,7 @@ def _drift_section(reports: Reports) -> Section:
     if tuned is not None:
         series["after the final tune"] = tuned.tolist()
     title = f"{reports.recipe.name}: drift of the quantized stream"
-    png = drift_plot(series, title)
-    lines = drawing(drift_figure(series, ""), "drift", OF_DRIFT, png, PLOT)
+    lines = drawing(drift_figure(series), "drift", OF_DRIFT, PLOT, title)
     more = f"Mean and variance of every channel: {CHANNELS_PLOT} and {DRIFT_TABLE}."
     return Section(BY_BLOCK, [lines, Table(heads, rows, "Drift by block"), more])
 
@@ -255,7 +254,7 @@ def _errors_section(blocks: list[BlockReport]) -> Section:
     series = _error_series([block.layers for block in blocks])
     if not series:  # every linear was left in float
         return Section(ERRORS, [table])
-    figure = drift_figure(series, "", "relative error")
+    figure = drift_figure(series, "relative error")
     return Section(ERRORS, [drawing(figure, "errors", OF_ERRORS), table])
 
 

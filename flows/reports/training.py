@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.reports.document import Section, Table, number
-from flows.reports.figures.inline_svg import drawing
-from flows.reports.figures.training import training_figure, training_plot
+from flows.reports.figures.canvas import drawing
+from flows.reports.figures.training import training_figure
 from flows.reports.publish import Report
 from flows.reports.run import RunReports, Told, run_report
 
@@ -103,15 +103,14 @@ def _curves_section(
     title: str,
 ) -> Section:
     rates = [row["learning_rate"] for row in rows]
-    curves = reports.losses, rates, reports.held_out
     caption = "Loss of every step and its running mean, held-out loss, learning rate"
     caption += ", and lambda of every block." if lambdas else "."
     picture = drawing(
-        training_figure(*curves, "", measured_as, lambdas),
+        training_figure(reports.losses, rates, reports.held_out, measured_as, lambdas),
         "training",
         f"{training} {reports.kept} {caption}",
-        training_plot(*curves, title, measured_as, lambdas),
         PLOT,
+        title,
     )
     held_out = [(number(step, "d"), number(loss)) for step, loss in reports.held_out.items()]
     table = Table(("step", measured_as), held_out, "Held-out loss by step")

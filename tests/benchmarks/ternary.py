@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from flows.reports.figures.drift_lines import as_png
+from flows.reports.figures.canvas import as_png
 from tests.benchmarks.results import DEFAULT_OUT, write_table
 from tests.benchmarks.stages import OFF, story_recipe
 

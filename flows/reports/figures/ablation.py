@@ -4,10 +4,8 @@ import textwrap
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from flows.reports.figures.drift_lines import LOG_FROM, as_png
+from flows.reports.figures.canvas import as_png, canvas, is_wide
 from normtweak_core.ablation.reading import Measured, Spread
 
 RATIO = "perplexity, times float"
@@ -34,8 +32,7 @@ def study_plot(title: str, bars: list[Bar], base: list[Measured]) -> bytes:
         bars: Values in the order of the table, at least one.
         base: Cells of the base.
     """
-    figure = Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)  # a canvas of its own: pyplot would hold global state
+    figure = canvas(10, 3.6, dpi=110)
     for axes, label, of in zip(
         figure.subplots(1, 2),
         (RATIO, KL),
@@ -65,7 +62,7 @@ def _draw(axes: Axes, values: list[list[float]], base: float) -> None:
         )
     axes.axhline(base, color="C1", linestyle="--", linewidth=1, label="base")
     everything = [one for found in values for one in found]
-    if min(everything) > 0 and max(everything) > LOG_FROM * min(everything):
+    if is_wide(everything):
         axes.set_yscale("log")
     axes.margins(x=0.15)
     axes.grid(visible=True, which="both", alpha=0.3)

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flows.reports.figures.drift_lines import as_png
+from flows.reports.figures.canvas import as_png, canvas
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.channel_drift import ChannelDrift
 
@@ -35,8 +33,7 @@ def channel_figure(stages: Mapping[str, ChannelDrift], title: str) -> bytes:
             "a figure of channels needs stages of equally many blocks and channels; found "
             f"{shapes or 'none'}. Give stages of one model."
         )
-    figure = Figure(figsize=(10, 7), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # a canvas of its own: pyplot would hold global state
+    figure = canvas(10, 7)
     over_blocks, last_block = figure.subplots(2, 2)
     figure.suptitle(title)
     for number, (name, stage) in enumerate(stages.items()):

@@ -6,8 +6,6 @@ import re
 import matplotlib
 from matplotlib.figure import Figure
 
-from flows.reports.document import Drawing
-
 # What matplotlib draws lines in by default, in its order. A page that defines the CSS variables
 # --line-0 to --line-9 chooses its own; where it does not, they stay as they are.
 COLOURS = (
@@ -28,19 +26,6 @@ POINTS_PER_INCH = 72
 _NAMES = re.compile(r'(\bid="|xlink:href="#|url\(#)')
 _STYLE_OF_THE_WHOLE_PAGE = re.compile(r"<defs>\s*<style.*?</style>\s*</defs>\s*", re.DOTALL)
 _COMMENTS = re.compile(r"<!--.*?-->\s*", re.DOTALL)
-
-
-def drawing(figure: Figure, name: str, caption: str, png: bytes = b"", file: str = "") -> Drawing:
-    """Return a picture for a document.
-
-    Args:
-        figure: The picture.
-        name: As `inline_svg` takes it.
-        caption: The sentence below it.
-        png: The same for places that take no shapes.
-        file: What that is called; empty: it has no file.
-    """
-    return Drawing(caption, inline_svg(figure, name), png, file)
 
 
 def inline_svg(figure: Figure, name: str) -> str:

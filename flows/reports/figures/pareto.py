@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flows.reports.document import Section
-from flows.reports.figures.inline_svg import drawing
+from flows.reports.figures.canvas import canvas, drawing, is_wide
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.metric import Metric
 
 SIZES = "Size counts weights, configuration and tokenizer; a model on the front is beaten by none."
-LOG_FROM = 30  # largest over smallest value from which a linear axis hides the small ones
 
 
 Model = tuple[str, float, Metric]  # name, bytes, perplexity
@@ -65,7 +63,7 @@ def pareto_front(points: Sequence[Candidate]) -> list[int]:
 def size_quality_figure(points: Sequence[Candidate], measure: str) -> Figure:
     """Return a picture of quality against size, the front drawn as steps between its models.
 
-    An axis is logarithmic where its values are positive and span a factor of 30.
+    An axis is logarithmic where its values span much.
 
     Args:
         points: At least one; names are drawn as they are.
@@ -77,8 +75,7 @@ def size_quality_figure(points: Sequence[Candidate], measure: str) -> Figure:
     if not points:
         raise InputError("quality against size needs at least one model; found none")
     front = pareto_front(points)
-    figure = Figure(figsize=(7, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # a canvas of its own: pyplot would hold global state
+    figure = canvas(7, 4.4)
     axes = figure.add_subplot()
     megabytes = [point.size / 1e6 for point in points]
     losses = [point.loss for point in points]
@@ -104,7 +101,7 @@ def size_quality_figure(points: Sequence[Candidate], measure: str) -> Figure:
                 label=label,
             )
     for values, scale in ((megabytes, axes.set_xscale), (losses, axes.set_yscale)):
-        if min(values) > 0 and max(values) > LOG_FROM * min(values):
+        if is_wide(values):
             scale("log")
     axes.set(xlabel="size in MB", ylabel=measure)
     axes.margins(0.12)

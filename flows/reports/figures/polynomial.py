@@ -1,12 +1,10 @@
 """The two pictures of the study: test losses over the training, and a few polynomials."""
 
-import io
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from flows.reports.figures.canvas import as_png, canvas
 from normtweak_core.polynomial.config import WIDTHS, Cell, width_name
 
 COLORS = {bits: f"C{number}" for number, bits in enumerate(WIDTHS)}
@@ -44,8 +42,7 @@ def curves_plot(curves: list[Curve], float_loss: float) -> bytes:
     starts = list(dict.fromkeys(curve.cell.start for curve in curves))
     full_rates = {curve.cell.lr for curve in curves if curve.cell.rank is None}
     styles = dict(zip(sorted(full_rates, reverse=True), LINES * len(full_rates), strict=False))
-    figure = Figure(figsize=(5.5 * len(starts), 5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)  # a canvas of its own: pyplot would hold global state
+    figure = canvas(5.5 * len(starts), 5, dpi=110)
     panels = figure.subplots(1, len(starts), sharey=True, squeeze=False)[0]
     for axes, start in zip(panels, starts, strict=True):
         for curve in curves:
@@ -56,7 +53,7 @@ def curves_plot(curves: list[Curve], float_loss: float) -> bytes:
         axes.grid(visible=True, which="both", alpha=0.3)
     panels[0].set_ylabel("test loss (mean square error)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _draw_curve(axes: Axes, curve: Curve, styles: dict[float, str]) -> None:
@@ -81,8 +78,7 @@ def examples_plot(examples: list[Example]) -> bytes:
     """
     columns = min(3, len(examples))
     rows = -(-len(examples) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.8 * rows), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(3.6 * columns, 2.8 * rows, dpi=110)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes in panels[len(examples) :]:
         axes.set_axis_off()
@@ -94,11 +90,4 @@ def examples_plot(examples: list[Example]) -> bytes:
         axes.plot(*example.points, "k.", label="points", markersize=7)
         axes.set(xlim=(-0.05, 1.05), ylim=(-0.3, 1.3))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # Without its own version in the metadata, an upgrade alone does not change the file.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return as_png(figure)

@@ -1,33 +1,16 @@
 """The curves of a training as a picture: loss, held-out loss, learning rate."""
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from flows.reports.figures.drift_lines import as_png
+from flows.reports.figures.canvas import canvas
 
 SMOOTHING = 0.95  # of the running mean of the loss
-
-
-def training_plot(
-    losses: list[float],
-    rates: list[float],
-    held_out: dict[int, float],
-    title: str,
-    measured_as: str,
-    lambdas: list[list[float]] | None = None,
-) -> bytes:
-    """Return a PNG with curves over the optimizer steps; equal input gives equal bytes.
-
-    Args: as `training_figure`.
-    """
-    return as_png(training_figure(losses, rates, held_out, title, measured_as, lambdas))
 
 
 def training_figure(
     losses: list[float],
     rates: list[float],
     held_out: dict[int, float],
-    title: str,
     measured_as: str,
     lambdas: list[list[float]] | None = None,
 ) -> Figure:
@@ -37,19 +20,17 @@ def training_figure(
         losses: Of every step, nats per token.
         rates: Learning rate of every step.
         held_out: Loss on held-out windows, by step.
-        title: Shown above.
         measured_as: What the held-out loss is called.
         lambdas: Of a ternary training: of every step, one a block.
     """
-    figure = Figure(figsize=(7, 9 if lambdas else 7.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # a canvas of its own: pyplot would hold global state
+    figure = canvas(7, 9 if lambdas else 7.5)
     heights = (3, 2, 1.5, 1) if lambdas else (3, 2, 1)
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     top, measured, bottom = axes[0], axes[1], axes[-1]
     steps = range(1, len(losses) + 1)
     top.plot(steps, losses, linewidth=1, alpha=0.55, label="objective of a batch")
     top.plot(steps, running_mean(losses), linewidth=2, label="running mean")
-    top.set(title=title, ylabel="nats per token")
+    top.set(ylabel="nats per token")
     measured.plot(list(held_out), list(held_out.values()), marker="o", label=measured_as)
     measured.set(ylabel="nats per token")
     measured.legend(frameon=False)

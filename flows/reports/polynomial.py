@@ -24,10 +24,13 @@ from flows.reports.document import (
 )
 from flows.reports.figures.polynomial import Curve, Example, curves_plot, examples_plot
 from flows.reports.publish import Report, Rows, publish_table, without_hashes
+from normtweak_core.lazy import lazy
 from normtweak_core.polynomial.config import EXAMPLES, Cell, width_name
 from normtweak_core.polynomial.reading import Row, readings
 from tasks.engine.environment import state_root
 from tasks.engine.root_layout import POLYNOMIAL
+
+data = lazy("normtweak_core.polynomial.data")  # imports torch
 
 TABLE, RESULTS, RECIPE = "table.md", "results.json", "recipe.yaml"
 CURVES, EXAMPLE_FITS = "curves.png", "examples.png"
@@ -213,10 +216,8 @@ def _cells_table(study: Study) -> Table:
 
 
 def _examples(study: Study) -> list[Example]:
-    from normtweak_core.polynomial.data import POINTS, make_samples  # imports torch
-
     shown = shown_cell(study.cells)
-    samples = make_samples(EXAMPLES, study.recipe.samples.degree, study.recipe.seed, "test")
+    samples = data.make_samples(EXAMPLES, study.recipe.samples.degree, study.recipe.seed, "test")
     name = width_name(shown.cell.bits)
     found = {
         "float": study.float_report["examples_after"],
@@ -230,7 +231,7 @@ def _examples(study: Study) -> list[Example]:
             label: (values[index][: len(fit)], values[index][len(fit) :])
             for label, values in found.items()
         }
-        examples.append(Example((points[:POINTS], points[POINTS:]), fit, outputs))
+        examples.append(Example((points[: data.POINTS], points[data.POINTS :]), fit, outputs))
     return examples
 
 

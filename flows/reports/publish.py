@@ -26,11 +26,14 @@ from prefect.artifacts import (
 from flows.reports.document import Document
 from flows.reports.html import to_html
 from flows.reports.markdown import to_markdown
+from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import write_atomically
 from tasks.engine.client import sync_client
 from tasks.engine.environment import state_root
 from tasks.engine.live_page import artifact_key, show_table
 from tasks.server.report_pages import ADDRESS, PAGE
+
+mlflow = lazy("mlflow")  # three seconds, and an evaluation needs none of it
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -127,9 +130,7 @@ def publish_registry_link(name: str, registered: dict[str, Any]) -> None:
     address = os.environ["MLFLOW_TRACKING_URI"].rstrip("/")
     if not address.startswith(("http://", "https://")):
         return
-    from mlflow import MlflowClient  # three seconds, and an evaluation needs none of it
-
-    client = MlflowClient(tracking_uri=address, registry_uri=address)
+    client = mlflow.MlflowClient(tracking_uri=address, registry_uri=address)
     version = client.get_model_version(registered["name"], str(registered["version"]))
     run = client.get_run(version.run_id).info
     create_link_artifact(

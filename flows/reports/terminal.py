@@ -7,9 +7,13 @@ from typing import Any
 from flows.reports.measures import measured_on, quality_tiles
 from normtweak_core.evaluate.metric import read_metrics
 from normtweak_core.export.verification.verify import VerificationReport
+from normtweak_core.lazy import lazy
 from normtweak_core.polynomial.config import width_name
 from tasks.engine.progress import readable_bytes, readable_seconds
 from tasks.server.report_pages import PAGE
+
+# A file or pipe needs no colours.
+rich_console, rich_text = lazy("rich.console"), lazy("rich.text")
 
 SHOWN = {"problem": 5, "note": 2}  # at most of each kind
 HIDDEN = ("tokens", "windows", "size_bytes", "bits_per_weight")
@@ -155,13 +159,10 @@ def print_lines(lines: Lines) -> None:
         for label, text in lines:
             sys.stdout.write(f"{label + ':':<{width}} {text}\n")
         return
-    from rich.console import Console  # a file or pipe needs no colours
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
+    console = rich_console.Console(highlight=False, soft_wrap=True)
     for label, text in lines:
         styled = (text, LOUD.get(label, ""))
-        console.print(Text.assemble((f"{label:<{width}}", "dim"), styled))
+        console.print(rich_text.Text.assemble((f"{label:<{width}}", "dim"), styled))
 
 
 def _metric_lines(metrics: dict[str, float], alone: bool = False) -> Lines:

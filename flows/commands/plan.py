@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.checks.finetune import ReadyToFinetune
 from flows.checks.inputs import Ready
@@ -29,7 +29,6 @@ from flows.commands.command import Command, add_recipe
 from flows.commands.execution import print_line
 from flows.commands.failures import EXIT_OK
 from flows.pipeline.checks import CHECKS
-from flows.pipeline.declared import Finished
 from flows.recipes.file import read_with_overrides
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.kinds import kind_of
@@ -43,6 +42,9 @@ from normtweak_core.scratch import scratch_folder
 from tasks.engine.environment import set_variables, state_root
 from tasks.engine.progress import readable_bytes, readable_seconds
 from tasks.models.export_folder import export_folder
+
+if TYPE_CHECKING:
+    from flows.pipeline.declared import Finished
 
 
 def run_plan(options: argparse.Namespace) -> int:
@@ -78,7 +80,7 @@ class Plan:
     becomes: str  # what becomes of the linears
     data: CalibrationConfig
     device: str
-    stages: list[Finished]
+    stages: "list[Finished]"
     memory: dict[str, int]  # bytes by stage
     work: dict[str, int]  # multiply-adds by stage
 

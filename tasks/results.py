@@ -90,6 +90,7 @@ class FloatType(Result, frozen=True):
 
     dtype: str
     refused: dict[str, str] = Field(default_factory=dict)  # why, in the order tried
+    note: str = ""  # what a person should know of it
 
     @property
     def identity(self) -> str:
@@ -100,7 +101,8 @@ class FloatType(Result, frozen=True):
         """Return the float type, and why no other."""
         passed = "".join(f"; not {name}: {why}" for name, why in self.refused.items())
         coarse = " (8 significant bits, which can erase a small norm tweak)"
-        return f"{self.dtype}{coarse if self.dtype == 'bfloat16' else ''}{passed}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.dtype}{coarse if self.dtype == 'bfloat16' else ''}{note}{passed}"
 
     def tags(self) -> dict[str, str]:
         """Return it as the registry keeps it."""

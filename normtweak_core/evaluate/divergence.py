@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from normtweak_core.errors import InputError, NonFiniteError
+from normtweak_core.evaluate.range import beyond
 from normtweak_core.evaluate.scores import Comparison, FloatResult
 
 TOKENS_PER_BATCH = 2048  # windows of one forward pass together; follows from length alone
@@ -85,7 +86,7 @@ def compare_each(
     found = [_Divergence() for _ in quantized_models]
     for batch in _batches(windows, batch_size, (*quantized_models, float_model)):
         done = len(nll_float)
-        reference = _logits(float_model, batch, "the float model", done)
+        reference = _logits(float_model, batch, "the float model", done, "model.dtype")
         nll_float += _window_nll(reference, batch).tolist()
         for model, divergence in zip(quantized_models, found, strict=True):
             quantized = _logits(model, batch, "the quantized model", done)
@@ -149,7 +150,11 @@ def _batches(
 
 @torch.inference_mode()
 def _logits(
-    model: Callable, ids: Int64[Tensor, "batch length"], whose: str, window: int
+    model: Callable,
+    ids: Int64[Tensor, "batch length"],
+    whose: str,
+    window: int,
+    key: str = "export.dtype",
 ) -> Float[Tensor, "batch predicted vocab"]:
     """Return the logits for tokens 1.. of each window, in the model's own dtype."""
     if isinstance(model, PreTrainedModel):
@@ -162,7 +167,7 @@ def _logits(
             last = window + len(ids) - 1
             raise NonFiniteError(
                 f"Logits must be finite, found NaN or infinity in {whose} in windows {window} to "
-                f"{last}. Its weights, or the dtype it runs in, cannot hold this text."
+                f"{last}. {beyond(logits.dtype, key)}"
             )
     return logits
 

@@ -25,6 +25,7 @@ from normtweak_core.calibration.dataset import hub_builder
 from normtweak_core.calibration.hub_data import remember_revision, split_hub_name
 from normtweak_core.calibration.known_ids import require_known_ids
 from normtweak_core.errors import InputError, NonFiniteError
+from normtweak_core.evaluate.range import beyond
 from normtweak_core.evaluate.task_scores import TaskScores
 from normtweak_core.evaluate.tasks import TASKS, usable_item
 from normtweak_core.model.architecture import first_line
@@ -91,7 +92,7 @@ def score_task(
             if answer[0] != answer[0]:
                 raise NonFiniteError(
                     f"the likelihood of an answer must be a number; found NaN at item "
-                    f"{sample['doc_id']} of {task}: check the weights of the model"
+                    f"{sample['doc_id']} of {task}. {beyond(model.dtype)}"
                 )
     return TaskScores(task=task, version=str(results["versions"][task]), values=values)
 

@@ -6,8 +6,9 @@ model, a block at a time, in float32 and in each candidate.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,9 +19,9 @@ from normtweak_core.errors import NonFiniteError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.formats.checks import FloatTypeError
 from normtweak_core.export.stored import largest_absolute, read_tensor
-from normtweak_core.export.trace import HEADROOM, Peaks, Trace, why_not
+from normtweak_core.export.trace import HEADROOM, Peaks, Trace, too_far, why_not
 from normtweak_core.model.half import sum_in_float32
-from normtweak_core.model.skeleton import used_tensors
+from normtweak_core.model.skeleton import load_config, used_tensors
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
 from normtweak_core.quantization.config import QuantizationConfig
@@ -35,6 +36,7 @@ class FloatTypeChoice:
 
     dtype: torch.dtype
     refused: dict[str, str] = field(default_factory=dict)  # why, by name, in the order tried
+    note: str = ""  # what a person should know of the one that was chosen
 
 
 # What goes wrong with a model in a float type, or None. The second argument says how much larger
@@ -88,7 +90,9 @@ def choose_export_dtype(
         FloatTypeError: The float type asked for does not hold the model.
         NonFiniteError: A weight is NaN or infinite, or the model's own logits are.
     """
-    return choose_float_type(config, FloatModelTrial(source, windows, quantization, device))
+    trial = FloatModelTrial(source, windows, quantization, device)
+    choice = choose_float_type(config, trial)
+    return replace(choice, note=trial.note(choice.dtype))
 
 
 class FloatModelTrial:
@@ -104,7 +108,8 @@ class FloatModelTrial:
         """Note what to run; nothing is read yet."""
         self._source, self._windows = source, windows
         self._quantization, self._device = quantization, device
-        self._reference: Trace | None = None
+        self._own = own_float_type(source)
+        self._traces: dict[torch.dtype, Trace] = {}
         self._largest: tuple[float, str] | None = None
 
     def __call__(self, name: str, spare: int) -> str | None:
@@ -115,14 +120,29 @@ class FloatModelTrial:
         largest, where = self._largest_weight()
         if largest > limit:
             return f"{where} reaches {largest:.6g}, beyond {limit:g}"
-        if self._reference is None:
-            self._reference = self._run(torch.float32)
-            if not self._reference.logits.isfinite().all():
-                raise NonFiniteError(
-                    "the float model must give finite logits; in float32 they are not. Check its "
-                    "weights"
-                )
-        return why_not(self._reference, lambda: self._run(dtype), dtype, spare)
+        reference = self._trace(torch.float32)
+        if not reference.logits.isfinite().all():
+            raise NonFiniteError(
+                "the float model must give finite logits; in float32 they are not. Check its "
+                "weights"
+            )
+        own = dtype is self._own
+        return why_not(reference, lambda: self._trace(dtype), dtype, spare, own=own)
+
+    def note(self, dtype: torch.dtype) -> str:
+        """Return how far the logits move in the float type that the model is stored in, if far.
+
+        Empty where they do not, and of float types that were not tried.
+        """
+        if dtype is not self._own or dtype not in self._traces:
+            return ""
+        far = too_far(self._trace(torch.float32), self._trace(dtype))
+        return f"{far}, as those of the float model do, which is stored in it" if far else ""
+
+    def _trace(self, dtype: torch.dtype) -> Trace:
+        if dtype not in self._traces:
+            self._traces[dtype] = self._run(dtype)
+        return self._traces[dtype]
 
     def _largest_weight(self) -> tuple[float, str]:
         if self._largest is None:
@@ -180,6 +200,23 @@ def _scales(
     low, high = groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
     span = 2 * torch.maximum(-low, high) if config.symmetric else high - low
     return span / (2**config.bits - 1)
+
+
+def own_float_type(source: Path) -> torch.dtype | None:
+    """Return the float type that a model is stored in, in which its author has run it.
+
+    It is what config.json says, as ``from_pretrained`` opens it, or else that of most weights; None
+    where that is none of float16, bfloat16 and float32.
+    """
+    config = load_config(source)
+    told = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    if told is None:
+        sizes = Counter[str]()
+        for stored in used_tensors(source).values():
+            sizes[stored.dtype] += stored.end - stored.start
+        names = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+        return names.get(sizes.most_common(1)[0][0]) if sizes else None
+    return told if told in DTYPES.values() else None
 
 
 def resolve_export_dtype(config: ExportConfig, source: Path) -> torch.dtype:

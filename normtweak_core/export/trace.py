@@ -3,7 +3,8 @@
 A float type holds a model where its forward pass stays finite and ends near that of float32. How
 near was read off 22 models (docs/log.md, 2026-11-28): float16 moves the logits by up to 0.6 % of
 their size and bfloat16 by up to 5 %, the worst token by 25 %; as ternary models, by up to 5.6 % and
-18 %. BitNet linears whose two scales overflow in some tokens move them by 15 % and more.
+18 %. BitNet linears whose two scales overflow in some tokens move them by 15 % and more. The float
+type that a model is stored in is its author's arithmetic: there it need only stay finite.
 """
 
 import math
@@ -70,6 +71,7 @@ def why_not(
     dtype: torch.dtype,
     spare: int,
     ternary: bool = False,
+    own: bool = False,
 ) -> str | None:
     """Return why a float type does not hold a model; None where it does.
 
@@ -80,6 +82,8 @@ def why_not(
         dtype: The float type.
         spare: How much larger than those seen activations may get; 0: only the run itself counts.
         ternary: Whether the model rounds its activations.
+        own: Whether the float model is stored in the float type, so that all it is known to do was
+            computed there: float32 is then no better, only different.
     """
     limit = torch.finfo(dtype).max
     place, peak = max(reference.peaks.largest.items(), key=lambda item: item[1])
@@ -90,13 +94,19 @@ def why_not(
     broken = found.peaks.broken or (None if found.logits.isfinite().all() else "logits")
     if broken is not None:
         return f"{reach}, beyond {limit:g}" if peak > limit else f"{broken} are NaN or infinite"
+    far = None if own else too_far(reference, found, ternary)
+    cause = f" ({reach}, beyond {limit:g})" if peak > limit else ""
+    return None if far is None else f"{far}{cause}"
+
+
+def too_far(reference: Trace, found: Trace, ternary: bool = False) -> str | None:
+    """Return how far logits move from those of float32; None where that is as far as it should."""
     whole, worst = logit_change(reference.logits, found.logits)
     most, most_of_token = FAR_TERNARY if ternary else FAR
-    cause = f" ({reach}, beyond {limit:g})" if peak > limit else ""
     if whole > most:
-        return f"logits move by {100 * whole:.0f} % of their size{cause}"
+        return f"logits move by {100 * whole:.0f} % of their size"
     if worst > most_of_token:
-        return f"logits of a token move by {100 * worst:.0f} % of their size{cause}"
+        return f"logits of a token move by {100 * worst:.0f} % of their size"
     return None
 
 

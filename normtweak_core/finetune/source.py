@@ -1,6 +1,7 @@
 """The export that a fine-tuning starts from, known by its manifest; no torch here."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantization.config import QuantizationConfig
 
+_REFUSAL = re.compile(r"(?:^|; )(float16|bfloat16|float32): ")
 GRID = ("bits", "group_size", "symmetric", "levels")
 
 
@@ -27,6 +29,7 @@ class ExportSource:
     float_name: str  # what the recipe of the export called the float model
     float_revision: str | None
     float_sha256: str
+    refused: dict[str, str] = field(default_factory=dict)  # float types passed over for dtype: why
 
     @property
     def quantization(self) -> QuantizationConfig:
@@ -84,4 +87,11 @@ def read_export_source(folder: Path) -> ExportSource:
         float_name=lineage["source_model"],
         float_revision=lineage["source_revision"] or None,
         float_sha256=lineage["source_sha256"],
+        refused=recorded_refusals(lineage.get("float_types_refused", "")),
     )
+
+
+def recorded_refusals(text: str) -> dict[str, str]:
+    """Return why float types were passed over, by name, from what a lineage says of them."""
+    parts = _REFUSAL.split(text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))

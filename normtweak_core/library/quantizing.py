@@ -15,6 +15,7 @@ from torch import Tensor
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.quality import QualityReport
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.float_type import FloatTypeChoice
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.export.record import ExportRecord
 from normtweak_core.library.progress import Progress, progress_of
@@ -84,8 +85,8 @@ def quantize(
         work = Work(settings, tell)
         windows, quality = work.calibrated(given, samples, length)
         out = held.enter_context(scratch_folder("quantized")) / _name(settings)
-        record, made, refused = work.exported(windows, out)
-        report = _report(work, quality, record, made, refused, time.monotonic() - began)
+        record, made, choice = work.exported(windows, out)
+        report = _report(work, quality, record, made, choice, time.monotonic() - began)
         return Quantized(record, report, work.source.path, work.device, held.pop_all())
 
 
@@ -94,13 +95,14 @@ def _report(
     quality: QualityReport,
     record: ExportRecord,
     made: Blocks,
-    refused: dict[str, str],
+    choice: FloatTypeChoice,
     seconds: float,
 ) -> Report:
     return Report(
         format=record.format,
         dtype=record.dtype,
-        refused=refused,
+        refused=choice.refused,
+        float_type_note=choice.note,
         export_sha256=record.payload_sha256,
         size_bytes=record.size_bytes,
         float_bytes=payload_bytes(work.source.path),

@@ -13,6 +13,7 @@ class Report(BaseModel, frozen=True):
     format: str
     dtype: str  # the float type of the export
     refused: dict[str, str]  # why, by float type: those passed over for it
+    float_type_note: str  # what a person should know of it
     export_sha256: str
     size_bytes: int  # of the export
     float_bytes: int  # of the float model's folder
@@ -30,6 +31,7 @@ class Report(BaseModel, frozen=True):
         """Return what is good to know and asks for nothing."""
         told = [note for block in self.blocks for note in block.notes()]
         told += self.final_tune.notes() if self.final_tune else []
+        told += [f"{self.dtype}: {self.float_type_note}"] if self.float_type_note else []
         told += [f"not {name}: {why}" for name, why in self.refused.items()]
         return [*told, *(f"calibration: {reason}" for reason in self.calibration.reasons)]
 

@@ -12,7 +12,7 @@ from normtweak_core.calibration.length import effective_length
 from normtweak_core.calibration.quality import QualityReport, judged
 from normtweak_core.calibration.sets import CalibrationSet, build_calibration_set
 from normtweak_core.dry_run import dry_run
-from normtweak_core.export.float_type import DTYPES, choose_export_dtype
+from normtweak_core.export.float_type import DTYPES, FloatTypeChoice, choose_export_dtype
 from normtweak_core.export.formats.checks import (
     GPTQ_READER_DONE,
     FloatTypeError,
@@ -120,8 +120,8 @@ class Work:
 
     def exported(
         self, calibration: CalibrationSet, out: Path
-    ) -> tuple[ExportRecord, Blocks, dict[str, str]]:
-        """Return the export, what it was made of, and the float types passed over, with reasons.
+    ) -> tuple[ExportRecord, Blocks, FloatTypeChoice]:
+        """Return the export, what it was made of, and how its float type was chosen.
 
         The scales are rounded to the float type before anything is quantized: in another one the
         blocks are others.
@@ -141,14 +141,14 @@ class Work:
             self.settings.quantization,
             self.device,
         )
-        name, refused = str(choice.dtype).removeprefix("torch."), dict(choice.refused)
         while True:
-            blocks = self._tuned(self._quantized(windows, DTYPES[name]), windows)
+            blocks = self._tuned(self._quantized(windows, choice.dtype), windows)
             try:
-                return self._written(blocks, calibration, out), blocks, refused
+                return self._written(blocks, calibration, out), blocks, choice
             except FloatTypeError as error:
-                other = next_float_type(export, error, refused)
-                refused[name], name = error.why, other
+                other = next_float_type(export, error, choice.refused)
+                refused = choice.refused | {error.dtype: error.why}
+                choice = FloatTypeChoice(DTYPES[other], refused)
 
     def _quantized(self, windows: Tensor, dtype: torch.dtype) -> Blocks:
         """Return all blocks, quantized and their norms tweaked."""

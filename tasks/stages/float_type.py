@@ -93,8 +93,9 @@ def start_float_type(work: Work, data: CalibrationResult, start: StartingPoint) 
             if holds
             else "train another export on",
         )
-    return FloatType(dtype=dtype)
+    return FloatType(dtype=dtype, refused=start.source.refused)
 
 
 def _result(chosen: Any) -> FloatType:
-    return FloatType(dtype=str(chosen.dtype).removeprefix("torch."), refused=chosen.refused)
+    name = str(chosen.dtype).removeprefix("torch.")
+    return FloatType(dtype=name, refused=chosen.refused, note=chosen.note)

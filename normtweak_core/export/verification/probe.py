@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from normtweak_core.calibration.first_token import document_prefix
 from normtweak_core.export.exported import ExportedWeights
-from normtweak_core.export.float_type import DTYPES
+from normtweak_core.export.float_type import DTYPES, own_float_type
 from normtweak_core.export.formats.checks import FloatTypeError
 from normtweak_core.export.trace import Peaks, Trace, why_not
 from normtweak_core.export.verification.layer_probe import layer_problem
@@ -117,7 +117,9 @@ class ExportTrial:
             why = self._linear_problems.get(name) or layer_problem(self._weights, dtype)
             if why is not None:
                 return why
-        return why_not(reference, lambda: self.run(name), dtype, 0, ternary)
+        # A ternary model is another one than the float model, and was trained in float32.
+        own = not ternary and dtype is own_float_type(self._source)
+        return why_not(reference, lambda: self.run(name), dtype, 0, ternary, own)
 
     def run(self, name: str) -> Trace:
         """Return what the export does in a float type, computed once."""

@@ -171,6 +171,25 @@ def test_non_finite_logits_are_refused_by_name(bad, broken):
         compare(*pair, some_windows(), batch_size=2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "told"),
+    [
+        (torch.float16, "in float16, .*: set export.dtype to bfloat16 or float32 .*--dtype"),
+        (torch.bfloat16, "in bfloat16, .*: set export.dtype to float32 .*--dtype"),
+        (torch.float32, "Check its weights"),
+    ],
+)
+def test_a_text_beyond_the_float_type_is_told_with_what_holds_it(dtype, told):
+    def model(ids):
+        return torch.full((*ids.shape, VOCAB), float("nan"), dtype=dtype)
+
+    with pytest.raises(NonFiniteError, match=told):
+        perplexity(model, some_windows())
+    float_model = told.replace("export.dtype", "model.dtype")
+    with pytest.raises(NonFiniteError, match=float_model):
+        compare(tiny_llama(1), model, some_windows())
+
+
 def test_models_of_different_vocabularies_are_refused():
     with pytest.raises(InputError, match="quantized model has 50 logits, the float model 60"):
         compare(tiny_llama(1), tiny_llama(1, vocab=60), some_windows())

@@ -1,9 +1,12 @@
 """The float type of an export is one in which a stock reader's arithmetic holds the model."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from normtweak_core import CalibrationConfig, quantize
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.float_type import (
@@ -13,6 +16,7 @@ from normtweak_core.export.float_type import (
 from normtweak_core.export.formats.checks import FloatTypeError
 from normtweak_core.export.verification.probe import probe_rows
 from tests.core.model.families import save, tokens
+from tests.tiny_exports import save_tiny_model, tiny_config
 
 
 def edited(folder, edit):
@@ -141,6 +145,69 @@ def test_auto_leaves_float16_where_its_arithmetic_does_not_hold(tmp_path, case):
     with pytest.raises(FloatTypeError) as refused:
         choose_export_dtype(asked, folder, rows)
     assert refused.value.holds == ["bfloat16", "float32"]
+
+
+def coarse(folder, stored, told=None):
+    """Write a deep random model whose logits bfloat16 moves far, and that leaves float16.
+
+    The number of the residual stream that is too large for float16 is made in the first MLP.
+    """
+    config = tiny_config("llama", bos_token_id=0, num_hidden_layers=8)
+    path = save_tiny_model(folder, config) / "model.safetensors"
+    tensors = {
+        name: tensor if tensor.ndim == 1 or "embed" in name else 2 * tensor
+        for name, tensor in load_file(path).items()
+    }
+    tensors["model.embed_tokens.weight"][:, 3] = 0.0
+    tensors["model.embed_tokens.weight"][0] = torch.eye(64)[3] * 20
+    for part in ("gate_proj", "up_proj"):
+        tensors[f"model.layers.0.mlp.{part}.weight"][5] = torch.eye(64)[3] * 8
+    tensors["model.layers.0.mlp.down_proj.weight"][:, 5] = torch.eye(64)[7] * 100
+    halves = {name: tensor.bfloat16().to(stored) for name, tensor in tensors.items()}
+    save_file(halves, path, metadata={"format": "pt"})
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {"dtype": told}))
+    return folder
+
+
+TEXT_IDS = torch.randint(1, 256, (8, 32), generator=torch.Generator().manual_seed(1))
+FAR = "logits move by 12 % of their size"
+
+
+def test_a_model_stored_in_bfloat16_may_be_read_in_it_however_far_that_is_from_float32(tmp_path):
+    chosen = {}
+    for name, stored, told in [
+        ("bfloat16", torch.bfloat16, "bfloat16"),
+        ("weights alone", torch.bfloat16, None),
+        ("float32", torch.float32, None),  # the same numbers, run by their author in float32
+        ("run in float32", torch.bfloat16, "float32"),
+    ]:
+        folder = coarse(tmp_path / name, stored, told)
+        rows = probe_rows(folder, TEXT_IDS)
+        chosen[name] = choose_export_dtype(ExportConfig(), folder, rows)
+    own, far = chosen["bfloat16"], chosen["float32"]
+    assert (own.dtype, list(own.refused)) == (torch.bfloat16, ["float16"])
+    assert own.note == f"{FAR}, as those of the float model do, which is stored in it"
+    assert chosen["weights alone"] == own
+    assert (far.dtype, far.note, far.refused["bfloat16"]) == (torch.float32, "", FAR)
+    assert chosen["run in float32"] == far
+
+
+def test_an_export_in_the_float_type_of_the_float_model_is_written_as_its_readers_run_it(tmp_path):
+    result = quantize(
+        coarse(tmp_path / "model", torch.bfloat16, "bfloat16"),
+        calibration=CalibrationConfig(source="random", samples=8, length=32),
+        bits=8,
+        group_size=32,
+        method="rtn",
+        norm_tweak=False,
+        final_tune=False,
+        seed=5,
+        progress=False,
+    )
+    assert result.report.dtype == "bfloat16"
+    assert "bfloat16: logits move by 15 % of their size, as those of" in str(result.report)
+    assert result.verify().logit_difference < 1e-2
 
 
 def test_calibration_windows_are_tried_with_what_begins_a_document_and_without(tmp_path):

@@ -8,6 +8,7 @@ from normtweak_core.errors import InputError, VerificationError
 from normtweak_core.finetune.source import read_export_source
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantization.config import QuantizationConfig
+from tasks.results import FloatType
 
 MANIFEST = {
     "export": {
@@ -47,6 +48,20 @@ def test_an_export_written_before_there_were_levels_uses_all_of_them(tmp_path):
 def test_a_folder_without_revision_has_none(tmp_path):
     lineage = MANIFEST["lineage"] | {"source_revision": ""}
     assert read_export_source(written(tmp_path, lineage=lineage)).float_revision is None
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {},
+        {"float16": "activations of block 0 reach 2.24e+05, beyond 65504"},
+        {"float16": "model.norm.weight reaches 7e4, beyond 65504", "bfloat16": "logits move: far"},
+    ],
+)
+def test_why_other_float_types_were_passed_over_goes_along(tmp_path, refused):
+    recorded = FloatType(dtype="float32", refused=refused).tags()
+    lineage = MANIFEST["lineage"] | recorded
+    assert read_export_source(written(tmp_path, lineage=lineage)).refused == refused
 
 
 def test_what_is_no_export_with_a_grid_is_refused(tmp_path):

@@ -191,17 +191,18 @@ def _uncalled(
     streamed: StreamedModel, block: nn.Module, x: Tensor, call: BlockCall, where: str
 ) -> list[str]:
     """Return the linears that no call reaches, of a block that calls the others once."""
+    where = f"{where} of {type(streamed.model).__name__}"
     groups = linear_groups(block, lambda part, hidden: streamed.run_block(part, hidden, call), x)
     called = [name for names in groups for name in names]
     if twice := [name for name in called if called.count(name) > 1]:
         raise InputError(
-            f"a linear must be called once in its block; {twice[0]} of {where} of "
-            f"{type(streamed.model).__name__} is called again, on another input. {OTHER}"
+            f"a linear must be called once in its block; {twice[0]} of {where} is called again, on "
+            f"another input. {OTHER}"
         )
     if not called:
         raise InputError(
-            f"a block must call linears; none of {where} of {type(streamed.model).__name__} is "
-            f"called, so that nothing of it could be quantized. {OTHER}"
+            f"a block must call linears; none of {where} is called, so that nothing of it could be "
+            f"quantized. {OTHER}"
         )
     return [name for name in find_linears(block) if name not in called]
 

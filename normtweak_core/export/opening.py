@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
@@ -77,8 +78,6 @@ def _in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 def _from_gptq(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model with dense weights, by way of a folder that holds them."""
-    from safetensors.torch import save_file
-
     config = read_config(folder)
     quantization = config.pop("quantization_config")
     stored = stored_tensors(folder)

@@ -11,9 +11,12 @@ from typing import Any
 
 from normtweak_core.errors import InputError
 from normtweak_core.given_files import read_json_object
+from normtweak_core.lazy import lazy
 from normtweak_core.model.checkpoint import check_floats, stored_names
 from normtweak_core.paths import shown
 from normtweak_core.scratch import scratch_folder
+
+transformers = lazy("transformers")
 
 EXPERT_KEYS = (
     "num_experts",
@@ -186,11 +189,9 @@ def model_context(folder: Path) -> int | None:
         for key in CONTEXT_KEYS:
             if isinstance(part.get(key), int):
                 return part[key]
-    from transformers import AutoConfig
-
     try:
         with readable_by_transformers(folder) as readable:
-            known = AutoConfig.from_pretrained(
+            known = transformers.AutoConfig.from_pretrained(
                 readable, local_files_only=True, trust_remote_code=False
             )
     except (ValueError, KeyError) as error:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from normtweak_core.errors import InputError
+from normtweak_core.lazy import lazy
 from normtweak_core.model.architecture import (
     check_decoder,
     check_experts,
@@ -13,6 +14,8 @@ from normtweak_core.model.architecture import (
 )
 from normtweak_core.model.checkpoint import INDEX_FILE, stored_names, weight_files
 from normtweak_core.model.tokenizer_files import CHAT_TEMPLATES, TOKENIZER_PATTERNS
+
+hub, errors = lazy("huggingface_hub"), lazy("huggingface_hub.errors")
 
 log = logging.getLogger(__name__)
 
@@ -38,48 +41,39 @@ def fetch_from_hub(repo: str, revision: str | None) -> Path:
         InputError: The model or revision does not exist, is not open to this user, cannot be
             reached, or is of a kind that this version cannot quantize.
     """
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     at = repo if revision is None else f"{repo} at revision {revision}"
     try:
         if revision is not None and COMMIT.fullmatch(revision):
             try:  # a commit never changes, so a complete copy needs no look at the hub
                 return _snapshot(repo, revision, local_files_only=True)
-            except (LocalEntryNotFoundError, InputError):
+            except (errors.LocalEntryNotFoundError, InputError):
                 log.info("%s is not complete in the cache; asking the hub", at)
         return _snapshot(repo, revision, local_files_only=False)
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise InputError(
             f"the hub model {at} must be open to you; its owner asks for consent first. "
             "Accept the terms on its page and log in with `hf auth login`."
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise InputError(
             "must exist on the hub",
             key="model.revision",
             found=f"{at} does not",
             remedy="check the revision",
         ) from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise InputError(
             "must be a folder, a hub id or reference:NAME",
             key="model.source",
             found=f"neither a folder nor a hub model is called {repo}",
             remedy="check the spelling, or log in if it is private",
         ) from error
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         raise InputError(
             f"the hub model {at} must be in the local cache or the hub within reach; neither is "
             "the case, and no folder has that name. Connect once, or give a folder."
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise InputError(
             f"the hub model {at} must be readable; it is not: {first_line(error)}"
         ) from error
@@ -87,17 +81,17 @@ def fetch_from_hub(repo: str, revision: str | None) -> Path:
 
 def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> Path:
     """Return a snapshot with a decoder's config and all its weights, or raise as the hub does."""
-    from huggingface_hub import snapshot_download
-
     options = {"revision": revision, "local_files_only": local_files_only}
-    small = Path(snapshot_download(repo, allow_patterns=["config.json", INDEX_FILE], **options))
+    small = Path(hub.snapshot_download(repo, allow_patterns=["config.json", INDEX_FILE], **options))
     config = read_config(small)
     check_decoder(config, repo)
     check_experts(config, repo, stored_names(small))
-    snapshot = snapshot_download(repo, allow_patterns=FILES, ignore_patterns=NOT_FILES, **options)
+    snapshot = hub.snapshot_download(
+        repo, allow_patterns=FILES, ignore_patterns=NOT_FILES, **options
+    )
     weight_files(Path(snapshot))
     check_experts(config, repo, stored_names(Path(snapshot)))
     # By itself, since nothing else below a folder is wanted; of the very same commit.
     options["revision"] = Path(snapshot).name
-    snapshot_download(repo, allow_patterns=[f"{CHAT_TEMPLATES}/*.jinja"], **options)
+    hub.snapshot_download(repo, allow_patterns=[f"{CHAT_TEMPLATES}/*.jinja"], **options)
     return Path(snapshot)

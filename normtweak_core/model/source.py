@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError
+from normtweak_core.lazy import lazy
 from normtweak_core.model.architecture import (
     check_decoder,
     check_experts,
@@ -18,6 +19,8 @@ from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.hub import fetch_from_hub, is_hub_id
 from normtweak_core.paths import given_path
 from normtweak_core.reference.architectures import REFERENCE_NAMES
+
+torch = lazy("torch")
 
 __all__ = [
     "ModelFolder",
@@ -121,8 +124,6 @@ def _num_cuda_devices() -> int:
     """Return how many CUDA devices torch sees; a CPU build of torch is not asked."""
     if importlib.metadata.version("torch").endswith("+cpu"):
         return 0
-    import torch
-
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 

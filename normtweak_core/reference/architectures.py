@@ -6,8 +6,12 @@ formats, present and planned, can hold them.
 
 from typing import TYPE_CHECKING
 
+from normtweak_core.lazy import lazy
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+tokenizers, transformers = lazy("tokenizers"), lazy("transformers")
 
 REFERENCE_NAMES = ("llama", "neox")
 CONTEXT = 512
@@ -23,8 +27,6 @@ def model_config(name: str) -> "PretrainedConfig":
     Raises:
         ValueError: The name is neither ``llama`` nor ``neox``.
     """
-    from transformers import GPTNeoXConfig, LlamaConfig
-
     shared = {
         "vocab_size": VOCABULARY,
         "max_position_embeddings": CONTEXT,
@@ -33,7 +35,7 @@ def model_config(name: str) -> "PretrainedConfig":
         "eos_token_id": 0,
     }
     if name == "llama":
-        return LlamaConfig(
+        return transformers.LlamaConfig(
             **shared,
             intermediate_size=512,
             num_hidden_layers=5,
@@ -44,7 +46,7 @@ def model_config(name: str) -> "PretrainedConfig":
             mlp_bias=False,
         )
     if name == "neox":
-        return GPTNeoXConfig(
+        return transformers.GPTNeoXConfig(
             **shared,
             intermediate_size=1024,
             num_hidden_layers=4,
@@ -62,26 +64,23 @@ def train_tokenizer(texts: list[str], name: str) -> "PreTrainedTokenizerFast":
     The Llama tokenizer puts the end-of-text token before every document, as Llama's does with its
     own; the NeoX tokenizer adds nothing, as Pythia's.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.train_from_iterator(
         texts,
-        trainers.BpeTrainer(
+        tokenizers.trainers.BpeTrainer(
             vocab_size=VOCABULARY,
             special_tokens=[END_OF_TEXT],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
     if name == "llama":
-        tokenizer.post_processor = processors.TemplateProcessing(
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)]
         )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,

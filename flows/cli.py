@@ -15,6 +15,7 @@ from typing import NoReturn
 from flows.commands.command import STATE, Command
 from flows.commands.failures import exit_code, sigterm_raises
 from normtweak_core.errors import InputError
+from tasks.server.ending import process_is_a_command
 
 # Module under flows.commands, which is imported when its command is given, and summary.
 COMMANDS = {
@@ -124,4 +125,5 @@ def build_parser(given: str) -> Parser:
 
 
 if __name__ == "__main__":
+    process_is_a_command()
     sys.exit(main())

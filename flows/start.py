@@ -19,7 +19,14 @@ def _end(number: int, frame: FrameType | None) -> None:
 if heard := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)
 
-from flows.cli import main  # noqa: E402
+from flows import cli  # noqa: E402
+from tasks.server.ending import process_is_a_command  # noqa: E402
 
 if heard:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def main() -> int:
+    """Run a command and return its exit code, as `flows.cli.main` does."""
+    process_is_a_command()
+    return cli.main()

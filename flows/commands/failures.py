@@ -15,9 +15,9 @@ from types import FrameType
 from normtweak_core.errors import ForeseenError, InputError
 from tasks.engine.environment import HOME_VARIABLE
 from tasks.engine.log_files import log_file
+from tasks.server.ending import RESUME, Terminated, end_within, ended_by, told
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
-EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 # What takes less memory when it is lower, by command.
 LESS_MEMORY = {
     "quantize": "calibration.samples or calibration.length",
@@ -27,12 +27,6 @@ LESS_MEMORY = {
     "evaluate": "--length",
     "compare": "--length",
 }
-CANCELLED = "CancelledRun"  # Prefect's, by name: it may not be imported
-RESUME = "finished stages are kept, and the same command goes on from there."
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. No `Exception`, so that nothing on the way mistakes it for a failure."""
 
 
 @contextlib.contextmanager
@@ -63,19 +57,14 @@ def exit_code(error: BaseException, command: str, log: Path | None = None) -> in
         command: Its name, for the log file.
         log: The log it has written so far, if any; the traceback is added there.
     """
-    end = _ending(error)
-    if isinstance(end, KeyboardInterrupt):
-        # One that passed through exec() of a text, which is how dataclasses are made, leaves
+    if (end := ended_by(error)) is not None:
+        # A Ctrl-C that passed through exec() of a text, which is how dataclasses are made, leaves
         # CPython set to end by the signal instead of the code; the next exec() clears that.
         exec("")
-        say(f"interrupted; {RESUME}")
-        return EXIT_INTERRUPTED
-    if type(end).__name__ == CANCELLED:
-        say(f"cancelled on Prefect's page or with its command; {RESUME}")
-        return EXIT_INTERRUPTED
-    if end is not None:
-        say(f"ended by SIGTERM; {RESUME}")
-        return EXIT_TERMINATED
+        say(end[1])
+        end_within(*end)
+        told()
+        return end[0]
     if isinstance(error, InputError):
         say(error.sentence)
         return EXIT_BAD_INPUT
@@ -90,22 +79,6 @@ def exit_code(error: BaseException, command: str, log: Path | None = None) -> in
         where = "No log could be written" if log is None else f"The log is {log}"
         say(f"{message.rstrip('.')}. {where}.")
     return EXIT_FAILED
-
-
-def _ending(error: BaseException) -> BaseException | None:
-    """Return what has ended the command from outside, if that is behind an error.
-
-    What is raised while it passes comes of it: Python 3.11 makes a RuntimeError of whatever arrives
-    while a class gets its attributes, and a connection that was in use fails to say good-bye.
-    """
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, KeyboardInterrupt | Terminated) or type(found).__name__ in (
-            CANCELLED, "TerminationSignal",
-        ):  # fmt: skip
-            return found
-        found = found.__cause__ or found.__context__
-    return None
 
 
 def _with_traceback(log: Path, error: BaseException) -> Path | None:

@@ -21,6 +21,7 @@ from tasks.engine.live_page import moving
 from tasks.engine.log_files import logged_to_file
 from tasks.engine.runs import own_run
 from tasks.server.cancelling import RunCancelled, watched
+from tasks.server.ending import CANCEL, end_within, ended_by
 
 # What happens once a run: these lines and warnings are all that a service shows on its terminal.
 milestones = logging.getLogger("flows.milestones")
@@ -39,8 +40,13 @@ def operated(body: Callable[..., Any]) -> Callable[..., Any]:
                 with moving(flow_run.id, _name(arguments)), watched(flow_run.id):
                     return body(*arguments, **named)
             except RunCancelled:
+                end_within(*CANCEL)
                 milestones.info("cancelled; finished stages are kept")
                 return Cancelled(message=CANCELLED)
+            except BaseException as error:
+                if (end := ended_by(error)) is not None:
+                    end_within(*end)
+                raise
 
     return carried_out
 

@@ -39,7 +39,7 @@ ABLATE = Pipeline(
     "ablate", (dry_run, training_text.but(when=lambda work: work.recipe.needs_training_text))
 )
 # What a cell is carried out by.
-CELL = QUANTIZE.upto("evaluate")
+CELL = QUANTIZE.upto(FLOAT, "evaluate")
 
 
 @flow(name="ablate", flow_run_name=run_name("{recipe.name}"), validate_parameters=True)

@@ -1,15 +1,16 @@
 """Every leaf of an ablation's own keys changes what is computed, not only what is planned."""
 
 import copy
-import time
 
 import pytest
 
 import flows.ablate
+from flows.pipeline.run import Run
 from flows.recipes.ablation import AblationRecipe, planned_cells
 from flows.recipes.file import recipe_sha256
 from flows.reports.ablation import Ablation
 from normtweak_core.ablation.config import STUDIES
+from tasks.engine.progress import Progress
 from tests.flows.stage_bodies import Bodies
 from tests.flows.stage_keys import changed
 from tests.flows.test_ablation_recipe import LEFT_OUT, OTHER
@@ -70,12 +71,15 @@ def computed(recipe: AblationRecipe, stored: dict, monkeypatch) -> tuple[list, l
     """Return the exports of an ablation, and the numbers of its tables."""
     from tasks.models.job import open_job
 
-    def run_of(began, *_, job) -> Bodies:
-        return Bodies(began, job=job, stored=stored)
+    def stages(*_) -> Bodies:
+        bodies = Bodies(stored)
+        bodies.cached = {}
+        return bodies
 
-    monkeypatch.setattr(flows.ablate, "Run", run_of)
-    monkeypatch.setattr("flows.quantize.show_blocks", lambda blocks: None)
-    shared = run_of(time.monotonic(), job=open_job(recipe.model, recipe.seed))
+    monkeypatch.setattr(flows.ablate, "Execution", stages)
+    progress = Progress(terminal=False)
+    job = open_job(recipe.model, recipe.seed)
+    shared = Run(recipe, job, recipe.calibration, progress=progress)
     cells = [
         flows.ablate._carry_out(shared, cell, recipe_sha256(cell.recipe))
         for cell in planned_cells(recipe, "")

@@ -82,7 +82,7 @@ def measured(work: Any, found: Found, name: str, beside: str | None = None) -> M
             metrics |= both.metrics()
     details = read_json(one.details)
     inputs = work.text.inputs()
-    if work.items:
+    if own:
         inputs |= {"tasks": [items.inputs() for items in work.items]}
     return Measured(
         # A cached result comes back in the order of its names: so that equal runs write equal

@@ -37,6 +37,7 @@ class Bodies:
     known: dict[str, dict[str, Any]] | None = None  # effects by name of the part
     effects: dict[str, dict[str, Any]] = field(default_factory=dict)
     told: set[str] = field(default_factory=lambda: TOLD)
+    cached: dict[str, bool] = field(default_factory=dict)
 
     def visit(self, stage: Stage, work: Any, found: dict[str, Any]) -> list[Any]:
         """Return the results of a stage."""
@@ -54,6 +55,7 @@ class Bodies:
                         )
                     )  # fmt: skip
                 results.append(self.stored[key])
+                self.cached[label] = False
                 self.effects[label] = effect(results[-1], self.told)
                 if self.known is not None and self.known.get(label) != self.effects[label]:
                     raise DiffersError(label)

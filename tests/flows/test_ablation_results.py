@@ -5,7 +5,6 @@ import copy
 import pytest
 
 import flows.ablate
-from flows.pipeline.run import Run
 from flows.recipes.ablation import AblationRecipe, planned_cells
 from flows.recipes.file import recipe_sha256
 from flows.reports.ablation import Ablation
@@ -71,15 +70,9 @@ def computed(recipe: AblationRecipe, stored: dict, monkeypatch) -> tuple[list, l
     """Return the exports of an ablation, and the numbers of its tables."""
     from tasks.models.job import open_job
 
-    def stages(*_) -> Bodies:
-        bodies = Bodies(stored)
-        bodies.cached = {}
-        return bodies
-
-    monkeypatch.setattr(flows.ablate, "Execution", stages)
-    progress = Progress(terminal=False)
-    job = open_job(recipe.model, recipe.seed)
-    shared = Run(recipe, job, recipe.calibration, progress=progress)
+    monkeypatch.setattr(flows.ablate, "Execution", lambda told: Bodies(stored))
+    job, quiet = open_job(recipe.model, recipe.seed), Progress(terminal=False)
+    shared = flows.ablate.Run(recipe, job, recipe.calibration, progress=quiet)
     cells = [
         flows.ablate._carry_out(shared, cell, recipe_sha256(cell.recipe))
         for cell in planned_cells(recipe, "")

@@ -194,15 +194,15 @@ def _uncalled(
     where = f"{where} of {type(streamed.model).__name__}"
     groups = linear_groups(block, lambda part, hidden: streamed.run_block(part, hidden, call), x)
     called = [name for names in groups for name in names]
-    if twice := [name for name in called if called.count(name) > 1]:
-        raise InputError(
-            f"a linear must be called once in its block; {twice[0]} of {where} is called again, on "
-            f"another input. {OTHER}"
-        )
     if not called:
         raise InputError(
             f"a block must call linears; none of {where} is called, so that nothing of it could be "
             f"quantized. {OTHER}"
+        )
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise InputError(
+            f"a linear must be called once in its block; {twice[0]} of {where} is called again, on "
+            f"another input. {OTHER}"
         )
     return [name for name in find_linears(block) if name not in called]
 

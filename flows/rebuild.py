@@ -16,6 +16,7 @@ from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from flows.ternary import TERNARY
 from tasks.engine.environment import state_root
+from tasks.results import FloatType
 
 PIPELINES = {one.name: one for one in (QUANTIZE, TERNARY, FINETUNE)}
 
@@ -25,7 +26,10 @@ PIPELINES = {one.name: one for one in (QUANTIZE, TERNARY, FINETUNE)}
 )
 @operated
 def rebuild(
-    uri: str, recipe: Recipe | TernaryRecipe | FinetuneRecipe, revisions: dict[str, str]
+    uri: str,
+    recipe: Recipe | TernaryRecipe | FinetuneRecipe,
+    revisions: dict[str, str],
+    float_type: FloatType | None = None,
 ) -> dict[str, Any]:
     """Make the export of a version again; evaluate and register nothing.
 
@@ -33,10 +37,11 @@ def rebuild(
         uri: The version.
         recipe: Its recipe.
         revisions: Commits of the hub data sets it read.
+        float_type: Of its export; None: it is found out again.
     """
     began = time.monotonic()
     pipeline = PIPELINES[kind_of(recipe.model_dump()).name]
-    run, found = pipeline.rebuild(recipe, revisions)
+    run, found = pipeline.rebuild(recipe, revisions, float_type)
     export = found["export"]
     return {
         "export_dir": str(state_root() / export.folder),

@@ -110,7 +110,7 @@ def _run(recorded: Recorded, inputs: Inputs, home: Path) -> dict[str, Any]:
     try:
         # Prefect has read where results go when it was imported: another place has to be said.
         here = rebuild.with_options(result_storage=home / "results")
-        return here(recorded.uri, inputs.recipe, inputs.revisions)
+        return here(recorded.uri, inputs.recipe, inputs.revisions, recorded.float_type)
     finally:
         os.environ[HOME_VARIABLE] = before
 

@@ -68,10 +68,10 @@ class Pipeline:
         Args:
             work: Recipe, model and machine.
             visit: Carries a stage out, or only looks.
-            inputs: What is there before the first stage.
+            inputs: What is there before the first stage; a stage whose result it holds is left out.
         """
         found = dict(inputs or {})
-        stages = self.active(work)
+        stages = [one for one in self.active(work) if one.name not in found]
         place = 0
         while place < len(stages):
             one = stages[place]

@@ -30,7 +30,7 @@ from tasks.models.job import open_job
 from tasks.models.work import Work
 from tasks.registry.promotion import MEASURED_ON, Verdict
 from tasks.registry.tracking import TrainingRun
-from tasks.results import CalibrationResult, ExportResult
+from tasks.results import CalibrationResult, ExportResult, FloatType
 from tasks.stages.dry_run import dry_run
 from tasks.stages.register import register_stage
 from tasks.stages.verify import verify
@@ -112,18 +112,23 @@ class RecipePipeline(Pipeline):
             found = self.walk(run, run.execution.visit, self.inputs(ready, True))
         return self._end(run, found)
 
-    def rebuild(self, recipe: Any, revisions: dict[str, str]) -> tuple[Run, Found]:
+    def rebuild(
+        self, recipe: Any, revisions: dict[str, str], float_type: FloatType | None
+    ) -> tuple[Run, Found]:
         """Carry out a recipe up to its export, and return what was made.
 
         Args:
             recipe: The recipe.
             revisions: Commits of the hub data sets that it reads.
+            float_type: That the export had; None: it is found out again.
         """
         ready = self.check(recipe, state_root(), evaluates=False)
         run = self.begin(recipe, ready, revisions, is_rebuild=True)
         with keys_called({"calibration": self.kind.data}):
             pipeline = self.upto("export")
-            return run, pipeline.walk(run, run.execution.visit, self.inputs(ready, True))
+            inputs = self.inputs(ready, True)
+            inputs |= {} if float_type is None else {"float type": float_type}
+            return run, pipeline.walk(run, run.execution.visit, inputs)
 
     def begin(
         self, recipe: Any, ready: Ready, revisions: dict[str, str] | None = None, **run: Any

@@ -13,9 +13,11 @@ from flows.pipeline.kept_files import read_kept
 from flows.pipeline.places import NOTHING, PLACE
 from flows.recipes.kinds import RecipeKind, kind_of
 from normtweak_core.errors import InputError
+from normtweak_core.finetune.source import recorded_refusals
 from tasks.engine.provenance import MadeWith
 from tasks.registry.names import parse_address
 from tasks.registry.registered import RegisteredVersion, download_reports, find_our_version
+from tasks.results import FloatType
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class Recorded:
             )
         told = self.version.tags[name]
         return "" if told == NOTHING else told
+
+    @property
+    def float_type(self) -> FloatType | None:
+        """The float type of the export, which a rebuild does not look for; None: none is told."""
+        dtype = self.version.tags.get("export_dtype")
+        refused = recorded_refusals(self.version.tags.get("float_types_refused", ""))
+        return None if dtype is None else FloatType(dtype=dtype, refused=refused)
 
     def place(self, key: str) -> str | None:
         """Return the absolute path that a key of the recipe named; None: it named no path."""

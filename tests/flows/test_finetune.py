@@ -243,7 +243,7 @@ def test_a_registered_version_is_made_again_from_its_export(project, finished, e
     code, result = rebuild_result(engine, uri, tmp_path / "r.json")
     assert (code, result["equal"], result["differences"]) == (0, True, [])
     trained = {f"train {end}" for end in segment_ends(SETTINGS["steps"])}
-    assert set(result["cached"]) == {"data", "float type", "block 0", "block 1", "export"} | trained
+    assert set(result["cached"]) == {"data", "block 0", "block 1", "export"} | trained
     assert not any(result["cached"].values())
     # The registry has the export that was trained on, should its folder be gone.
     _, start = project

@@ -177,7 +177,7 @@ def test_the_registered_version_is_made_again_and_its_curves_stay(undisturbed, e
     )
     assert (code, made["equal"]) == (0, True)
     assert made["export_sha256"] == result["export_sha256"]
-    assert {"data", "surgery", "float type", "export", f"train {STEPS}"} <= set(made["cached"])
+    assert {"data", "surgery", "export", f"train {STEPS}"} <= set(made["cached"])
     assert not any(made["cached"].values())
     assert state() == before
 

@@ -13,8 +13,12 @@ from normtweak_core.calibration.documents import numbered_documents
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.tasks import numbered_items
+from normtweak_core.lazy import lazy
 from normtweak_core.model.vocabulary import embedding_rows, most_token_ids
 from normtweak_core.paths import given_path
+
+known_ids = lazy("normtweak_core.calibration.known_ids")
+tokenizers = lazy("normtweak_core.model.tokenizer")
 
 Texts = Iterator[tuple[str, int, str]]  # file, line that a text begins in, text
 
@@ -44,11 +48,8 @@ def check_tokens(
     rows = embedding_rows(folder)
     if most_token_ids(at) <= rows:
         return
-    from normtweak_core.calibration.known_ids import ids_given, require_known_text
-    from normtweak_core.model.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(at)
-    if ids_given(tokenizer) <= rows:
+    tokenizer = tokenizers.load_tokenizer(at)
+    if known_ids.ids_given(tokenizer) <= rows:
         return
     if (data is not None and data.source == "generated") or (measured and measured.tasks):
         _require_known_beginning(tokenizer, rows, at)
@@ -59,10 +60,10 @@ def check_tokens(
         files.append(given_path(measured.perplexity.path, "evaluation.perplexity.path"))
     for file in files:
         texts = ((str(file), line, text) for line, text in numbered_documents(file))
-        require_known_text(tokenizer, rows, texts)
+        known_ids.require_known_text(tokenizer, rows, texts)
     if measured is not None and measured.data is not None:
         for task in measured.tasks:
-            require_known_text(tokenizer, rows, _item_texts(measured.data, task))
+            known_ids.require_known_text(tokenizer, rows, _item_texts(measured.data, task))
 
 
 def _require_known_beginning(tokenizer: Any, rows: int, folder: Path) -> None:

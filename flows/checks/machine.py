@@ -14,9 +14,14 @@ from pathlib import Path
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from normtweak_core.export.formats.checks import LinearShape, linear_shapes
+from normtweak_core.lazy import lazy
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.layout import block_list
+
+numpy = lazy("numpy")
+psutil = lazy("psutil")
+torch = lazy("torch")
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
@@ -133,18 +138,12 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
 def available_memory(device: str) -> int:
     """Return the bytes free on the device that a run computes on: its own, or the machine's."""
     if device == "cpu":
-        import psutil
-
         return psutil.virtual_memory().available
-    import torch
-
     return torch.cuda.mem_get_info(device)[0]
 
 
 def measured_speed() -> float:
     """Return the multiply-adds per second of a 512 x 512 float32 product on this machine, now."""
-    import numpy
-
     size = 512
     matrix = numpy.ones((size, size), dtype=numpy.float32)
     matrix @ matrix

@@ -12,12 +12,14 @@ from typing import Any
 
 from flows.commands.failures import EXIT_OK, exit_code
 from normtweak_core.errors import InputError
+from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import sweep_temporaries, write_atomically
 from tasks.engine.cleaning import in_use
 from tasks.engine.environment import log_plain_lines, prepare_environment
 from tasks.engine.log_files import logged_to_file
-from tasks.engine.runs import mark_dead_runs, own_flow_runs
 from tasks.server.api import api_for_this_run
+
+runs = lazy("tasks.engine.runs")  # with Prefect, which reads its settings when it is imported
 
 _REGISTRY = ("tasks.registry.promotion", "mlflow.store.tracking.sqlalchemy_store")
 # Beside the module of its flow, what a command always comes to; imported while its server comes
@@ -78,8 +80,8 @@ def _flow_result(
 ) -> dict[str, Any]:
     sweep_temporaries(root)
     with api_for_this_run(root, modules):
-        mark_dead_runs(root)
-        with own_flow_runs(root):
+        runs.mark_dead_runs(root)
+        with runs.own_flow_runs(root):
             return flow()
 
 

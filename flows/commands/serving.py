@@ -22,10 +22,10 @@ from flows.commands.command import Command
 from flows.commands.first_line import first_line
 from flows.deploy import find_deployment_file, read_deployments
 from normtweak_core.errors import InputError
+from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import sweep_temporaries
 from tasks.engine.environment import log_plain_lines, prepare_environment, set_variables, state_root
 from tasks.engine.root_layout import MLARTIFACTS, MLFLOW_LOG
-from tasks.engine.runs import mark_dead_runs
 from tasks.server.api import (
     API_VARIABLE,
     HOST,
@@ -41,6 +41,7 @@ from tasks.server.cancelling import serving
 from tasks.server.children import Child
 
 log = logging.getLogger(__name__)
+runs = lazy("tasks.engine.runs")  # with Prefect, which reads its settings when it is imported
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 PORTS_TRIED = 50
@@ -136,7 +137,7 @@ def prefect_pages(root: Path, port: int | None) -> Iterator["PageServer"]:
             server.wait()
             stack.enter_context(announce_server(root, server.url))
         stack.enter_context(api_for_this_run(root))
-        mark_dead_runs(root)
+        runs.mark_dead_runs(root)
         yield server
 
 

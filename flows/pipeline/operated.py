@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
@@ -60,8 +61,6 @@ def _name(arguments: tuple[Any, ...]) -> str:
 @contextlib.contextmanager
 def _heard(name: str) -> Iterator[None]:
     """Send our lines to the page of the run; where no command does it, also write and show them."""
-    from prefect.logging.handlers import APILogHandler
-
     loggers = [logging.getLogger(one) for one in OUR_LOGGERS]
     for logger in loggers:
         logger.setLevel(logging.INFO)

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect.runtime import deployment, flow_run
+from prefect.utilities.urls import url_for
 
 from flows.pipeline.places import NOTHING
 from flows.recipes.kinds import kind_of
 from flows.reports.markdown import markdown_table
 from normtweak_core.export.verification.verify import read_manifest
 from tasks.engine.artifacts import write_atomically
+from tasks.engine.provenance import code_commit
+from tasks.registry.flavor.run_record import RunRecord
 from tasks.server.api import is_embedded
 
 if TYPE_CHECKING:
     from flows.pipeline.run import Run
-    from tasks.registry.flavor.run_record import RunRecord
 
 SAMPLES = "samples.json"
 COLUMNS = {"prompt": "prompt", "float_text": "float", "quantized_text": "quantized"}
@@ -26,7 +28,7 @@ MOST_POINTS = 1000  # of a curve: a training has its own run, with every step
 FLOW_RUN_URL = "prefect.flow_run_url"
 
 
-def run_record(run: "Run", recipe: Any, reports: Any, samples: list[dict[str, str]]) -> "RunRecord":
+def run_record(run: "Run", recipe: Any, reports: Any, samples: list[dict[str, str]]) -> RunRecord:
     """Return what the run of a version tells of the flow that is running.
 
     Args:
@@ -35,8 +37,6 @@ def run_record(run: "Run", recipe: Any, reports: Any, samples: list[dict[str, st
         reports: Know the lineage, the series and the folder of the export.
         samples: What the float and the quantized model write.
     """
-    from tasks.registry.flavor.run_record import RunRecord
-
     return RunRecord(
         started=time.time() - (time.monotonic() - run.began),
         params=recipe_params(recipe, reports.lineage(), run.job.source.name, reports.export),
@@ -94,8 +94,6 @@ def thinned(points: dict[int, float]) -> dict[int, float]:
 
 def source_tags() -> dict[str, str]:
     """Return what MLflow shows as the source of a run, and where Prefect shows the flow run."""
-    from tasks.engine.provenance import code_commit
-
     commit, scheduled = code_commit(), deployment.id is not None
     flow = f"normtweak {flow_run.flow_name}"
     tags = {
@@ -110,8 +108,6 @@ def source_tags() -> dict[str, str]:
 
 def prefect_address() -> str | None:
     """Return where Prefect shows the current flow run; None: its server ends with the run."""
-    from prefect.utilities.urls import url_for
-
     return None if is_embedded() else url_for("flow-run", obj_id=flow_run.id)
 
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+from normtweak_core.lazy import lazy
 from tasks.engine.client import no_answer, sync_client
 
+actions = lazy("prefect.client.schemas.actions")
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_UPDATES = 3.0
@@ -128,12 +130,10 @@ class _LivePage:
                 self._closing.wait(SECONDS_BETWEEN_UPDATES)
 
     def _post(self, client: Any, key: str, artifact: _Artifact) -> None:
-        from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-
         try:
             if artifact.id is None:
                 made = client.create_artifact(
-                    ArtifactCreate(
+                    actions.ArtifactCreate(
                         key=key,
                         type=artifact.kind,
                         data=artifact.data,
@@ -143,7 +143,7 @@ class _LivePage:
                 )
                 self._made[key] = made.id
             else:
-                change = ArtifactUpdate(data=artifact.data, description=artifact.text)
+                change = actions.ArtifactUpdate(data=artifact.data, description=artifact.text)
                 client.update_artifact(artifact.id, change)
             self._answers = True
         except no_answer() as error:

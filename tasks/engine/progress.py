@@ -10,9 +10,12 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from normtweak_core.lazy import lazy
 from tasks.engine.live_page import show_bar
 
 log = logging.getLogger(__name__)
+rich_console = lazy("rich.console")
+rich_progress = lazy("rich.progress")
 
 
 class Advance(Protocol):
@@ -69,33 +72,24 @@ class Progress:
 
     @contextlib.contextmanager
     def _bar(self, name: str, unit: str) -> Iterator[Advance]:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            ProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bars
-
-        class Speed(ProgressColumn):
+        class Speed(rich_progress.ProgressColumn):
             def render(self, task) -> str:
                 shown = unit == "tokens" and task.speed  # unknown at first
                 return f"{task.speed:,.0f}/s" if shown else ""
 
         columns = (
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
+            rich_progress.TextColumn("{task.description:<24}"),
+            rich_progress.BarColumn(),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TextColumn(unit),
             Speed(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
+            rich_progress.TimeElapsedColumn(),
+            rich_progress.TimeRemainingColumn(compact=True),
+            rich_progress.TextColumn("{task.fields[note]}"),
         )
-        with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
+        with rich_progress.Progress(
+            *columns, console=rich_console.Console(stderr=True), transient=False
+        ) as bars:
             bar = bars.add_task(name, total=None, note="")
 
             def advance(done: int, total: int, note: str = "") -> None:

@@ -12,14 +12,15 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from prefect import tags
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.states import Cancelled, Crashed
 
 from tasks.engine import events
 from tasks.engine.locks import create_locked, remove_if_free, try_lock
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.filters import FlowRunFilter
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,6 @@ def own_flow_runs(root: Path) -> Iterator[None]:
 
     Enter it before the flow is called and after the API is there.
     """
-    from prefect import tags
-
     owner = f"{TAG}{uuid.uuid4().hex[:12]}"
     path = _folder(root) / f"{owner}.lock"
     fd = create_locked(path)
@@ -84,11 +83,6 @@ def _folder(root: Path) -> Path:
 
 
 def _mark(owner: str) -> list[str]:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.client.schemas.responses import SetStateStatus
-    from prefect.states import Cancelled, Crashed
-
     which = {"tags": {"all_": [owner]}} if owner.startswith(TAG) else {"id": {"any_": [owner]}}
     chosen = FlowRunFilter(state={"type": {"any_": list(_ALIVE)}}, **which)
     marked = []
@@ -106,10 +100,7 @@ def _mark(owner: str) -> list[str]:
     return marked
 
 
-def _mark_task_runs(client: "SyncPrefectClient", chosen: "FlowRunFilter", message: str) -> None:
-    from prefect.client.schemas.filters import TaskRunFilter
-    from prefect.states import Crashed
-
+def _mark_task_runs(client: SyncPrefectClient, chosen: FlowRunFilter, message: str) -> None:
     unfinished = TaskRunFilter(state={"type": {"any_": list(_ALIVE)}})
     tasks = client.read_task_runs(flow_run_filter=chosen, task_run_filter=unfinished, limit=_PAGE)
     for task in tasks:

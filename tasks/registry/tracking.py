@@ -4,6 +4,11 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from normtweak_core.lazy import lazy
+
+entities = lazy("mlflow.entities")
+mlflow = lazy("mlflow")
+
 SECONDS_BETWEEN_WRITES = 5.0
 ORIGIN_TAG = "training_origin"
 
@@ -23,10 +28,7 @@ class TrainingRun:
             params: What the page of the run shows as its parameters.
             tags: Its source, and where Prefect shows the flow run.
         """
-        from mlflow import MlflowClient
-        from mlflow.entities import Param, RunTag
-
-        self._client = MlflowClient()
+        self._client = mlflow.MlflowClient()
         self._buffer: list[tuple[int, dict[str, float]]] = []
         self._written = time.monotonic()
         found = self._client.get_experiment_by_name(experiment)
@@ -41,8 +43,8 @@ class TrainingRun:
         )
         self.run_id = run.info.run_id
         self._client.update_run(self.run_id, status="RUNNING")
-        entries = [Param(name, str(value)) for name, value in sorted(params.items())]
-        known = [RunTag(name, value) for name, value in tags.items()]
+        entries = [entities.Param(name, str(value)) for name, value in sorted(params.items())]
+        known = [entities.RunTag(name, value) for name, value in tags.items()]
         self._client.log_batch(self.run_id, params=entries, tags=known)
         history = self._client.get_metric_history(self.run_id, "train/loss") if runs else []
         self._last = max((entry.step for entry in history), default=0)
@@ -55,11 +57,9 @@ class TrainingRun:
             self._flush()
 
     def _flush(self) -> None:
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
         entries = [
-            Metric(name, value, now, step)
+            entities.Metric(name, value, now, step)
             for step, metrics in self._buffer
             for name, value in metrics.items()
         ]

@@ -19,11 +19,14 @@ from importlib import metadata
 from pathlib import Path
 
 from normtweak_core.errors import ForeseenError
+from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import write_atomically
 from tasks.engine.locks import exclusive, held
 from tasks.server.children import Child, last_lines
 
 logger = logging.getLogger(__name__)
+events = lazy("prefect.events.worker")
+handlers = lazy("prefect.logging.handlers")
 
 HOST = "127.0.0.1"
 API_VARIABLE = "PREFECT_API_URL"
@@ -77,9 +80,7 @@ def api_for_this_run(root: Path, modules: Iterable[str] = ()) -> Iterator[str]:
     try:
         _embedded.add(server.url)
         with _api_url(server.url):
-            import prefect.main  # noqa: F401  (read while the server comes up)
-
-            for module in modules:
+            for module in ("prefect.main", *modules):  # read while the server comes up
                 importlib.import_module(module)
             server.wait()
             try:
@@ -279,8 +280,5 @@ def _reread_settings() -> None:
 
 def _send_what_is_queued() -> None:
     """Wait until the log lines and events of this process have reached the server."""
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    for worker in (APILogWorker, EventsWorker):
+    for worker in (handlers.APILogWorker, events.EventsWorker):
         worker.drain_all(timeout=5, at_exit=False)

@@ -14,8 +14,14 @@ import socket
 import time
 from pathlib import Path
 
+from normtweak_core.lazy import lazy
 from tasks.server.report_pages import report_route
 from tasks.server.watch import require_parent, watch_arguments, watch_pipe
+
+# Imported while the parent is watched.
+memory = lazy("prefect.server.utilities.messaging.memory")
+server = lazy("prefect.server.api.server")
+uvicorn = lazy("uvicorn")
 
 SECONDS_TO_STOP = 8
 SECONDS_TO_DRAIN = 4
@@ -39,8 +45,6 @@ def _serve(listener: socket.socket, ready: int, root: Path) -> None:
     # The import allocates half a million objects that all stay: collecting in between costs a
     # fifth of it.
     gc.disable()
-    import uvicorn
-    from prefect.server.api.server import create_app
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -55,7 +59,7 @@ def _serve(listener: socket.socket, ready: int, root: Path) -> None:
             await _handle_queues()
             await super().shutdown(sockets)
 
-    app = create_app()
+    app = server.create_app()
     # Before Prefect's own routes, the last of which answers every address.
     app.router.routes.insert(0, report_route(root))
     config = uvicorn.Config(
@@ -70,13 +74,11 @@ def _serve(listener: socket.socket, ready: int, root: Path) -> None:
 
 async def _handle_queues() -> None:
     """Wait until every queued message was handed to its consumer, which flushes when stopped."""
-    from prefect.server.utilities.messaging.memory import Topic
-
     empty = 0
     end = time.monotonic() + SECONDS_TO_DRAIN
     while empty < 2 and time.monotonic() < end:  # twice: a message may be on its way in between
         await asyncio.sleep(0.05)
-        subscriptions = [s for topic in Topic._topics.values() for s in topic._subscriptions]
+        subscriptions = [s for topic in memory.Topic._topics.values() for s in topic._subscriptions]
         waiting = sum(s._queue.qsize() + s._retry.qsize() for s in subscriptions)
         empty = empty + 1 if waiting == 0 else 0
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from normtweak_core.lazy import lazy
 from tasks.engine.client import no_answer, sync_client
 from tasks.engine.locks import create_locked, held
 from tasks.server.api import ServerError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
 log = logging.getLogger(__name__)
+states = lazy("prefect.states")
 
 SECONDS_BETWEEN_LOOKS = 3.0
 SECONDS_TO_STOP = 8.0  # of a run whose `normtweak serve` is gone, and perhaps its server as well
@@ -156,15 +158,14 @@ class _Watch:
         It would refuse it after Cancelling, and after a Crashed that an automation has set because
         a heartbeat was late.
         """
-        from prefect.states import Running
-
         try:
             with sync_client() as client:
                 state = client.read_flow_run(self.flow_run_id).state
                 if _is_cancel(state) and not self.is_too_late:
                     raise RunCancelled
                 if state is not None and not state.is_running():
-                    done = Running(message=f"had done its work when it was set to {state.name}")
+                    told = f"had done its work when it was set to {state.name}"
+                    done = states.Running(message=told)
                     client.set_flow_run_state(self.flow_run_id, done, force=True)
         except no_answer() as error:
             log.warning("the Prefect server does not say what state this run is in: %r", error)

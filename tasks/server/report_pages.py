@@ -3,8 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normtweak_core.lazy import lazy
+
 if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.routing import Route
+
+responses = lazy("starlette.responses")
+routing = lazy("starlette.routing")
 
 PAGE = "report.html"
 ADDRESS = "/normtweak/"
@@ -30,16 +37,13 @@ def report_file(root: Path, path: str) -> Path | None:
 
 def report_route(root: Path) -> "Route":
     """Return the route that answers with the reports below a state root."""
-    from starlette.requests import Request
-    from starlette.responses import FileResponse, PlainTextResponse, Response
-    from starlette.routing import Route
 
-    async def answer(request: Request) -> Response:
+    async def answer(request: "Request") -> "Response":
         path = request.path_params["path"]
         page = report_file(root, path)
         if page is None:
             text = f"There is no report {path} here: it was removed, or made on another machine."
-            return PlainTextResponse(text, status_code=404, headers=HEADERS)
-        return FileResponse(page, media_type="text/html; charset=utf-8", headers=HEADERS)
+            return responses.PlainTextResponse(text, status_code=404, headers=HEADERS)
+        return responses.FileResponse(page, media_type="text/html; charset=utf-8", headers=HEADERS)
 
-    return Route(ADDRESS + "{path:path}", answer, methods=["GET", "HEAD"])
+    return routing.Route(ADDRESS + "{path:path}", answer, methods=["GET", "HEAD"])

@@ -9,8 +9,11 @@ chat message can no longer be told apart.
 import copy
 from pathlib import Path
 
+import torch
+from jinja2 import TemplateError
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ACCEPTED = (
     "predict takes a text, a list of texts, a DataFrame or dict with texts as `prompt`, or chat "
@@ -35,9 +38,6 @@ class TextGeneration:
     """A causal language model that continues prompts; greedy unless a temperature is given."""
 
     def __init__(self, folder):
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", trust_remote_code=False
@@ -108,8 +108,6 @@ class TextGeneration:
         return [start]
 
     def _chat_ids(self, messages):
-        from jinja2 import TemplateError
-
         for message in messages:
             _check_text(message["content"], "a message")
         if not self.tokenizer.chat_template:
@@ -137,8 +135,6 @@ class TextGeneration:
             )
 
     def _continue(self, ids, how, which):
-        import torch
-
         self._check_length(ids, how, which)
         device = self.model.device
         ids = torch.tensor([ids], dtype=torch.int64, device=device)

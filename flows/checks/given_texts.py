@@ -8,7 +8,7 @@ from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import InputError, given_by
 from normtweak_core.evaluate.config import EvaluationConfig, PerplexityConfig
 from normtweak_core.evaluate.tasks import read_items
-from normtweak_core.model.source import REFERENCE_PREFIX, ModelFolder
+from normtweak_core.evaluate.text import window_length
 from normtweak_core.paths import given_path
 
 DATA_FILES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".txt")
@@ -71,21 +71,6 @@ def check_items(evaluation: EvaluationConfig) -> None:
         read_items(folder, task)
 
 
-def require_evaluation_text(config: PerplexityConfig, source: ModelFolder) -> None:
-    """Accept a text to measure on: one that is named, or the one a reference model ships.
-
-    Raises:
-        InputError: There is none.
-    """
-    if config.path is None and not source.name.startswith(REFERENCE_PREFIX):
-        raise InputError(
-            "is required for a model that ships no held-out text",
-            key="evaluation.perplexity.path",
-            found=f"found none for {source.name}",
-            remedy="give a .txt or .jsonl file",
-        )
-
-
 def checked_lengths(
     calibration: CalibrationConfig, evaluation: PerplexityConfig | None, context: int | None
 ) -> int:
@@ -95,14 +80,8 @@ def checked_lengths(
         InputError: A window, here or of the evaluation, is longer than the model's context.
     """
     length = effective_length(calibration.length, context)
-    evaluated = length if evaluation is None else evaluation.length or length
-    if context is not None and evaluated > context:
-        raise InputError(
-            f"must be at most the model's context of {context} tokens",
-            key="evaluation.perplexity.length",
-            found=f"found {evaluated}",
-            remedy="lower it",
-        )
+    if evaluation is not None:
+        window_length(evaluation, length, context)
     return length
 
 

@@ -12,7 +12,6 @@ from flows.checks.given_texts import (
     check_items,
     check_texts,
     checked_lengths,
-    require_evaluation_text,
 )
 from flows.checks.known_tokens import check_tokens
 from flows.checks.machine import (
@@ -28,6 +27,7 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.hub_data import local_data
 from normtweak_core.errors import keys_called
 from normtweak_core.evaluate.config import EvaluationConfig
+from normtweak_core.evaluate.text import text_path
 from normtweak_core.export.formats.checks import GPTQ_READER_DONE, check_exportable
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.source import (
@@ -114,7 +114,7 @@ def check_inputs(
         source = resolve_source(model)
         check_model_folder(source.path)
         if measured is not None:
-            require_evaluation_text(measured.perplexity, source)
+            text_path(measured.perplexity, source)
         length = checked_lengths(data, text, model_context(source.path))
     require_reader_files(source.path)
     check_tokens(source.path, data, measured)

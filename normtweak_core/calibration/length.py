@@ -13,11 +13,27 @@ def effective_length(config_length: int | None, context: int | None) -> int:
     """
     if config_length is None:
         return min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
-    if context is not None and config_length > context:
+    usual = min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
+    require_fit(config_length, context, "calibration.length", f"lower it, or set null for {usual}")
+    return config_length
+
+
+def require_fit(length: int, context: int | None, key: str, remedy: str) -> None:
+    """Accept a window that is no longer than what the model was made for.
+
+    Args:
+        length: Tokens per window.
+        context: The longest one; None: no limit.
+        key: The key that holds the length.
+        remedy: What to do about a longer one.
+
+    Raises:
+        InputError: It is longer.
+    """
+    if context is not None and length > context:
         raise InputError(
             f"must be at most the model's context of {context} tokens",
-            key="calibration.length",
-            found=f"found {config_length}",
-            remedy=f"lower it, or set null for {min(DEFAULT_LENGTH, context)}",
+            key=key,
+            found=f"found {length}",
+            remedy=remedy,
         )
-    return config_length

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from normtweak_core.calibration.hub_data import hub_data_revision
-from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig, PerplexityConfig
 from normtweak_core.evaluate.tasks import TASKS, items_sha256
+from normtweak_core.evaluate.text import text_path, window_length
 from normtweak_core.lazy import lazy
-from normtweak_core.model.source import REFERENCE_PREFIX, ModelFolder
+from normtweak_core.model.source import ModelFolder
 from normtweak_core.paths import given_path
 from tasks.engine.artifacts import file_sha256
 from tasks.models.subjects import Subject
 
 texts = lazy("normtweak_core.calibration.text")
 
-HELD_OUT_TEXT = "held-out.jsonl"
 ENGINE = "lm_eval"
 
 
@@ -64,35 +63,8 @@ def text_of(
         InputError: The text does not exist, none is given and the model ships none, or a window is
             longer than the model's context.
     """
-    length = config.length or calibration_length
-    if context is not None and length > context:
-        raise InputError(
-            f"must be at most the model's context of {context} tokens",
-            key="evaluation.perplexity.length",
-            found=f"found {length}",
-            remedy="lower it",
-        )
-    return Text(_text_path(config, source), length, config.max_tokens)
-
-
-def _text_path(config: PerplexityConfig, source: ModelFolder) -> Path:
-    if config.path is not None:
-        path = given_path(config.path, "evaluation.perplexity.path")
-        if not path.is_file():
-            raise InputError(
-                "must be a text file",
-                key="evaluation.perplexity.path",
-                found=f"{config.path} does not exist",
-            )
-        return path
-    if not source.name.startswith(REFERENCE_PREFIX):
-        raise InputError(
-            "is required for a model that ships no held-out text",
-            key="evaluation.perplexity.path",
-            found=f"found none for {source.name}",
-            remedy="give a .txt or .jsonl file",
-        )
-    return source.path / HELD_OUT_TEXT
+    length = window_length(config, calibration_length, context)
+    return Text(text_path(config, source), length, config.max_tokens)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ gpu-test: setup
 docs: setup
 	$(BIN)/python -m flows.recipes.reference > docs/recipes.md.new
 	mv docs/recipes.md.new docs/recipes.md
+	$(BIN)/python -m flows.drawing < docs/architecture.md > docs/architecture.md.new
+	mv docs/architecture.md.new docs/architecture.md
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.blocks

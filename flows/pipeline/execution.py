@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prefect.client.schemas.objects import State, StateType
@@ -94,9 +94,15 @@ class Execution:
         needed = [self._ends[name] for name in stage.needs if name in self._ends]
         return needed or list(self._ends.values())[:1]
 
-    def ends(self) -> list[State[Any]]:
-        """Return the ends of all stages so far, for what waits for all of them."""
-        return list(self._ends.values())
+    def ends(self, stages: Iterable[Stage]) -> list[State[Any]]:
+        """Return the ends of the stages that no other is made from, for what waits for all.
+
+        Args:
+            stages: Of the pipeline.
+        """
+        needed = {name for stage in stages for name in stage.needs}
+        needed.update(list(self._ends)[:1])  # see `_ends_before`
+        return [end for name, end in self._ends.items() if name not in needed]
 
 
 @contextlib.contextmanager

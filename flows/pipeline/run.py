@@ -166,7 +166,9 @@ class RecipePipeline(Pipeline):
         name = run.job.source.name
         files += write_evaluation(reports.folder, result, run.recipe.seed, run.recipe.name, name)
         metrics = result.metrics | reports.more_metrics()
-        registered = _register(run, found[self.data], export, metrics, reports, files, result)
+        ends = run.execution.ends(self.stages)
+        data = found[self.data]
+        registered = _register(run, data, export, metrics, reports, files, result, ends)
         training = self.training(found, reports) if self.training else {}
         return {
             "export_dir": str(state_root() / export.folder),
@@ -203,6 +205,7 @@ def _register(
     reports: Any,
     files: list[Path],
     result: Measured,
+    wait_for: list[Any],
 ) -> dict[str, Any]:
     """Return the registered version of an export, with its metrics, lineage and reports.
 
@@ -237,7 +240,7 @@ def _register(
         quote([str(file) for file in told]),
         quote(verdict),
         quote(record),
-        wait_for=run.execution.ends(),
+        wait_for=wait_for,
     )
     milestones.info(
         "registered %s%s",

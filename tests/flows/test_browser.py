@@ -1,6 +1,7 @@
 """The pages of a real run, as a person sees them in a browser."""
 
 import json
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,8 +93,41 @@ def write_recipe(folder: Path) -> Path:
 
 def test_the_run_shows_its_state_and_every_block_task(browser: Browser, pages: Pages):
     browser.shows(f"{pages.run_page()}?tab=Logs", NAME, "Completed", "block 1", picture="run")
-    tasks = ("block-00", "block-01", "calibrate", "final-tune", "export", "verify", "register")
+    tasks = ("block 0", "block 1", "calibrate", "final tune", "export", "verify", "register")
     browser.shows(f"{pages.run_page()}?tab=TaskRuns", *tasks, "Completed", picture="tasks")
+
+
+def test_the_page_draws_an_arrow_to_each_stage_from_what_it_is_made_from(pages: Pages):
+    address = f"{pages.prefect}/api/flow_runs/{pages.result['flow_run_id']}/graph-v2"
+    with urllib.request.urlopen(address, timeout=20) as answer:
+        nodes = dict(json.loads(answer.read())["nodes"])
+    labels = {place: node["label"] for place, node in nodes.items()}
+    drawn = {
+        (labels[parent["id"]], node["label"])
+        for node in nodes.values()
+        for parent in node["parents"]
+    }
+    assert drawn == {
+        ("dry run", "calibrate"),
+        ("dry run", "evaluate float"),
+        ("calibrate", "float type"),
+        ("calibrate", "block 0"),
+        ("float type", "block 0"),
+        ("block 0", "block 1"),
+        ("calibrate", "final tune"),
+        ("float type", "final tune"),
+        ("block 1", "final tune"),
+        ("calibrate", "export"),
+        ("float type", "export"),
+        ("block 1", "export"),
+        ("final tune", "export"),
+        ("calibrate", "rtn 0"),
+        ("float type", "rtn 0"),
+        ("rtn 0", "rtn 1"),
+        ("export", "verify"),
+        ("export", "evaluate"),
+        *((one, "register") for one in ("rtn 1", "verify", "evaluate float", "evaluate")),
+    }
 
 
 @pytest.mark.parametrize("version", ["v2", "v1"])

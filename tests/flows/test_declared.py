@@ -3,14 +3,18 @@
 Small stages that add numbers stand for long ones; the real pipelines are looked at as declared.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from flows.drawing import with_stages
 from flows.pipeline.declared import Finished, Pipeline
 from tasks.engine.artifacts import Result
 from tasks.engine.stage import Stage, stage
 from tests.flows.declared import PIPELINES, STAGES
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 class Number(Result, frozen=True):
@@ -192,3 +196,10 @@ def test_what_a_declared_stage_needs_is_a_stage_before_it_or_an_input(pipeline):
     for one in pipeline.stages:
         assert set(one.needs) <= {*names, "start"}
         names.append(one.name)
+
+
+def test_the_page_on_the_architecture_draws_the_stages_as_they_are_declared():
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    assert with_stages(page) == page, "run `make docs`"
+    assert "s4[[block]]" in page
+    assert "s3 --> s4" in page  # from the float type

@@ -44,11 +44,17 @@ def _part_lines(part: str | list[str] | Table | Drawing, pictures: Pictures) -> 
         case Drawing(caption, file=file):
             if pictures == "told" or not file:
                 return [caption]
-            return [f"![]({file if pictures == 'named' else part.address})", "", caption]
+            place = file if pictures == "named" else part.address
+            return [f"![{_first_sentence(caption)}]({place})", "", caption]
         case Table(heads, caption=caption):
             sides = "".join("r" if numbers else "l" for numbers in part.numbers)
             texts = [[cell.text for cell in row] for row in part.cells]
             return [*([caption, ""] if caption else []), *markdown_table(heads, texts, sides)]
+
+
+def _first_sentence(text: str) -> str:
+    """Return what stands for a picture where it cannot be seen."""
+    return text.partition(". ")[0].rstrip(".").translate(str.maketrans("[]", "()"))
 
 
 def markdown_table(

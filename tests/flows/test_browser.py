@@ -192,7 +192,7 @@ def test_the_summary_shows_the_result_and_draws_the_plot(
         for kind in ("float", "quantized", "ratio")
     ]
     browser.shows(page, NAME, "in 4 bits by GPTQ", *numbers, "bits per weight", "norm tweak")
-    picture = 'img[alt="Drift of the quantized stream, block by block"]'
+    picture = 'img[alt^="|x_q - x_f| / |x_f| behind each block"]'
     drawn = f"const image = document.querySelector('{picture}'); return image && image.naturalWidth"
     browser.until(lambda: browser.run(drawn) == 840, "the drift plot, 840 pixels wide")
     assert browser.run(f"return document.querySelector('{picture}').clientWidth") > 400

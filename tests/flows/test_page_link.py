@@ -84,8 +84,8 @@ def test_a_document_says_the_same_in_markdown():
 
 def test_a_picture_stands_by_its_name_or_lies_inside_the_text():
     part = DOCUMENT.only("Drift")
-    assert to_markdown(part, "named").endswith("## Drift\n\n![](drift.png)\n\nA line.\n")
-    assert "![](data:image/png;base64,cG5n)\n" in to_markdown(part, "inside")
+    assert to_markdown(part, "named").endswith("## Drift\n\n![A line](drift.png)\n\nA line.\n")
+    assert "![A line](data:image/png;base64,cG5n)\n" in to_markdown(part, "inside")
     assert DOCUMENT.pictures() == {"drift.png": b"png"}
     nameless = Document("Kind", "title", "Lead.", (), [Section("Drift", [Drawing("A line.")])])
     assert to_markdown(nameless, "inside").endswith("## Drift\n\nA line.\n")

@@ -31,10 +31,7 @@ GOALS = {
     "places that share eight lines": 0,
     "README longer than 149 lines": 0,
 }
-CEILINGS = {
-    "modules in import circles": 2,
-    "places that share eight lines": 4,
-}
+CEILINGS: dict[str, int] = {}
 
 
 @dataclass

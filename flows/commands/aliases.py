@@ -2,23 +2,23 @@
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 from flows.checks.services import check_services
 from flows.commands.command import STATE, Command
 from flows.commands.execution import lazily, print_line
 from flows.commands.failures import EXIT_OK
-from normtweak_core.errors import InputError
 from tasks.engine.environment import prepare_environment, set_variables, state_root
-from tasks.registry.names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias, parse_address
+from tasks.registry.names import parse_address, require_names
 from tasks.registry.reachable import VARIABLE
+
+NAMED = ("NAME", "--alias")  # what the person calls both
 
 
 def run_promote(options: argparse.Namespace) -> int:
     """Point an alias to a version and print what changed."""
     address = parse_address(options.uri, alias_too=False)
-    _check(address.name, options.alias)
+    require_names(address.name, options.alias, NAMED)
     promote = lazily("tasks.registry.by_hand:promote")
     print_line(promote(*_registry(), address, options.alias))
     return EXIT_OK
@@ -26,23 +26,10 @@ def run_promote(options: argparse.Namespace) -> int:
 
 def run_rollback(options: argparse.Namespace) -> int:
     """Point an alias to the version it pointed to before, and print what changed."""
-    _check(options.name, options.alias)
+    require_names(options.name, options.alias, NAMED)
     rollback = lazily("tasks.registry.by_hand:rollback")
     print_line(rollback(*_registry(), options.name, options.alias))
     return EXIT_OK
-
-
-def _check(name: str, alias: str) -> None:
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise InputError(
-            f"a registered model name is letters, digits, dots, dashes and underscores; found "
-            f"{name!r}: check it."
-        )
-    if is_reserved_alias(alias) or not re.fullmatch(ALIAS_PATTERN, alias):
-        raise InputError(
-            f"--alias must be letters, digits, '_' and '-', and neither latest nor v and a number; "
-            f"found {alias!r}: choose another."
-        )
 
 
 def _registry() -> tuple[str, Path]:

@@ -46,13 +46,18 @@ class GivenPath(argparse.Action):
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Take a recipe, and changes to it."""
     parser.add_argument("recipe", action=GivenPath, metavar="RECIPE", help="YAML file; see conf/")
+    add_overrides(parser, "KEY=VALUE", "change one key of the recipe, such as quantization.bits=3")
+
+
+def add_overrides(parser: argparse.ArgumentParser, metavar: str, meaning: str) -> None:
+    """Take changes to a recipe."""
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="overrides",
-        metavar="KEY=VALUE",
-        help="change one key of the recipe, such as quantization.bits=3; may be repeated",
+        metavar=metavar,
+        help=f"{meaning}; may be repeated",
     )
 
 

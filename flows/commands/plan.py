@@ -112,41 +112,27 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
     from flows.rebuild import PIPELINES
     from normtweak_core.model.source import resolve_device
 
-    stages = PIPELINES[kind_of(recipe.model_dump()).name].plan(recipe, ready)
+    kind = kind_of(recipe.model_dump())
+    stages = PIPELINES[kind.name].plan(recipe, ready)
     device = resolve_device(recipe.model.device)
     shape, length = ready.shape, ready.length
     if isinstance(recipe, TernaryRecipe):
-        return Plan(
-            "to ternary, trained for "
-            f"{recipe.ternary.steps * recipe.ternary.batch * length:,} tokens",
-            recipe.ternary.data,
-            device,
-            stages,
-            ternary_memory(recipe, shape, length),
-            ternary_work(recipe, shape, length),
-        )
-    if isinstance(recipe, FinetuneRecipe):
+        tokens = recipe.ternary.steps * recipe.ternary.batch * length
+        becomes = f"to ternary, trained for {tokens:,} tokens"
+        needs = ternary_memory, ternary_work
+    elif isinstance(recipe, FinetuneRecipe):
         assert isinstance(ready, ReadyToFinetune)
         export = ready.export
         tokens = recipe.finetune.steps * recipe.finetune.batch * length
-        return Plan(
-            f"trained on at {export.bits} bits ({_groups(export.group_size)}), end to end for "
-            f"{tokens:,} tokens",
-            recipe.finetune.data,
-            device,
-            stages,
-            finetune_memory(recipe, shape, length),
-            finetune_work(recipe, shape, length),
-        )
-    config = recipe.quantization
-    return Plan(
-        f"to {config.bits} bits ({config.method}, {_groups(config.group_size)})",
-        recipe.calibration,
-        device,
-        stages,
-        memory_bytes(recipe, shape, length),
-        quantize_work(recipe, shape, length),
-    )
+        grid = f"{export.bits} bits ({_groups(export.group_size)})"
+        becomes = f"trained on at {grid}, end to end for {tokens:,} tokens"
+        needs = finetune_memory, finetune_work
+    else:
+        config = recipe.quantization
+        becomes = f"to {config.bits} bits ({config.method}, {_groups(config.group_size)})"
+        needs = memory_bytes, quantize_work
+    memory, work = (of(recipe, shape, length) for of in needs)
+    return Plan(becomes, kind.data_of(recipe), device, stages, memory, work)
 
 
 def _groups(size: int | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flows.checks.services import check_services
 from flows.checks.written_places import check_result_file, check_state_root
-from flows.commands.command import STATE, Command, add_result
+from flows.commands.command import STATE, Command, add_overrides, add_result
 from flows.commands.execution import lazily, quiet_libraries
 from flows.commands.first_line import first_line
 from tasks.engine.environment import prepare_environment, set_variables, state_root
@@ -42,14 +42,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "uri", metavar="models:/NAME/VERSION", help="the version, or models:/NAME@ALIAS"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=PATH",
-        help="where a model or text of the recipe lies now, such as model.source; may be repeated",
-    )
+    where = "where a model or text of the recipe lies now, such as model.source"
+    add_overrides(parser, "KEY=PATH", where)
     add_result(parser)
 
 

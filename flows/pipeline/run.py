@@ -24,6 +24,7 @@ from flows.reports.publish import publish, publish_registry_link
 from flows.reports.results import Measured, write_evaluation
 from normtweak_core.errors import keys_called
 from normtweak_core.evaluate.gate import gate_failures
+from tasks.engine.artifacts import Result
 from tasks.engine.environment import peak_rss_bytes, state_root
 from tasks.engine.stage import Found
 from tasks.models.job import open_job
@@ -33,12 +34,13 @@ from tasks.registry.tracking import TrainingRun
 from tasks.results import CalibrationResult, ExportResult, FloatType
 from tasks.stages.dry_run import dry_run
 from tasks.stages.register import register_stage
+from tasks.stages.size_check import size_check
 from tasks.stages.verify import verify
 
 log = logging.getLogger(__name__)
 
 BEGINNING = (dry_run, SCORE_FLOAT)
-ENDING = (verify, EVALUATE_FLOAT, *beside_float("evaluate", "export"))
+ENDING = (verify, size_check, EVALUATE_FLOAT, *beside_float("evaluate", "export"))
 
 
 @dataclass
@@ -161,7 +163,7 @@ class RecipePipeline(Pipeline):
         """Tell and register what a run has made, and return what ``--result`` writes."""
         export: ExportResult = found["export"]
         result = with_export_sizes(measured(run, found, "evaluate", FLOAT), export)
-        reports = self.report(run, found, result)
+        reports = replace(self.report(run, found, result), facts=facts_of(found))
         files = publish(reports.report())
         name = run.job.source.name
         files += write_evaluation(reports.folder, result, run.recipe.seed, run.recipe.name, name)
@@ -184,6 +186,15 @@ class RecipePipeline(Pipeline):
             "peak_rss_bytes": peak_rss_bytes(),
             "flow_run_id": str(flow_run.id),
         } | training
+
+
+def facts_of(found: Found) -> dict[str, str]:
+    """Return what the report and the registry say of the stages of a run."""
+    told: dict[str, str] = {}
+    for result in found.values():
+        if isinstance(result, Result):
+            told |= result.facts()
+    return told
 
 
 def with_export_sizes(found: Measured, export: ExportResult) -> Measured:
@@ -216,7 +227,7 @@ def _register(
     for failure in failures:
         log.warning("gate: %s", failure)
     kept = keep_for_rebuild(reports.folder, state_root() / export.folder, data)
-    record = run_record(run, recipe, reports, result.samples)
+    record = run_record(run.began, recipe, reports, run.job.source.name, result.samples)
     facts = {
         MEASURED_ON: result.measured_on,
         **{name: told for name, told in record.tags.items() if name.startswith("prefect.")},

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect.runtime import deployment, flow_run
 from prefect.utilities.urls import url_for
@@ -18,9 +18,6 @@ from tasks.engine.provenance import code_commit
 from tasks.registry.flavor.run_record import RunRecord
 from tasks.server.api import is_embedded
 
-if TYPE_CHECKING:
-    from flows.pipeline.run import Run
-
 SAMPLES = "samples.json"
 COLUMNS = {"prompt": "prompt", "float_text": "float", "quantized_text": "quantized"}
 MOST_CHARACTERS = 300  # of a sample on a page: the description of a version holds 5000
@@ -28,18 +25,21 @@ MOST_POINTS = 1000  # of a curve: a training has its own run, with every step
 FLOW_RUN_URL = "prefect.flow_run_url"
 
 
-def run_record(run: "Run", recipe: Any, reports: Any, samples: list[dict[str, str]]) -> RunRecord:
+def run_record(
+    began: float, recipe: Any, reports: Any, source: str, samples: list[dict[str, str]]
+) -> RunRecord:
     """Return what the run of a version tells of the flow that is running.
 
     Args:
-        run: The run.
+        began: When the run did, on the monotonic clock.
         recipe: Of the flow.
         reports: Know the lineage, the series and the folder of the export.
+        source: Name of the float model.
         samples: What the float and the quantized model write.
     """
     return RunRecord(
-        started=time.time() - (time.monotonic() - run.began),
-        params=recipe_params(recipe, reports.lineage(), run.job.source.name, reports.export),
+        started=time.time() - (time.monotonic() - began),
+        params=recipe_params(recipe, reports.lineage(), source, reports.export),
         series={name: thinned(points) for name, points in reports.series().items()},
         tags=source_tags() | {"mlflow.loggedArtifacts": _logged_table()},
         description="\n\n".join([*_address_line(), *samples_lines(samples)]),

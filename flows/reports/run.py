@@ -46,6 +46,7 @@ class RunReports:
     export: Path  # its folder
     float_type: FloatType
     float_bytes: int  # size of the float model's files
+    facts: dict[str, str] = field(default_factory=dict)  # of its stages, as `Result.facts`
 
     @property
     def folder(self) -> Path:
@@ -67,6 +68,7 @@ class RunReports:
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
         return self.origin | {
+            **{name.replace(" ", "_"): text for name, text in self.facts.items()},
             **self.float_type.tags(),
             "recipe_sha256": recipe_sha256(self.recipe),
             "problems": "; ".join(self.problems())[:LONGEST_TAG] or "none",
@@ -118,7 +120,7 @@ def run_report(
     sections = [
         _result_section(reports, told),
         size_section(told.models),
-        _outcome_section(reports, told.stages),
+        _outcome_section(reports, [*told.stages, *reports.facts.items()]),
         *told.sections,
         _text_section(reports.quality, reports.recipe.seed, told.text),
         *_closing_sections(reports),

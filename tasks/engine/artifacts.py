@@ -46,6 +46,10 @@ class Result(BaseModel, frozen=True):
         """What it is to the key of what is made from it."""
         return content_hash(self)
 
+    def facts(self) -> dict[str, str]:
+        """Return what the report and the registry say of it, by short names."""
+        return {}
+
 
 class ArtifactRef(BaseModel):
     """A file under the state root that is known to hold exactly these bytes.

@@ -45,6 +45,33 @@ def parse_address(text: str, alias_too: bool = True) -> Address:
     return Address(**match.groupdict())
 
 
+def require_names(name: str, alias: str, keys: tuple[str, str]) -> None:
+    """Accept the name of a registered model and an alias.
+
+    Args:
+        name: The name.
+        alias: The alias.
+        keys: What the person calls both.
+
+    Raises:
+        InputError: One is none.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InputError(
+            "must be letters, digits, dots, dashes and underscores",
+            key=keys[0],
+            found=f"found {name!r}",
+            remedy="choose another",
+        )
+    if is_reserved_alias(alias) or not re.fullmatch(ALIAS_PATTERN, alias):
+        raise InputError(
+            "must be letters, digits, '_' and '-', and neither latest nor v and a number",
+            key=keys[1],
+            found=f"found {alias!r}",
+            remedy="choose another",
+        )
+
+
 def is_reserved_alias(alias: str) -> bool:
     """Tell whether MLflow keeps an alias for itself: latest, or v and a number."""
     return re.fullmatch(r"latest|v\d+", alias.lower()) is not None

@@ -27,7 +27,7 @@ from tasks.registry.flavor.description import describe_version
 from tasks.registry.flavor.folder import read_config
 from tasks.registry.flavor.logged_model import EVALUATION_TAG, Export, complete_logged_model
 from tasks.registry.flavor.run_record import RunRecord
-from tasks.registry.names import ALIAS_PATTERN, NAME_PATTERN, Address, is_reserved_alias
+from tasks.registry.names import Address, require_names
 from tasks.registry.promotion import Verdict, name_lock, settle_aliases
 from tasks.registry.reachable import check_registry
 from tasks.registry.registered import registry_client
@@ -91,7 +91,8 @@ def register_export(
         ServerError: Nobody can say whether it was.
     """
     raise_if_cancelled()
-    _check_names(name, alias, export_sha256)
+    require_names(name, alias, ("name", "registry.alias"))
+    assert re.fullmatch(r"[0-9a-f]{64}", export_sha256), f"not a SHA-256: {export_sha256!r}"
     read_config(export_dir)
     check_registry(tracking_uri)
     client, experiment_id, writer = _opened(tracking_uri, artifact_root, lock_dir)
@@ -167,20 +168,6 @@ def _version_of(
         description = describe_version(uri, export.record.description)
         client.update_model_version(export.name, str(version.version), description)
     return client.get_model_version(export.name, str(version.version)), found is None
-
-
-def _check_names(name: str, alias: str, export_sha256: str) -> None:
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise InputError(
-            "A registered model name must be letters, digits, '.', '_' and '-', found "
-            f"{name!r}. Change `name`."
-        )
-    if is_reserved_alias(alias) or not re.fullmatch(ALIAS_PATTERN, alias):
-        raise InputError(
-            "An alias must be letters, digits, '_' and '-', and neither 'latest' nor 'v' and a "
-            f"number, found {alias!r}. Change `registry.alias`."
-        )
-    assert re.fullmatch(r"[0-9a-f]{64}", export_sha256), f"not a SHA-256: {export_sha256!r}"
 
 
 def _writer_id(path: Path) -> str:

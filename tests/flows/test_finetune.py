@@ -217,9 +217,10 @@ def test_a_plan_finds_what_is_finished(project, finished, engine):
 
     everything = {"dry run": (1, 1), "data": (1, 1), "float type": (1, 1), "blocks": (2, 2)}
     everything |= {"training": (10, 10), "export": (1, 1)}
-    last = {"verify": (1, 1), "evaluate": (3, 3), "register": (0, 1)}
+    last = {"verify": (1, 1), "size check": (1, 1), "evaluate": (3, 3), "register": (0, 1)}
     assert planned() == everything | last
-    longer = {"training": (0, 10), "export": (0, 1), "verify": (0, 1), "evaluate": (2, 3)}
+    longer = {"training": (0, 10), "export": (0, 1), "verify": (0, 1)}
+    longer |= {"size check": (0, 1), "evaluate": (2, 3)}
     assert planned(steps=13) == everything | last | longer
     other = {"data": (0, 1), "float type": (0, 1), "blocks": (0, 2)}
     text = SETTINGS["data"] | {"samples": 24}

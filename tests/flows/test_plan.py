@@ -78,6 +78,7 @@ def test_a_ternary_training_is_planned_as_well(project, tmp_path):
         "  training: 0 of 10 cached",
         "  export: will run",
         "  verify: will run",
+        "  size check: will run",
         "  evaluate: 0 of 2 cached",
         "  register: will run",
     ]
@@ -104,6 +105,7 @@ def test_a_plan_tells_disk_memory_time_and_stages(shown, project):
         "  export: will run",
         "  baseline: 0 of 2 cached",
         "  verify: will run",
+        "  size check: will run",
         "  evaluate: 0 of 2 cached",
         "  register: will run",
     ]

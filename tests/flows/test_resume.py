@@ -1,13 +1,16 @@
 """What is done again after a change, a loss or an altered byte, and that the result is the same."""
 
 import copy
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
+from safetensors.torch import load_file
 
 from flows.checks.inputs import preflight
 from flows.recipes.quantize import Recipe
@@ -115,11 +118,30 @@ def test_going_on_needs_room_only_for_what_is_not_there(run, first, recipe, home
         run()
 
 
+def test_report_and_version_account_for_every_linear(first):
+    told = f"100 % of linears accounted for: {7 * BLOCKS} quantized"
+    told += ", 1 in float (tied to the embedding)"
+    folder = Path(first["reports_dir"])
+    assert f"| linears | {told} |" in (folder / "summary.md").read_text()
+    assert json.loads((folder / "lineage.json").read_text())["linears"] == told
+    tags = (
+        MlflowClient()
+        .get_model_version(first["registered"]["name"], str(first["registered"]["version"]))
+        .tags
+    )
+    assert tags["linears"] == told
+    stored = load_file(Path(first["export_dir"]) / "model.safetensors").values()
+    assert tags["tensors"] == f"{sum(one.nbytes for one in stored):,} bytes, as predicted"
+
+
+EXPORTED = {"export", "verify", "size check", "evaluate"}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"norm_tweak__lr": 2e-3}, {"block", "final tune", "export", "verify", "evaluate"}),
-        ({"final_tune__steps": 3}, {"final tune", "export", "verify", "evaluate"}),
+        ({"norm_tweak__lr": 2e-3}, {"block", "final tune", *EXPORTED}),
+        ({"final_tune__steps": 3}, {"final tune", *EXPORTED}),
         ({"evaluation__perplexity__max_tokens": 64}, {"evaluate float", "evaluate"}),
         ({"name": "another-name"}, set()),
         ({"registry__alias": "trial"}, set()),

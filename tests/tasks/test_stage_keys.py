@@ -24,6 +24,7 @@ STAGES = [
     "final tune",
     "export",
     "verify",
+    "size check",
 ]
 STAGES += ["evaluate float", "evaluate"]
 
@@ -160,7 +161,7 @@ def test_what_the_verification_launches_by_path_is_among_its_sources(engine_envi
 
 GENERATION = {"eos_token_id": 3}
 EVERYTHING = set(STAGES) - {"dry run"}
-EXPORTED = {"export", "verify", "evaluate"}
+EXPORTED = {"export", "verify", "size check", "evaluate"}
 
 
 @pytest.mark.parametrize(

@@ -36,18 +36,12 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
 def export_ternary(
     key: str,
     work: Work,
-    data: CalibrationResult,
     surgery: SurgeryResult,
-    float_type: FloatType,
     training: list[SegmentResult],
+    float_type: FloatType,
+    data: CalibrationResult,
 ) -> ExportResult | RefusedExport:
-    """Return the export folder of a ternary model.
-
-    Raises:
-        InputError: A tensor is missing.
-        NonFiniteError: A tensor is NaN or infinite.
-        VerificationError: The tokenizer was replaced while the job ran.
-    """
+    """Return the export folder of a ternary model; raises what `export_blocks` does."""
     job, plan, dtype = work.job, read_plan(surgery), torch_dtype(float_type.dtype)
     model = loading.load_causal_lm(job.folder, torch_dtype("float32"), "cpu")
     surgeries.apply_surgery(model, plan, work.recipe.ternary)

@@ -276,7 +276,7 @@ def test_the_tag_keeps_the_newest_moves(by_hand):
         ("promote models:/{}@champion", "a registered version is written models:/NAME/VERSION, s"),
         ("promote models:/{}/99", "must be in the registry; it is"),
         ("promote models:/{}/1 --alias latest", "--alias must be letters, .*: choose"),
-        ("promote models:/a+b/1 --alias x", "a registered model name is letters"),
+        ("promote models:/a+b/1 --alias x", "^NAME must be letters"),
         ("rollback nobody", "nobody must be a registered model"),
         ("rollback {} --alias unset", "@unset pointed to before; it is not set"),
     ],

@@ -1,0 +1,172 @@
+"""Whether an export is as large as widths and shapes say, and what became of every linear."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from normtweak_core.errors import VerificationError
+from normtweak_core.export.formats.bitnet import ROWS_PER_BYTE
+from normtweak_core.export.formats.packing import WORD, num_words
+from normtweak_core.export.verification.verify import read_manifest
+from normtweak_core.model.checkpoint import stored_tensors
+from normtweak_core.model.skeleton import build_skeleton
+from normtweak_core.model.structure import find_blocks, find_linears, linear_weight
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+WORD_BYTES = WORD // 8
+NO_MATRIX = 1024  # numbers: below that, equal tensors are equal by chance, such as norms of ones
+
+
+@dataclass(frozen=True)
+class SizeCheck:
+    """What an export holds beside what it should hold."""
+
+    stored_bytes: int  # of all tensors
+    predicted_bytes: int  # from widths and shapes
+    quantized: list[str]  # linears
+    kept: dict[str, str]  # linears that stay in float, and why
+    missing: list[str] = field(default_factory=list)  # linears that nothing is known of
+    differing: list[str] = field(default_factory=list)  # tensors of another size, sentences
+    twice: list[list[str]] = field(default_factory=list)  # names of equal matrices
+
+    @property
+    def linears(self) -> int:
+        """How many linears the float model has."""
+        return len(self.quantized) + len(self.kept) + len(self.missing)
+
+    def in_words(self) -> str:
+        """Return what became of the linears, in a line."""
+        known = self.linears - len(self.missing)
+        why: dict[str, int] = defaultdict(int)
+        for reason in self.kept.values():
+            why[reason] += 1
+        reasons = "".join(f", {count} in float ({reason})" for reason, count in why.items())
+        return (
+            f"{100 * known / self.linears:.4g} % of linears accounted for: "
+            f"{len(self.quantized)} quantized{reasons}"
+        )
+
+    def require_sound(self) -> None:
+        """Return if all is as it should be.
+
+        Raises:
+            VerificationError: A tensor has another size than its width and shape say, or nothing is
+                known of a linear.
+        """
+        if self.differing:
+            raise VerificationError(
+                f"the tensors of the export must take {self.predicted_bytes} bytes; they take "
+                f"{self.stored_bytes}: {'; '.join(self.differing[:3])}. Export again."
+            )
+        if self.missing:
+            raise VerificationError(
+                "every linear of the model must be in the export, quantized or in float; "
+                f"{', '.join(self.missing[:3])} is not. Export again."
+            )
+
+
+def size_check(folder: Path, source: Path) -> SizeCheck:
+    """Return what an export holds, from its manifest and the headers of its files alone.
+
+    Args:
+        folder: Of the export.
+        source: Of the float model it was made from.
+    """
+    manifest, model = read_manifest(folder), build_skeleton(source, torch.float32)
+    tensors: Mapping[str, Any] = manifest["tensors"]
+    stored = {name: one.end - one.start for name, one in stored_tensors(folder).items()}
+    predicted = _predicted(manifest, model, stored)
+    quantized, kept, missing = _linears(model, tensors)
+    return SizeCheck(
+        sum(stored.values()),
+        sum(predicted.values()),
+        quantized,
+        kept,
+        missing,
+        [
+            f"{name} takes {stored.get(name, 0)} instead of {predicted.get(name, 0)}"
+            for name in sorted(stored.keys() | predicted)
+            if stored.get(name) != predicted.get(name)
+        ],
+        _twice(tensors),
+    )
+
+
+def _predicted(
+    manifest: Mapping[str, Any], model: PreTrainedModel, stored: Collection[str]
+) -> dict[str, int]:
+    """Return the bytes that every tensor should take, by its name."""
+    export = manifest["export"]
+    sizes: dict[str, int] = {}
+    for name, entry in manifest["tensors"].items():
+        if entry["quantized"]:
+            rows, columns = linear_weight(model.get_submodule(name.removesuffix(".weight"))).shape
+            parts, linear = _parts(export, rows, columns), name.removesuffix("weight")
+            if f"{linear}bias" in stored:
+                parts["bias"] = rows * BYTES[export["dtype"]]
+            sizes |= {f"{linear}{part}": size for part, size in parts.items()}
+        else:
+            sizes[name] = prod(entry["shape"]) * BYTES[entry["dtype"]]
+    return sizes
+
+
+def _parts(export: Mapping[str, Any], rows: int, columns: int) -> dict[str, int]:
+    """Return the bytes of the tensors that stand for one quantized linear, as the formats say."""
+    number = BYTES[export["dtype"]]
+    if export["format"] == "bitnet":
+        gains = {"rms_norm.weight": columns * number} if export["rms_norm"] else {}
+        return {"weight": rows // ROWS_PER_BYTE * columns, "weight_scale": number} | gains
+    bits = export["bits"]
+    groups = columns // (export["group_size"] or columns)
+    if export["format"] == "gptq":
+        return {
+            "qweight": num_words(columns, bits) * rows * WORD_BYTES,
+            "qzeros": groups * num_words(rows, bits) * WORD_BYTES,
+            "scales": groups * rows * number,
+            "g_idx": columns * WORD_BYTES,
+        }
+    parts = {
+        "weight_packed": rows * num_words(columns, bits) * WORD_BYTES,
+        "weight_scale": rows * groups * number,
+        "weight_shape": 2 * 8,
+    }
+    if not export["symmetric"]:
+        parts["weight_zero_point"] = num_words(rows, bits) * groups * WORD_BYTES
+    return parts
+
+
+def _linears(
+    model: PreTrainedModel, tensors: Mapping[str, Any]
+) -> tuple[list[str], dict[str, str], list[str]]:
+    """Return the quantized linears, those kept in float and why, and those that are not there."""
+    blocks, tied = f"{find_blocks(model).prefix}.", model.all_tied_weights_keys
+    quantized, kept, missing = [], {}, []
+    for name in find_linears(model):
+        weight = f"{name}.weight"
+        if (entry := tensors.get(weight)) is not None and entry["quantized"]:
+            quantized.append(name)
+        elif weight in tied:
+            kept[name] = "tied to the embedding"
+        elif entry is None:
+            missing.append(name)
+        elif name.startswith(blocks):
+            kept[name] = "no forward pass calls it"
+        else:
+            kept[name] = "outside the blocks"
+    return quantized, kept, missing
+
+
+def _twice(tensors: Mapping[str, Any]) -> list[list[str]]:
+    """Return the names of matrices that are stored more than once with the same content."""
+    alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for name, entry in tensors.items():
+        if len(entry["shape"]) > 1 and prod(entry["shape"]) >= NO_MATRIX:
+            content = entry["sha256"], entry.get("scales_sha256"), *entry["shape"]
+            alike[content].append(name)
+    return [names for names in alike.values() if len(names) > 1]

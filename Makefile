@@ -32,7 +32,7 @@ proof: setup
 	$(BIN)/python -m tests.proof proof.json --against tests/proof/record.json
 
 kill-test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/flows/test_kill.py
+	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_ALL_KILLS=1 $(BIN)/python -m pytest tests/flows/test_kill.py
 
 kill-test-ternary: setup
 	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_TERNARY_KILLS=10 $(BIN)/python -m pytest tests/flows/test_ternary.py

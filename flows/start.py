@@ -26,7 +26,7 @@ if heard:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code, as `flows.cli.main` does."""
     process_is_a_command()
-    return cli.main()
+    return cli.main(arguments)

@@ -65,10 +65,11 @@ def stage(event: str, kind: str, delay: float) -> Moment:
 # The first two against the run's own embedded server, the others against one server.
 EMBEDDED = [stage("calibrate", "calibration", 0.5), block(0, "solve", "tweak", 0.1)]
 RENAMED = Moment("published", (("kind", "blocks"),), "block", (("part", "done"),))
+FINISHED = block(2, "finish", "done")
 SERVED = [
     block(0, "tweak", "finish", 0.1),
     RENAMED,  # its record is not yet written
-    block(2, "finish", "done"),
+    FINISHED,
     stage("final-tune", "final-tune", 0.3),
     Moment("export", (("part", "begin"),), "export", (("part", "written"),), 0.1),
     stage("verify", "verification", 1.5),
@@ -76,9 +77,12 @@ SERVED = [
     Moment("register", (("part", "begin"),), "register", (("part", "done"),), 0.1),
     Moment("register", (("part", "done"),), "never", ()),
 ]
+# `make kill-test` takes all eleven; in the suite there are as many as two minutes allow.
+if "NORMTWEAK_ALL_KILLS" not in os.environ:
+    EMBEDDED, SERVED = EMBEDDED[1:], [RENAMED, FINISHED, SERVED[4], SERVED[7]]
 KILLS = len(EMBEDDED) + len(SERVED)
 # Kills after a block was published and before its record, which publish it a second time.
-LATE = [RENAMED, SERVED[2]]
+LATE = [RENAMED, FINISHED]
 
 
 class Runs:
@@ -174,7 +178,7 @@ def children_of_root(root: Path) -> list[int]:
 
 
 @pytest.mark.timeout(600)
-def test_eleven_kills_lose_nothing_finished_and_change_no_byte(
+def test_kills_lose_nothing_finished_and_change_no_byte(
     undisturbed, tmp_path, monkeypatch, migrated_database
 ):
     recipe, expected = undisturbed

@@ -216,6 +216,7 @@ def test_a_run_without_a_command_has_a_log_file_and_a_few_lines_on_the_terminal(
         logging.getLogger("flows.tested").warning("worth a look")
         raise ValueError("the model is broken")
 
+    propagated = logging.getLogger("flows").propagate
     started(body, "heard")
     (file,) = (engine / "logs").glob("*-heard-*.log")
     text = file.read_text()
@@ -226,4 +227,4 @@ def test_a_run_without_a_command_has_a_log_file_and_a_few_lines_on_the_terminal(
     assert "worth a look" in shown
     assert "ended: ValueError: the model is broken" in shown
     assert "a line of many" not in shown
-    assert logging.getLogger("flows").propagate
+    assert logging.getLogger("flows").propagate is propagated

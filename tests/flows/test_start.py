@@ -24,7 +24,7 @@ def press(module, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-@pytest.mark.parametrize("module", ["flows.cli", "argparse", "flows.commands.services"])
+@pytest.mark.parametrize("module", ["flows.cli", "argparse", "flows.commands.command"])
 def test_ctrl_c_during_the_imports_ends_in_a_sentence(module):
     done = press(module)
     assert (done.returncode, done.stdout) == (130, "")

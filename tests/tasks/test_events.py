@@ -55,7 +55,7 @@ def test_a_large_file_is_put_aside_once_and_no_more(root, monkeypatch):
 
 
 def test_no_event_is_lost_where_several_processes_put_a_file_aside(root, program):
-    short = WRITE.replace("import sys", "from tasks import events; events.LIMIT = 60_000")
+    short = WRITE.replace("import sys", "from tasks.engine import events; events.LIMIT = 60_000")
     for writer in [program("-c", short, NORMTWEAK_HOME=str(root)) for _ in range(2)]:
         writer.finish()
     numbers = [event["number"] for event in read_events()]

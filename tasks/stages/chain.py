@@ -1,11 +1,12 @@
 """The two streams between blocks: only the newest boundary is kept, and any can be made again."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -55,8 +56,65 @@ class StreamError(ForeseenError):
     """A boundary made again differs from the one recorded: this machine computes differently."""
 
 
-class BlockChain:
-    """Hands each block its input streams: from memory, from disk, or by running finished blocks."""
+class Chain:
+    """Hands each block its input streams: from memory, or by running the finished blocks again."""
+
+    def __init__(self, job: Job, windows: CalibrationResult, dtype: str):
+        """Note what is walked; nothing is loaded yet.
+
+        Args:
+            job: Model and machine.
+            windows: What passes through the blocks.
+            dtype: In which the blocks compute.
+        """
+        self.job, self.windows, self.dtype = job, windows, dtype
+        self._newest: tuple[int, Streams] | None = None
+
+    @functools.cached_property
+    def walk(self) -> "BlockWalk":
+        """The walk over the windows; loads the model on first use."""
+        dtype = torch_dtype(self.dtype)
+        model = streaming.StreamedModel(self.job.folder, dtype, self.job.device)
+        return walks.BlockWalk(model, data_windows(self.windows))
+
+    def streams_before(self, index: int, finished: list[Any]) -> "Streams":
+        """Return what reaches block ``index``; ``finished`` are the results of those before it.
+
+        Raises:
+            StreamError: A boundary that had to be made again is not what was recorded.
+        """
+        if self._newest and self._newest[0] == index:
+            return self._newest[1]
+        if index and (stored := self.stored(index, finished[index - 1])):
+            return stored
+        if index:
+            log.info("streams before block %d are gone: running the finished blocks again", index)
+            events.record("replay", block=index)
+        streams = self.walk.start()
+        for position, done in enumerate(finished[:index]):
+            streams = self.replay(position, streams, done)
+            if storage.stream_hashes(streams) != (done.x_f_sha256, done.x_q_sha256):
+                raise StreamError(
+                    f"the streams behind block {position} must be those recorded; this machine "
+                    "computes others: run `normtweak clean --all` and start again"
+                )
+        return streams
+
+    def keep(self, index: int, streams: "Streams") -> None:
+        """Keep the streams in front of block ``index``."""
+        self._newest = (index, streams)
+
+    def stored(self, index: int, before: Any) -> "Streams | None":
+        """Return what reaches a block, where it lies on disk as the block before it left it."""
+        return None
+
+    def replay(self, position: int, streams: "Streams", done: Any) -> "Streams":
+        """Return what leaves a finished block."""
+        raise NotImplementedError
+
+
+class BlockChain(Chain):
+    """The chain of a quantization: the newest boundary is on disk as well."""
 
     def __init__(
         self,
@@ -75,10 +133,8 @@ class BlockChain:
             name: Identifies the chain on disk: the key of its first block.
             bar: Of the page of the run, that shows how far the blocks are.
         """
-        self.job, self.calibration, self.settings = job, calibration, settings
-        self.name, self.bar = name.replace("/", "-"), bar
-        self._walk: BlockWalk | None = None
-        self._newest: tuple[int, Streams] | None = None
+        super().__init__(job, calibration, job.model.dtype)
+        self.settings, self.name, self.bar = settings, name.replace("/", "-"), bar
 
     @property
     def folder(self) -> Path:
@@ -95,15 +151,6 @@ class BlockChain:
             yield
 
     @property
-    def walk(self) -> "BlockWalk":
-        """The walk over the calibration windows; loads the model on first use."""
-        if self._walk is None:
-            dtype = torch_dtype(self.job.model.dtype)
-            model = streaming.StreamedModel(self.job.folder, dtype, self.job.device)
-            self._walk = walks.BlockWalk(model, data_windows(self.calibration))
-        return self._walk
-
-    @property
     def export_dtype(self) -> "torch.dtype":
         """The float type scales and norms are rounded to."""
         return torch_dtype(self.settings.export_dtype)
@@ -118,23 +165,9 @@ class BlockChain:
             self.export_dtype,
         )
 
-    def streams_before(self, index: int, finished: list[BlockResult]) -> "Streams":
-        """Return what reaches block ``index``; ``finished`` are the results of those before it.
-
-        Raises:
-            StreamError: A boundary that had to be made again is not what was recorded.
-        """
-        if self._newest and self._newest[0] == index:
-            return self._newest[1]
-        if index == 0:
-            return self.walk.start()
-        if stored := self._stored(index, finished[index - 1]):
-            return stored
-        return self._replayed(index, finished)
-
     def keep(self, index: int, streams: "Streams") -> None:
         """Keep the streams in front of block ``index`` and drop the boundary before them."""
-        self._newest = (index, streams)
+        super().keep(index, streams)
         path = self._path(index)
         path.parent.mkdir(parents=True, exist_ok=True)
         if index < self.walk.num_blocks:  # nothing reads the boundary behind the last block
@@ -148,7 +181,8 @@ class BlockChain:
     def _path(self, index: int) -> Path:
         return self.folder / f"boundary-{index:03d}.safetensors"
 
-    def _stored(self, index: int, before: BlockResult) -> "Streams | None":
+    def stored(self, index: int, before: BlockResult) -> "Streams | None":
+        """Return the boundary before a block, if it is there and as recorded."""
         if not self._path(index).is_file():
             return None
         try:
@@ -158,20 +192,9 @@ class BlockChain:
         found = storage.stream_hashes(streams)
         return streams if found == (before.x_f_sha256, before.x_q_sha256) else None
 
-    def _replayed(self, index: int, finished: list[BlockResult]) -> "Streams":
-        log.info("streams before block %d are gone: running the finished blocks again", index)
-        events.record("replay", block=index)
-        streams = self.walk.start()
-        for position in range(index):
-            done = finished[position]
-            layers, norms = storage.load_block(
-                state_root() / done.weights.path, self.settings.quantization
-            )
-            streams = self.walk.replay(position, streams, layers, norms, self.export_dtype)
-            found = storage.stream_hashes(streams)
-            if found != (done.x_f_sha256, done.x_q_sha256):
-                raise StreamError(
-                    f"the streams behind block {position} must be those recorded; this machine "
-                    "computes others: run `normtweak clean --all` and start again"
-                )
-        return streams
+    def replay(self, position: int, streams: "Streams", done: BlockResult) -> "Streams":
+        """Return what leaves a quantized block and the float one."""
+        layers, norms = storage.load_block(
+            state_root() / done.weights.path, self.settings.quantization
+        )
+        return self.walk.replay(position, streams, layers, norms, self.export_dtype)

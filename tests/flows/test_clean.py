@@ -154,8 +154,9 @@ def test_what_a_mismatch_of_streams_advises_removes_the_hashes_that_do_not_match
     )
     streams = Streams(torch.zeros(1, 2, 3), torch.ones(1, 2, 3))
     settings = ChainSettings(QuantizationConfig(), NormTweakConfig(), "float16")
-    chain = BlockChain(None, None, settings, "block-1")
-    chain._walk = SimpleNamespace(start=lambda: streams, replay=lambda *arguments: streams)
+    job = SimpleNamespace(model=SimpleNamespace(dtype="float32"))
+    chain = BlockChain(job, None, settings, "block-1")
+    chain.walk = SimpleNamespace(start=lambda: streams, replay=lambda *arguments: streams)
     weights = ArtifactRef.model_construct(path="artifacts/blocks/kept.safetensors")
     done = BlockResult.model_construct(weights=weights, x_f_sha256=DIGEST, x_q_sha256=DIGEST)
     with pytest.raises(StreamError, match="behind block 0 must be those recorded; this m") as error:

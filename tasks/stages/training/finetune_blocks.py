@@ -12,16 +12,14 @@ from tasks.engine import events
 from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result, publish
 from tasks.engine.environment import state_root
 from tasks.engine.stage import Found, stage
-from tasks.models.job import Job, torch_dtype
+from tasks.models.job import Job
 from tasks.models.starting_point import StartingPoint
 from tasks.models.work import Work
 from tasks.results import CalibrationResult
-from tasks.stages.calibrate import data_windows
-from tasks.stages.chain import StreamError
+from tasks.stages.chain import Chain
 
 if TYPE_CHECKING:
     from normtweak_core.quantization.block import Streams
-    from normtweak_core.quantization.walk import BlockWalk
 
 blocks = lazy("normtweak_core.quantization.block")
 finetuning = lazy("normtweak_core.finetune.block")
@@ -57,63 +55,30 @@ def _reads(work: Work, found: Found, index: int) -> dict[str, Any]:
     }
 
 
-class FinetuneChain:
-    """Hands each block its input streams: from memory, or by running the finished blocks.
-
-    Nothing of the streams is on disk: a pass through finished blocks is short beside a training.
-    """
+class FinetuneChain(Chain):
+    """The chain of a fine-tuning: a pass through finished blocks is short beside a training."""
 
     def __init__(
         self, job: Job, data: CalibrationResult, start: StartingPoint, config: FinetuneConfig
     ):
         """Note what the blocks have in common; nothing is loaded yet."""
-        self.job, self.data, self.start, self.config = job, data, start, config
-        self._walk: BlockWalk | None = None
-        self._newest: tuple[int, Streams] | None = None
-
-    @property
-    def walk(self) -> "BlockWalk":
-        """The walk over the windows; loads the model on first use."""
-        if self._walk is None:
-            # What is trained is float32, whatever the float model's arithmetic is elsewhere.
-            model = streaming.StreamedModel(
-                self.job.folder, torch_dtype("float32"), self.job.device
-            )
-            self._walk = walks.BlockWalk(model, data_windows(self.data))
-        return self._walk
+        # What is trained is float32, whatever the float model's arithmetic is elsewhere.
+        super().__init__(job, data, "float32")
+        self.start, self.config = start, config
 
     def on_grids(self, index: int) -> Any:
         """Return a fresh copy of a block with the export's linears in it."""
         prefix = f"{self.walk.model.block_prefix(index)}."
         return self.start.put_into(self.walk.load(index), self.config, self.job.seed, prefix)
 
-    def streams_before(self, index: int, finished: list[TrainedBlockResult]) -> "Streams":
-        """Return what reaches block ``index``; ``finished`` are the results of those before it.
-
-        Raises:
-            StreamError: Running a finished block again gives something else than was recorded.
-        """
-        if self._newest and self._newest[0] == index:
-            return self._newest[1]
-        streams = self.walk.start()
-        for position in range(index):
-            done, run = finished[position], self.walk.runner(position)
-            trained = self.on_grids(position)
-            grids.load_trained(trained, safetensors.load_file(state_root() / done.state.path))
-            streams = blocks.Streams(
-                blocks.run_stream(self.walk.load(position), streams.x_f, run),
-                blocks.run_stream(trained, streams.x_q, run),
-            )
-            if storage.stream_hashes(streams) != (done.x_f_sha256, done.x_q_sha256):
-                raise StreamError(
-                    f"the streams behind block {position} must be those recorded; this machine "
-                    "computes others: run `normtweak clean --all` and start again"
-                )
-        return streams
-
-    def keep(self, index: int, streams: "Streams") -> None:
-        """Keep in memory what reaches block ``index``."""
-        self._newest = (index, streams)
+    def replay(self, position: int, streams: "Streams", done: TrainedBlockResult) -> "Streams":
+        """Return what leaves a trained block and the float one."""
+        run, trained = self.walk.runner(position), self.on_grids(position)
+        grids.load_trained(trained, safetensors.load_file(state_root() / done.state.path))
+        return blocks.Streams(
+            blocks.run_stream(self.walk.load(position), streams.x_f, run),
+            blocks.run_stream(trained, streams.x_q, run),
+        )
 
 
 @contextlib.contextmanager

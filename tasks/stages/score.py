@@ -1,12 +1,13 @@
 """The evaluation stage on named tasks: one model on the items of each task."""
 
+import contextlib
 from typing import Any
 
 from normtweak_core.evaluate.tasks import read_items
 from normtweak_core.lazy import lazy
 from tasks.engine import events
 from tasks.engine.artifacts import publish_json
-from tasks.engine.stage import Found, Stage
+from tasks.engine.stage import Stage
 from tasks.models.measured_on import Items
 from tasks.models.subjects import Subject
 from tasks.results import TaskEvaluation
@@ -24,8 +25,8 @@ def scores(name: str, model: Model, **declared: Any) -> Stage:
         declared: What else is known of the stage.
     """
 
-    def body(key: str, work: Any, found: Found, part: Items, label: str) -> TaskEvaluation:
-        return _score(key, work, part, label, model(work, found))
+    def body(key: str, work: Any, part: Items, label: str, shared: Subject) -> TaskEvaluation:
+        return _score(key, work, part, label, shared)
 
     return Stage(
         f"{name} tasks",
@@ -34,6 +35,8 @@ def scores(name: str, model: Model, **declared: Any) -> Stage:
         title="evaluate",
         parts=lambda work: work.items,
         reads=lambda work, found, items: items.inputs() | {"models": [model(work, found).identity]},
+        # One subject for all tasks: it is opened when the first answer is missing.
+        around=lambda work, found, keys: contextlib.nullcontext(model(work, found)),
         shared=False,
         **({"label": lambda work, items: f"{name}: {items.task}"} | declared),
     )

@@ -12,7 +12,9 @@ from flows.drawing import with_stages
 from flows.pipeline.declared import Finished, Pipeline
 from tasks.engine.artifacts import Result
 from tasks.engine.stage import Stage, stage
+from tasks.stages.score import scores
 from tests.flows.declared import PIPELINES, STAGES
+from tests.flows.stage_bodies import Bodies
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -203,3 +205,20 @@ def test_the_page_on_the_architecture_draws_the_stages_as_they_are_declared():
     assert with_stages(page) == page, "run `make docs`"
     assert "s4[[block]]" in page
     assert "s3 --> s4" in page  # from the float type
+
+
+def test_a_model_is_opened_once_for_all_its_tasks(monkeypatch):
+    scored: list[object] = []
+    monkeypatch.setattr(
+        "tasks.stages.score._score",
+        lambda key, work, items, label, subject: scored.append(subject) or Number(value=1),
+    )
+
+    def model(work, found) -> SimpleNamespace:
+        return SimpleNamespace(identity={"model": "a"})
+
+    items = [SimpleNamespace(task=name, inputs=lambda name=name: {"task": name}) for name in "ab"]
+    work = SimpleNamespace(**{**vars(WORK), "items": items})
+    Pipeline("p", (scores("measure", model),)).walk(work, Bodies().visit)
+    assert len(scored) == 2
+    assert scored[0] is scored[1]

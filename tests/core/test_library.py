@@ -130,7 +130,7 @@ def test_a_wrong_argument_is_told_by_its_name(folder, arguments, told):
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("reference:lama", "must be one of llama, neox; got 'lama'"),
+        ("reference:gemma", "must be one of llama, neox; got 'gemma'"),
         ("nowhere at all", "source must be a folder, .* no folder is called 'nowhere at all'"),
         (torch.nn.Linear(1, 1), "source must be a folder.*found a Linear: save a model in memory"),
     ],

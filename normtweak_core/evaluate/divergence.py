@@ -2,30 +2,23 @@
 
 The first token of a window is context only: a window of ``length`` tokens gives ``length - 1``
 predictions. Log-probabilities are float32, sums are float64. Logits are taken apart a few tokens
-at a time, so that beside what a model itself returns there is no second array of vocabulary times
-tokens.
+at a time, see `normtweak_core.evaluate.predictions`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from normtweak_core.errors import InputError, NonFiniteError
-from normtweak_core.evaluate.range import beyond
+from normtweak_core.errors import InputError
+from normtweak_core.evaluate.predictions import Predictions, Predictor, Progress, batches, pieces
 from normtweak_core.evaluate.scores import Comparison, FloatResult
-
-TOKENS_PER_BATCH = 2048  # windows of one forward pass together; follows from length alone
-LOGITS_PER_CHUNK = 2**24  # 64 MB in float32, 128 MB in float64
-
-Progress = Callable[[int, int], None]  # windows done, windows in all
 
 
 def perplexity(
-    model: Callable,
+    model: Predictor,
     windows: Int64[Tensor, "windows length"],
     progress: Progress | None = None,
     batch_size: int | None = None,
@@ -33,7 +26,8 @@ def perplexity(
     """Return how well a causal language model predicts the windows.
 
     Args:
-        model: A transformers causal LM in eval mode, or any function from input ids to logits.
+        model: A transformers causal LM in eval mode, any function from input ids to logits, or
+            what `walked` has returned for these windows and this batch size.
         windows: Token ids; the first of each window is context only.
         progress: Called after each batch with the windows done and the windows in all.
         batch_size: Windows per forward pass; None: as many as 2048 tokens hold.
@@ -42,18 +36,20 @@ def perplexity(
         InputError: No window, windows of fewer than two tokens, or a model in training mode.
         NonFiniteError: A logit is NaN or infinite.
     """
-    nll: list[float] = []
-    for batch in _batches(windows, batch_size, (model,)):
-        logits = _logits(model, batch, "the model", len(nll))
-        nll += _window_nll(logits, batch).tolist()
+    found = _Nll()
+    for number, ids in enumerate(_batches(windows, batch_size, (model,))):
+        predicted = Predictions(model, number, ids, "the model", len(found.windows))
+        for piece in pieces(ids.shape, predicted.vocabulary):
+            found.add(predicted.of(piece), _targets(ids, piece))
+        found.end(len(ids))
         if progress:
-            progress(len(nll), len(windows))
-    return FloatResult(tokens=windows[:, 1:].numel(), window_nll=nll)
+            progress(len(found.windows), len(windows))
+    return FloatResult(tokens=windows[:, 1:].numel(), window_nll=found.windows)
 
 
 def compare(
-    quantized_model: Callable,
-    float_model: Callable,
+    quantized_model: Predictor,
+    float_model: Predictor,
     windows: Int64[Tensor, "windows length"],
     progress: Progress | None = None,
     batch_size: int | None = None,
@@ -70,8 +66,8 @@ def compare(
 
 
 def compare_each(
-    quantized_models: Sequence[Callable],
-    float_model: Callable,
+    quantized_models: Sequence[Predictor],
+    float_model: Predictor,
     windows: Int64[Tensor, "windows length"],
     progress: Progress | None = None,
     batch_size: int | None = None,
@@ -82,130 +78,106 @@ def compare_each(
         InputError: As ``compare``.
         NonFiniteError: As ``compare``.
     """
-    nll_float: list[float] = []
-    found = [_Divergence() for _ in quantized_models]
-    for batch in _batches(windows, batch_size, (*quantized_models, float_model)):
-        done = len(nll_float)
-        reference = _logits(float_model, batch, "the float model", done, "model.dtype")
-        nll_float += _window_nll(reference, batch).tolist()
-        for model, divergence in zip(quantized_models, found, strict=True):
-            quantized = _logits(model, batch, "the quantized model", done)
-            divergence.add(quantized, reference.to(quantized.device), batch)
+    reference, found = _Nll(), [_Divergence() for _ in quantized_models]
+    models = (*quantized_models, float_model)
+    for number, ids in enumerate(_batches(windows, batch_size, models)):
+        done = len(reference.windows)
+        expected = Predictions(float_model, number, ids, "the float model", done, "model.dtype")
+        predicted = [
+            Predictions(model, number, ids, "the quantized model", done)
+            for model in quantized_models
+        ]
+        for piece in pieces(ids.shape, expected.vocabulary):
+            logits, targets = expected.of(piece), _targets(ids, piece)
+            reference.add(logits, targets)
+            for model, divergence in zip(predicted, found, strict=True):
+                divergence.add(model.of(piece), logits, targets)
+        for one in (reference, *found):
+            one.end(len(ids))
         if progress:
-            progress(len(nll_float), len(windows))
-    tokens = windows[:, 1:].numel()
-    reference = FloatResult(tokens=tokens, window_nll=nll_float)
-    return [divergence.beside(reference) for divergence in found]
+            progress(len(reference.windows), len(windows))
+    result = FloatResult(tokens=windows[:, 1:].numel(), window_nll=reference.windows)
+    return [divergence.beside(result) for divergence in found]
+
+
+@dataclass
+class _Mean:
+    """A value of every token, as the mean over the tokens of each window."""
+
+    windows: list[float] = field(default_factory=list)
+    tokens: list[Float64[Tensor, " tokens"]] = field(default_factory=list)  # of the batch at hand
+
+    def end(self, count: int) -> None:
+        """Close a batch of so many windows."""
+        self.windows += torch.cat(self.tokens).view(count, -1).mean(1).tolist()
+        self.tokens.clear()
+
+
+class _Nll(_Mean):
+    """How unlikely each token was to one model, in nats."""
+
+    @torch.inference_mode()
+    def add(self, logits: Float[Tensor, "tokens vocab"], targets: Int64[Tensor, " tokens"]) -> None:
+        log = logits.float().log_softmax(-1)
+        nll = -log.gather(1, targets.to(logits.device)[:, None])[:, 0]
+        self.tokens.append(nll.double())
 
 
 @dataclass
 class _Divergence:
-    """What is known of one quantized model, window by window."""
+    """What is known of one quantized model."""
 
-    nll: list[float] = field(default_factory=list)
-    kl: list[float] = field(default_factory=list)
-    reverse: list[float] = field(default_factory=list)
-    agreement: list[float] = field(default_factory=list)
+    nll: _Nll = field(default_factory=_Nll)
+    kl: _Mean = field(default_factory=_Mean)
+    reverse: _Mean = field(default_factory=_Mean)
+    agreement: _Mean = field(default_factory=_Mean)
 
-    def add(self, quantized: Tensor, reference: Tensor, batch: Tensor) -> None:
+    @torch.inference_mode()
+    def add(self, quantized: Tensor, reference: Tensor, targets: Tensor) -> None:
         if quantized.shape != reference.shape:
             raise InputError(
                 "Both models must predict the same vocabulary: the quantized model has "
                 f"{quantized.shape[-1]} logits, the float model {reference.shape[-1]}. "
                 "Compare an export with the model it was made from."
             )
-        self.nll += _window_nll(quantized, batch).tolist()
-        kl, reverse, agreement = _window_divergence(quantized, reference)
-        self.kl += kl.tolist()
-        self.reverse += reverse.tolist()
-        self.agreement += agreement.tolist()
+        self.nll.add(quantized, targets)
+        q, f = quantized, reference.to(quantized.device)
+        # Both terms near 0 cancel in the sum over the vocabulary: multiply and add in float64.
+        log_q, log_f = q.float().log_softmax(-1).double(), f.float().log_softmax(-1).double()
+        difference = log_f - log_q
+        self.kl.tokens.append((log_f.exp() * difference).sum(-1))
+        self.reverse.tokens.append(-(log_q.exp() * difference).sum(-1))
+        self.agreement.tokens.append((q.argmax(-1) == f.argmax(-1)).double())
+
+    def end(self, count: int) -> None:
+        for one in (self.nll, self.kl, self.reverse, self.agreement):
+            one.end(count)
 
     def beside(self, reference: FloatResult) -> Comparison:
         return Comparison(
             float_result=reference,
-            quantized_result=FloatResult(tokens=reference.tokens, window_nll=self.nll),
-            window_kl=self.kl,
-            window_kl_reverse=self.reverse,
-            window_agreement=self.agreement,
+            quantized_result=FloatResult(tokens=reference.tokens, window_nll=self.nll.windows),
+            window_kl=self.kl.windows,
+            window_kl_reverse=self.reverse.windows,
+            window_agreement=self.agreement.windows,
         )
 
 
 def _batches(
-    windows: Int64[Tensor, "windows length"], batch_size: int | None, models: tuple[Callable, ...]
-) -> tuple[Int64[Tensor, "batch length"], ...]:
-    count, length = windows.shape
-    if count == 0 or length < 2:
-        raise InputError(
-            "Evaluation needs at least one window of two tokens, "
-            f"found {count} windows of {length}. Give a longer text or a shorter window length."
-        )
+    windows: Int64[Tensor, "windows length"], batch_size: int | None, models: Sequence[Predictor]
+) -> tuple[Int64[Tensor, "_ length"], ...]:
     for model in models:
         if isinstance(model, torch.nn.Module) and model.training:
             raise InputError(
                 "Evaluation needs a model without dropout, found one in training mode. "
                 "Call model.eval() first."
             )
-    return windows.split(batch_size or max(1, TOKENS_PER_BATCH // length))
+    return batches(windows, batch_size)
 
 
-@torch.inference_mode()
-def _logits(
-    model: Callable,
-    ids: Int64[Tensor, "batch length"],
-    whose: str,
-    window: int,
-    key: str = "export.dtype",
-) -> Float[Tensor, "batch predicted vocab"]:
-    """Return the logits for tokens 1.. of each window, in the model's own dtype."""
-    if isinstance(model, PreTrainedModel):
-        logits = model(input_ids=ids.to(model.device), use_cache=False).logits
-    else:
-        logits = model(ids)
-    logits = logits[:, :-1]
-    for chunk in _chunks(logits):
-        if not torch.isfinite(chunk).all():
-            last = window + len(ids) - 1
-            raise NonFiniteError(
-                f"Logits must be finite, found NaN or infinity in {whose} in windows {window} to "
-                f"{last}. {beyond(logits.dtype, key)}"
-            )
-    return logits
-
-
-def _chunks(
-    logits: Float[Tensor, "batch predicted vocab"],
-) -> tuple[Float[Tensor, "chunk vocab"], ...]:
-    """Return the logits a few tokens at a time, windows one after the other."""
-    vocab = logits.shape[-1]
-    return logits.flatten(0, 1).split(max(1, LOGITS_PER_CHUNK // vocab))
-
-
-@torch.inference_mode()
-def _window_nll(
-    logits: Float[Tensor, "batch predicted vocab"], ids: Int64[Tensor, "batch length"]
-) -> Float64[Tensor, " batch"]:
-    targets = ids[:, 1:].to(logits.device)
-    chunks = _chunks(logits)
-    nll = [
-        -chunk.float().log_softmax(-1).gather(1, target[:, None])[:, 0]
-        for chunk, target in zip(chunks, targets.flatten().split(len(chunks[0])), strict=True)
-    ]
-    return torch.cat(nll).double().view(targets.shape).mean(1)
-
-
-@torch.inference_mode()
-def _window_divergence(
-    quantized: Float[Tensor, "batch predicted vocab"],
-    reference: Float[Tensor, "batch predicted vocab"],
-) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"], Float64[Tensor, " batch"]]:
-    """Return KL both ways and top-1 agreement, the mean over each window's tokens."""
-    kl, reverse, same = [], [], []
-    for q, f in zip(_chunks(quantized), _chunks(reference), strict=True):
-        # Both terms near 0 cancel in the sum over the vocabulary: multiply and add in float64.
-        log_q, log_f = q.float().log_softmax(-1).double(), f.float().log_softmax(-1).double()
-        difference = log_f - log_q
-        kl.append((log_f.exp() * difference).sum(-1))
-        reverse.append(-(log_q.exp() * difference).sum(-1))
-        same.append((q.argmax(-1) == f.argmax(-1)).double())
-    shape = quantized.shape[:2]
-    return tuple(torch.cat(part).view(shape).mean(1) for part in (kl, reverse, same))
+def _targets(
+    ids: Int64[Tensor, "batch length"], piece: tuple[slice, slice]
+) -> Int64[Tensor, " tokens"]:
+    """Return the tokens that those of a piece predict."""
+    rows, tokens = piece
+    return ids[rows, tokens.start + 1 : tokens.stop + 1].flatten()

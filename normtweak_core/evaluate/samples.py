@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from normtweak_core.model.streaming import StreamedModel
+
 NUM_PROMPTS, MOST_TOKENS = 3, 32  # tokens of a prompt, and of its continuation
 
 
@@ -22,42 +24,57 @@ class Sample(BaseModel, frozen=True):
     quantized_text: str
 
 
+Writer = PreTrainedModel | StreamedModel
+
+
+def written(
+    model: Writer, tokenizer: PreTrainedTokenizerBase, windows: Int64[Tensor, "windows length"]
+) -> list[str]:
+    """Return what a model makes of the beginnings of some windows.
+
+    Args:
+        model: In eval mode. One that is read block by block reads all of them again for each token
+            but those that it keeps, `normtweak_core.model.streaming.KEPT_BYTES` of them.
+        tokenizer: Its own.
+        windows: Token ids; prompts are taken evenly over them.
+    """
+    prompts = _prompts(windows)
+    return [
+        _decoded(tokenizer, ids) for ids in _continued(model, prompts, prompts.shape[1]).tolist()
+    ]
+
+
 def side_by_side(
-    quantized_model: PreTrainedModel,
-    float_model: PreTrainedModel,
+    quantized_texts: list[str],
+    float_texts: list[str],
     tokenizer: PreTrainedTokenizerBase,
     windows: Int64[Tensor, "windows length"],
 ) -> list[Sample]:
-    """Return what both models make of the beginnings of some windows.
-
-    Args:
-        quantized_model: In eval mode, as the float model.
-        float_model: The one it was made from.
-        tokenizer: Of both.
-        windows: Token ids; prompts are taken evenly over them.
-    """
-    count, length = windows.shape
-    given = min(MOST_TOKENS, length // 2)
-    chosen = sorted({count * place // NUM_PROMPTS for place in range(NUM_PROMPTS)})
-    prompts = windows[chosen, :given]
-    texts = [
-        [_decoded(tokenizer, ids) for ids in _continued(model, prompts, given).tolist()]
-        for model in (float_model, quantized_model)
-    ]
+    """Return what two models have `written`, each text with its prompt."""
+    prompts = [_decoded(tokenizer, ids) for ids in _prompts(windows).tolist()]
     return [
-        Sample(prompt=_decoded(tokenizer, ids), float_text=first, quantized_text=second)
-        for ids, first, second in zip(prompts.tolist(), *texts, strict=True)
+        Sample(prompt=prompt, float_text=first, quantized_text=second)
+        for prompt, first, second in zip(prompts, float_texts, quantized_texts, strict=True)
     ]
+
+
+def _prompts(windows: Int64[Tensor, "windows length"]) -> Int64[Tensor, "prompts given"]:
+    count, length = windows.shape
+    chosen = sorted({count * place // NUM_PROMPTS for place in range(NUM_PROMPTS)})
+    return windows[chosen, : min(MOST_TOKENS, length // 2)]
 
 
 @torch.inference_mode()
 def _continued(
-    model: PreTrainedModel, prompts: Int64[Tensor, "prompts given"], new_tokens: int
+    model: Writer, prompts: Int64[Tensor, "prompts given"], new_tokens: int
 ) -> Int64[Tensor, "prompts new"]:
     ids = prompts.to(model.device)
     for _ in range(new_tokens):
-        logits = model(input_ids=ids, use_cache=False).logits[:, -1]
-        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+        if isinstance(model, StreamedModel):
+            logits = model.logits(ids)
+        else:
+            logits = model(input_ids=ids, use_cache=False).logits
+        ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
     return ids[:, prompts.shape[1] :].cpu()
 
 

@@ -113,6 +113,14 @@ class LazyWeights:
                 ) from error
         return tensors
 
+    def finish(self, module: nn.Module, prefix: str) -> None:
+        """Do what a model's reader does once the tensors of a module are in their place: nothing.
+
+        Args:
+            module: A block, or all that lies outside the blocks.
+            prefix: Its name in the model.
+        """
+
     def _converted(self, name: str, stored: Tensor) -> Tensor:
         """Return a checked copy of a tensor that shares memory with its file."""
         shape, dtype = self._targets[name]

@@ -6,7 +6,7 @@ one model, so each block is later run with the arguments that it was called with
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from torch.utils._pytree import tree_flatten
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from normtweak_core.errors import InputError
 from normtweak_core.model import skeleton
@@ -22,6 +23,7 @@ from normtweak_core.model.structure import find_blocks
 
 HIDDEN = "hidden_states"  # the name of a block's first argument throughout transformers
 SEQUENCES = (tuple, list)  # what some families' blocks return, the hidden state first
+KEPT_BYTES = 1 << 27  # of first blocks that stay in memory while a model is walked again and again
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class BlockCall:
     kwargs: dict[str, Any]
 
 
+# What reads the weights of a model, from the arguments of `skeleton.LazyWeights`.
+OpenWeights = Callable[[PreTrainedModel, Path, torch.dtype, str], skeleton.LazyWeights]
 # What a pass does at a block: from (index, hidden state, call) to the hidden state after it.
 Visit = Callable[[int, Tensor, BlockCall], Tensor]
 
@@ -47,32 +51,44 @@ class StreamedModel:
     here keeps a block that `load_block` returned. Not for use by two threads at once.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: str):
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        device: str,
+        open_weights: OpenWeights = skeleton.LazyWeights,
+    ):
         """Read everything but the blocks.
 
         Args:
             folder: A model folder; see `normtweak_core.model.source`.
             dtype: Arithmetic of weights and hidden states.
             device: Where to compute, as torch names it.
+            open_weights: What reads the weights, where it is not those of the folder.
 
         Raises:
             InputError: The folder holds no float decoder, or its weights do not fit its config.
             NonFiniteError: A weight outside the blocks is NaN or infinite.
         """
-        self._device = device
-        self._model = skeleton.build_skeleton(folder, dtype)
-        self._weights = skeleton.LazyWeights(self._model, folder, dtype, device)
-        blocks = find_blocks(self._model)
-        self._prefix = blocks.prefix
-        self._list = self._model.get_submodule(blocks.prefix)
-        self._templates = [copy.deepcopy(block) for block in blocks.modules]
+        model = skeleton.build_skeleton(folder, dtype)
+        self._weights = open_weights(model, folder, dtype, device)
+        self._templates = [copy.deepcopy(block) for block in find_blocks(model).modules]
+        self._stand_in_for_blocks(model, device)
+        self._load_rest()
+
+    def _stand_in_for_blocks(self, model: PreTrainedModel, device: str) -> None:
+        """Keep a model whose blocks are on the meta device."""
+        self._model, self._device = model, device
+        blocks = find_blocks(model)
+        self._prefix, self._num_blocks = blocks.prefix, len(blocks.modules)
+        self._list = model.get_submodule(blocks.prefix)
         self._visit: Visit | None = None
         self._extra_outputs: int | None = None  # found at the first pass; None: a bare tensor
         self._probed = False
+        self._kept: dict[int, nn.Module] = {}
         for index, block in enumerate(blocks.modules):
             skeleton.mark_initialized(block)
             block.forward = _Stand(self, index)
-        self._load_rest()
 
     @property
     def device(self) -> str:
@@ -92,7 +108,7 @@ class StreamedModel:
     @property
     def num_blocks(self) -> int:
         """How many decoder blocks the model has."""
-        return len(self._templates)
+        return self._num_blocks
 
     def block_prefix(self, index: int) -> str:
         """Return the name of a block in the model, such as ``model.layers.3``."""
@@ -113,6 +129,7 @@ class StreamedModel:
             self._compute_buffers(block)
         finally:
             self._list[index] = stand
+        self._weights.finish(block, prefix)
         return block.eval().requires_grad_(False)
 
     def embed(
@@ -149,6 +166,42 @@ class StreamedModel:
                 f"{type(self._model).__name__} ran {len(calls)}. Choose another model."
             )
         return seen[0], calls
+
+    @torch.no_grad()
+    def walk(
+        self, batches: Sequence[Int[Tensor, "_ tokens"]]
+    ) -> Iterator[list[Float[Tensor, "_ tokens hidden"]]]:
+        """Yield what leaves each block in turn: a tensor for each batch, on the CPU.
+
+        The list is the same one each time; asking for the next changes it.
+
+        Args:
+            batches: Token ids without padding.
+
+        Raises:
+            InputError: As `embed`.
+        """
+        states, calls = [], []
+        for ids in batches:
+            hidden, found = self.embed(ids)
+            alike = (one for one in calls if _same(one, found))  # kept once
+            calls.append(next(alike, found))
+            states.append(hidden.cpu())
+        for index in range(self.num_blocks):
+            block = self._block(index)
+            for place, hidden in enumerate(states):
+                call = calls[place][index]
+                states[place] = self.run_block(block, hidden.to(self._device), call).cpu()
+            yield states
+
+    def logits(self, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens vocab"]:
+        """Return the logits of some tokens after one pass through all blocks."""
+        *_, states = self.walk([input_ids])
+        return self.head(states[0].to(self._device))
+
+    def release(self) -> None:
+        """Let go of the blocks that are in memory, once no more of them has to run."""
+        self._kept.clear()
 
     def run_block(
         self, block: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], call: BlockCall
@@ -199,6 +252,15 @@ class StreamedModel:
             return result
         return (result, *[None] * self._extra_outputs)
 
+    def _block(self, index: int) -> nn.Module:
+        """Return a block that is not to be changed, from memory where it was kept."""
+        if index in self._kept:
+            return self._kept[index]
+        block = self.load_block(index)
+        if sum(map(_bytes, (*self._kept.values(), block))) <= KEPT_BYTES:
+            self._kept[index] = block
+        return block
+
     def _compute_buffers(self, block: nn.Module) -> None:
         """Compute the buffers of the one block that is in its place.
 
@@ -225,6 +287,50 @@ class StreamedModel:
         )
         skeleton.compute_buffers(model, outside, self._device)
         model.tie_weights(missing_keys=set(weights.missing), recompute_mapping=False)
+        weights.finish(model, "")
+
+
+class HeldModel(StreamedModel):
+    """A model in memory that is walked block by block, as one that is read from disk."""
+
+    def __init__(self, model: PreTrainedModel):
+        """Take the blocks out of a model in eval mode, which runs no more by itself.
+
+        Raises:
+            InputError: It is no stack of blocks.
+        """
+        blocks = find_blocks(model)
+        self._held = dict(enumerate(blocks.modules))
+        stands = model.get_submodule(blocks.prefix)
+        for index, block in self._held.items():
+            stands[index] = copy.deepcopy(block).to("meta")
+        self._stand_in_for_blocks(model, str(model.device))
+
+    def load_block(self, index: int) -> nn.Module:
+        """Return a block of the model itself, until it is released."""
+        return self._held[index]
+
+    def release(self) -> None:
+        """Free all blocks: from now on only `head` can be asked."""
+        super().release()
+        self._held.clear()
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _same(one: list[BlockCall], other: list[BlockCall]) -> bool:
+    """Say whether a model called its blocks twice with the same values."""
+    nests = ([(call.args, call.kwargs) for call in calls] for calls in (one, other))
+    (first, shape), (second, other_shape) = map(tree_flatten, nests)
+    return shape == other_shape and all(map(_equal, first, second))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or torch.equal(one, other)
+    return type(one) is type(other) and one == other
 
 
 class _Stand:

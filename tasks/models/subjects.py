@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from normtweak_core.errors import InputError
 from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import content_hash
 from tasks.engine.environment import state_root
@@ -17,9 +18,13 @@ from tasks.results import ExportResult
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from normtweak_core.model.streaming import StreamedModel
+
 exports = lazy("normtweak_core.export.loading")
 loading = lazy("normtweak_core.model.loading")
 quantized = lazy("normtweak_core.export.opening")
+streaming = lazy("normtweak_core.model.streaming")
+torch = lazy("torch")
 tokenizers = lazy("normtweak_core.model.tokenizer")
 
 
@@ -50,6 +55,30 @@ class Subject:
         if self.kind == "export":
             return exports.load_export(self.path, self.source, dtype, self.device)
         return quantized.load_quantized(self.path, dtype, self.device)
+
+    def streamed(self) -> "StreamedModel | PreTrainedModel":
+        """Return the model, read block by block.
+
+        What others have quantized is read whole, as their readers open whole files, and then walked
+        block by block, so that it can be freed once its last block has run. A model that does more
+        between its blocks than hand the hidden state on stays whole.
+
+        Raises:
+            InputError: It cannot be opened.
+        """
+        dtype = torch_dtype(self.dtype)
+        try:
+            if self.kind == "float":
+                model = streaming.StreamedModel(self.path, dtype, self.device)
+            elif self.kind == "export":
+                model = exports.stream_export(self.path, self.source, dtype, self.device)
+            else:
+                whole = quantized.load_quantized(self.path, dtype, self.device)
+                model = streaming.HeldModel(whole)
+            model.embed(torch.zeros(1, 2, dtype=torch.int64))
+        except InputError:
+            return self.model  # or what is wrong with it
+        return model
 
     @functools.cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

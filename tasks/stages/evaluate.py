@@ -9,15 +9,19 @@ from normtweak_core.errors import InputError
 from normtweak_core.lazy import lazy
 from tasks.engine import events
 from tasks.engine.artifacts import publish_json
+from tasks.engine.progress import Advance
 from tasks.engine.stage import Found, Stage
 from tasks.models.measured_on import Text
 from tasks.models.subjects import Subject
 from tasks.results import Evaluation
 
 divergence = lazy("normtweak_core.evaluate.divergence")
+predictions = lazy("normtweak_core.evaluate.predictions")
+streaming = lazy("normtweak_core.model.streaming")
 known_ids = lazy("normtweak_core.calibration.known_ids")
 samples = lazy("normtweak_core.evaluate.samples")
 
+Progress = Callable[[int, int], None]  # done, in all
 Model = Callable[[Any, Found], Subject]  # of a run, once what it needs is there
 
 
@@ -86,9 +90,9 @@ def _measure_alone(key: str, work: Any, label: str, subject: Subject) -> Evaluat
     """
     events.record(label, part="begin")
     windows = work.text.windows(subject)
-    known_ids.require_known_ids(windows, subject.model, subject.tokenizer, str(work.text.path))
     with work.progress.stage(label, "windows") as advance:
-        result = divergence.perplexity(subject.model, windows, advance)
+        model, _ = _walked(subject, windows, work.text, _share(advance, windows, 0, 1))
+        result = divergence.perplexity(model, windows)
     details = {"tokens_sha256": tokens_sha256(windows)} | result.model_dump(mode="json")
     return Evaluation(
         metrics=result.metrics("float"), details=publish_json("evaluation", key, details)
@@ -110,20 +114,52 @@ def _measure_pair(key: str, work: Any, label: str, subject: Subject, beside: Sub
     text: Text = work.text
     windows = text.windows(beside)
     require_same_tokens(windows, text.windows(subject), beside.name, subject.name)
-    for one in (subject, beside):
-        known_ids.require_known_ids(windows, one.model, one.tokenizer, str(text.path))
-    models = [subject.model]
+    subjects = [beside, subject]  # one after the other: no two of them are in memory
     if subject.kind == "export" and subject.dtype != "float32":
-        models.append(dataclasses.replace(subject, dtype="float32").model)
+        subjects.append(dataclasses.replace(subject, dtype="float32"))
     with work.progress.stage(label, "windows") as advance:
-        result, *plain = divergence.compare_each(models, beside.model, windows, advance)
+        (reference, expected), (model, written), *more = (
+            _walked(one, windows, text, _share(advance, windows, place, len(subjects)), place < 2)
+            for place, one in enumerate(subjects)
+        )
+        models = [model, *(one for one, _ in more)]
+        result, *plain = divergence.compare_each(models, reference, windows)
     metrics = result.metrics()
     for name in ("perplexity/quantized", "kl/mean"):
         metrics |= {f"{name}_float32": one.metrics()[name] for one in plain}
-    written = samples.side_by_side(subject.model, beside.model, beside.tokenizer, windows)
+    beginnings = samples.side_by_side(written, expected, beside.tokenizer, windows)
     details = {"tokens_sha256": tokens_sha256(windows)} | result.model_dump(mode="json")
-    details["samples"] = [one.model_dump() for one in written]
+    details["samples"] = [one.model_dump() for one in beginnings]
     return Evaluation(metrics=metrics, details=publish_json("evaluation", key, details))
+
+
+def _walked(
+    subject: Subject, windows: Any, text: Text, progress: Progress, writes: bool = False
+) -> tuple[Any, list[str]]:
+    """Return what a model predicts for the windows, and what it writes if it is to write.
+
+    Of a model that can be walked block by block no block is in memory afterwards.
+
+    Raises:
+        InputError: A token has no embedding.
+        NonFiniteError: A weight is NaN or infinite.
+    """
+    model = subject.streamed()
+    whole = not isinstance(model, streaming.StreamedModel)
+    tokenizer = subject.tokenizer
+    inner = model if whole else model.model
+    known_ids.require_known_ids(windows, inner, tokenizer, str(text.path))
+    found = model if whole else predictions.walked(model, windows, progress)
+    written = samples.written(model, tokenizer, windows) if writes else []
+    if not whole:
+        model.release()
+    return found, written
+
+
+def _share(advance: Advance, windows: Any, place: int, count: int) -> Progress:
+    """Return what takes blocks done of blocks as windows done, the model being one of several."""
+    total = len(windows)
+    return lambda done, blocks: advance(total * (place * blocks + done) // (count * blocks), total)
 
 
 def require_same_tokens(expected: Any, found: Any, expected_name: str, found_name: str) -> None:

@@ -113,7 +113,7 @@ def test_batch_size_does_not_matter(batch_size):
 def test_the_chunk_of_tokens_does_not_matter(monkeypatch):
     quantized, reference, windows = tiny_llama(1), tiny_llama(2), some_windows()
     expected = compare(quantized, reference, windows)
-    monkeypatch.setattr("normtweak_core.evaluate.divergence.LOGITS_PER_CHUNK", 3 * VOCAB)
+    monkeypatch.setattr("normtweak_core.evaluate.predictions.LOGITS_PER_PIECE", 3 * VOCAB)
     assert compare(quantized, reference, windows) == expected
 
 

@@ -30,7 +30,7 @@ tokenizers = lazy("normtweak_core.model.tokenizer")
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be measured; it is opened when the first measurement is not cached."""
+    """A model to be measured; it is opened by each measurement that is not cached."""
 
     name: str  # for people
     kind: Literal["float", "export", "quantized"]  # export: of ours, beside its float model
@@ -42,9 +42,8 @@ class Subject:
     source: Path | None = None  # of an export: folder of the float model, whose code runs it
     tokenizer_path: Path | None = None  # where the tokenizer lies elsewhere than the model
 
-    @functools.cached_property
-    def model(self) -> "PreTrainedModel":
-        """The model in memory, in eval mode.
+    def whole(self) -> "PreTrainedModel":
+        """Return the model in memory, in eval mode; whoever asks keeps it as long as it needs it.
 
         Raises:
             InputError: It cannot be opened.
@@ -73,11 +72,10 @@ class Subject:
             elif self.kind == "export":
                 model = exports.stream_export(self.path, self.source, dtype, self.device)
             else:
-                whole = quantized.load_quantized(self.path, dtype, self.device)
-                model = streaming.HeldModel(whole)
+                model = streaming.HeldModel(self.whole())
             model.embed(torch.zeros(1, 2, dtype=torch.int64))
         except InputError:
-            return self.model  # or what is wrong with it
+            return self.whole()  # or what is wrong with it
         return model
 
     @functools.cached_property

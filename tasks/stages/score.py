@@ -1,7 +1,9 @@
 """The evaluation stage on named tasks: one model on the items of each task."""
 
 import contextlib
-from typing import Any
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from normtweak_core.evaluate.tasks import read_items
 from normtweak_core.lazy import lazy
@@ -12,6 +14,9 @@ from tasks.models.measured_on import Items
 from tasks.models.subjects import Subject
 from tasks.results import TaskEvaluation
 from tasks.stages.evaluate import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 harness = lazy("normtweak_core.evaluate.harness")
 
@@ -25,7 +30,7 @@ def scores(name: str, model: Model, **declared: Any) -> Stage:
         declared: What else is known of the stage.
     """
 
-    def body(key: str, work: Any, part: Items, label: str, shared: Subject) -> TaskEvaluation:
+    def body(key: str, work: Any, part: Items, label: str, shared: "_Opened") -> TaskEvaluation:
         return _score(key, work, part, label, shared)
 
     return Stage(
@@ -35,14 +40,24 @@ def scores(name: str, model: Model, **declared: Any) -> Stage:
         title="evaluate",
         parts=lambda work: work.items,
         reads=lambda work, found, items: items.inputs() | {"models": [model(work, found).identity]},
-        # One subject for all tasks: it is opened when the first answer is missing.
-        around=lambda work, found, keys: contextlib.nullcontext(model(work, found)),
+        around=lambda work, found, keys: contextlib.nullcontext(_Opened(model(work, found))),
         shared=False,
         **({"label": lambda work, items: f"{name}: {items.task}"} | declared),
     )
 
 
-def _score(key: str, work: Any, items: Items, label: str, subject: Subject) -> TaskEvaluation:
+@dataclass(frozen=True)
+class _Opened:
+    """A model in memory from the first missing answer to the last task; no other is beside it."""
+
+    subject: Subject
+
+    @functools.cached_property
+    def model(self) -> "PreTrainedModel":
+        return self.subject.whole()
+
+
+def _score(key: str, work: Any, items: Items, label: str, opened: _Opened) -> TaskEvaluation:
     """Return how a model answers each item of a task.
 
     Raises:
@@ -54,8 +69,8 @@ def _score(key: str, work: Any, items: Items, label: str, subject: Subject) -> T
     revision = None if items.data is not None else items.content
     with work.progress.stage(label, "answers") as advance:
         found = harness.score_task(
-            subject.model,
-            subject.tokenizer,
+            opened.model,
+            opened.subject.tokenizer,
             items.task,
             rows,
             items.max_items,

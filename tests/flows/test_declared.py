@@ -3,6 +3,7 @@
 Small stages that add numbers stand for long ones; the real pipelines are looked at as declared.
 """
 
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -222,3 +223,32 @@ def test_a_model_is_opened_once_for_all_its_tasks(monkeypatch):
     Pipeline("p", (scores("measure", model),)).walk(work, Bodies().visit)
     assert len(scored) == 2
     assert scored[0] is scored[1]
+
+
+def test_of_several_models_one_is_in_memory_at_a_time(monkeypatch):
+    alive: weakref.WeakSet = weakref.WeakSet()
+    opened: list[str] = []
+
+    class Model:
+        pass
+
+    def subject(name) -> SimpleNamespace:
+        def whole() -> Model:
+            assert not alive
+            opened.append(name)
+            alive.add(model := Model())
+            return model
+
+        return SimpleNamespace(identity={"model": name}, whole=whole)
+
+    subjects = {name: subject(name) for name in "pq"}
+    monkeypatch.setattr(
+        "tasks.stages.score._score",
+        lambda key, work, items, label, shared: (shared.model, Number(value=1))[1],
+    )
+    items = [SimpleNamespace(task=name, inputs=lambda name=name: {"task": name}) for name in "ab"]
+    work = SimpleNamespace(**{**vars(WORK), "items": items})
+    stages = (scores(name, lambda work, found, one=one: one) for name, one in subjects.items())
+    Pipeline("p", tuple(stages)).walk(work, Bodies().visit)
+    assert opened == ["p", "q"]
+    assert not alive

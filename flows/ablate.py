@@ -14,7 +14,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.checks.ablation import ablation_preflight
+from flows.checks.ablation import preflight
 from flows.pipeline.declared import Pipeline
 from flows.pipeline.execution import Execution
 from flows.pipeline.measuring import FLOAT, measured
@@ -51,7 +51,7 @@ def ablate(recipe: AblationRecipe) -> dict[str, Any]:
         recipe: Base and studies.
     """
     began = time.monotonic()
-    for warning in ablation_preflight(recipe, state_root()).warnings:
+    for warning in preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     job = open_job(recipe.model, recipe.seed)
     run = Run(recipe, job, recipe.calibration, execution=Execution(QUANTIZE.all_told))

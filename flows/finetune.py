@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.checks.finetune import ReadyToFinetune, finetune_preflight
+from flows.checks.inputs import Ready
 from flows.pipeline.measuring import FLOAT, beside_float, measured
 from flows.pipeline.operated import operated
 from flows.pipeline.run import BEGINNING, ENDING, RecipePipeline, Run, with_export_sizes
@@ -13,16 +13,12 @@ from flows.pipeline.run_name import run_name
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.kinds import FINETUNE as KIND
 from flows.reports.finetune import FinetuneReports, show_trained_blocks
-from flows.reports.results import Measured
 from flows.reports.training import training_facts
-from normtweak_core.export.payload import payload_bytes
 from normtweak_core.training.rates import Rates
-from tasks.engine.artifacts import read_json
 from tasks.engine.environment import state_root
 from tasks.engine.stage import Found
 from tasks.models.starting_point import StartingPoint, export_in_root, imported_folder
 from tasks.stages.calibrate import data
-from tasks.stages.export import source_facts
 from tasks.stages.float_type import start_float_type
 from tasks.stages.training.finetune import export_finetuned
 from tasks.stages.training.finetune import finetune as train
@@ -44,7 +40,7 @@ def finetune(recipe: FinetuneRecipe) -> dict[str, Any]:
     return FINETUNE.run(recipe)
 
 
-def _inputs(ready: ReadyToFinetune, writes: bool) -> dict[str, Any]:
+def _inputs(ready: Ready, writes: bool) -> dict[str, Any]:
     """Return what is trained on, unless it would first have to be copied under the state root."""
     source, root = ready.export, state_root()
     is_there = source.folder.is_relative_to(root)
@@ -58,25 +54,18 @@ def _tell_block(run: Run, found: Found, cached: bool) -> None:
         show_trained_blocks(found["block"])
 
 
-def _report(run: Run, found: Found, result: Measured) -> FinetuneReports:
-    recipe, export, trained = run.recipe, found["export"], found["training"][-1]
+def _report(run: Run, found: Found, **common: Any) -> FinetuneReports:
+    recipe, start, trained = run.recipe, found["start"], found["training"][-1]
+    of_start = with_export_sizes(measured(run, found, "evaluate start", FLOAT), start.export)
     reports = FinetuneReports(
-        recipe=recipe,
-        source=found["start"].source,
+        **common,
+        source=start.source,
         blocks=found.get("block", []),
         losses=trained.losses,
         held_out=trained.held_out,
         best=trained.best,
         tokens=recipe.finetune.steps * recipe.finetune.batch * run.length,
-        quality=read_json(found["data"].quality),
-        start=with_export_sizes(
-            measured(run, found, "evaluate start", FLOAT), found["start"].export
-        ).metrics,
-        metrics=result.metrics,
-        origin=source_facts(run, found["data"]) | {"export_sha256": export.export_sha256},
-        export=state_root() / export.folder,
-        float_type=found["float type"],
-        float_bytes=payload_bytes(run.job.source.path),
+        start=of_start.metrics,
     )
     for problem in reports.problems():
         log.warning("%s", problem)
@@ -117,7 +106,6 @@ FINETUNE = RecipePipeline(
         *EVALUATE_START,
     ),
     kind=KIND,
-    check=finetune_preflight,
     report=_report,
     told={"block": _tell_block},
     rows=_rows,

@@ -5,25 +5,21 @@ from typing import Any
 
 from prefect import flow
 
-from flows.checks.inputs import preflight
 from flows.pipeline.operated import operated
 from flows.pipeline.run import BEGINNING, ENDING, RecipePipeline, Run
 from flows.pipeline.run_name import run_name
 from flows.recipes.kinds import QUANTIZE as KIND
 from flows.recipes.quantize import Recipe
 from flows.reports.quantize import Reports, rolled_back, show_blocks
-from flows.reports.results import Measured
 from normtweak_core.errors import ProblemError
-from normtweak_core.export.payload import payload_bytes
 from normtweak_core.quantization.report import BlockReport
 from normtweak_core.tweak.report import FinalTuneReport
 from tasks.engine.artifacts import read_json
-from tasks.engine.environment import state_root
 from tasks.engine.stage import Found
 from tasks.results import BlockResult, FinalTuneResult
 from tasks.stages.blocks import baseline, block, measured_stages
 from tasks.stages.calibrate import calibrate
-from tasks.stages.export import export_blocks, source_facts
+from tasks.stages.export import export_blocks
 from tasks.stages.float_type import float_type
 from tasks.stages.tune import final_tune
 
@@ -83,20 +79,14 @@ def final_report(tuned: FinalTuneResult | None) -> FinalTuneReport | None:
     return FinalTuneReport.model_validate(read_json(tuned.report)) if tuned else None
 
 
-def _report(run: Run, found: Found, measured: Measured) -> Reports:
-    recipe, export, tuned = run.recipe, found["export"], found.get("final tune")
+def _report(run: Run, found: Found, **common: Any) -> Reports:
+    tuned, tweaked = found.get("final tune"), run.recipe.norm_tweak.enabled
     return Reports(
-        recipe=recipe,
-        drift=measured_stages(found["block"], found["baseline"], tuned, recipe.norm_tweak.enabled),
+        **common,
+        drift=measured_stages(found["block"], found["baseline"], tuned, tweaked),
         blocks=[block_report(one) for one in found["block"]],
         baseline=[block_report(one) for one in found["baseline"]],
         final_tune=final_report(tuned),
-        quality=read_json(found["calibrate"].quality),
-        metrics=measured.metrics,
-        origin=source_facts(run, found["calibrate"]) | {"export_sha256": export.export_sha256},
-        export=state_root() / export.folder,
-        float_type=found["float type"],
-        float_bytes=payload_bytes(run.job.source.path),
     )
 
 
@@ -121,7 +111,6 @@ QUANTIZE = RecipePipeline(
     "quantize",
     (*BEGINNING, calibrate, float_type, block, final_tune, export_blocks, baseline, *ENDING),
     kind=KIND,
-    check=preflight,
     report=_report,
     told={"block": _tell_block, "final tune": _tell_tune},
     rows=_rows,

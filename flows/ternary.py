@@ -4,21 +4,15 @@ from typing import Any
 
 from prefect import flow
 
-from flows.checks.ternary import ternary_preflight
 from flows.pipeline.operated import operated
 from flows.pipeline.run import BEGINNING, ENDING, RecipePipeline, Run
 from flows.pipeline.run_name import run_name
 from flows.recipes.kinds import TERNARY as KIND
 from flows.recipes.ternary import TernaryRecipe
-from flows.reports.results import Measured
 from flows.reports.ternary import TernaryReports, step_metrics
 from flows.reports.training import training_facts
-from normtweak_core.export.payload import payload_bytes
-from tasks.engine.artifacts import read_json
-from tasks.engine.environment import state_root
 from tasks.engine.stage import Found
 from tasks.stages.calibrate import data
-from tasks.stages.export import source_facts
 from tasks.stages.float_type import ternary_float_type
 from tasks.stages.training.surgery import surgery
 from tasks.stages.training.ternary import train
@@ -36,10 +30,10 @@ def ternary(recipe: TernaryRecipe) -> dict[str, Any]:
     return TERNARY.run(recipe)
 
 
-def _report(run: Run, found: Found, measured: Measured) -> TernaryReports:
-    recipe, export, trained = run.recipe, found["export"], found["training"][-1]
+def _report(run: Run, found: Found, **common: Any) -> TernaryReports:
+    recipe, trained = run.recipe, found["training"][-1]
     return TernaryReports(
-        recipe=recipe,
+        **common,
         num_blocks=run.job.blocks[1],
         cuts=found["surgery"].losses,
         losses=trained.losses,
@@ -47,12 +41,6 @@ def _report(run: Run, found: Found, measured: Measured) -> TernaryReports:
         best=trained.best,
         objective=trained.held_out,
         tokens=recipe.ternary.steps * recipe.ternary.batch * run.length,
-        quality=read_json(found["data"].quality),
-        metrics=measured.metrics,
-        origin=source_facts(run, found["data"]) | {"export_sha256": export.export_sha256},
-        export=state_root() / export.folder,
-        float_type=found["float type"],
-        float_bytes=payload_bytes(run.job.source.path),
     )
 
 
@@ -60,7 +48,6 @@ TERNARY = RecipePipeline(
     "ternary",
     (*BEGINNING, data, surgery, ternary_float_type, train, export_ternary, *ENDING),
     kind=KIND,
-    check=ternary_preflight,
     report=_report,
     training=lambda found, reports: {
         "surgery": found["surgery"].losses,

@@ -27,7 +27,7 @@ TWICE = {
 }
 
 
-def ablation_preflight(recipe: AblationRecipe, root: Path, result: Path | None = None) -> Ready:
+def preflight(recipe: AblationRecipe, root: Path, result: Path | None = None) -> Ready:
     """Accept an ablation all of whose cells this machine can carry out.
 
     Args:

@@ -1,34 +1,20 @@
-"""Everything that can be known to be wrong before a server starts or a folder is made.
-
-Nothing here imports torch (but where a GPU build of it has to count devices), Prefect or MLflow,
-and nothing is written.
-"""
+"""What every recipe of a language model reads and needs, looked at before a server starts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flows.checks.given_texts import (
-    check_items,
-    check_texts,
-    checked_lengths,
-)
+from flows.checks.given_texts import check_items, check_texts, checked_lengths
 from flows.checks.known_tokens import check_tokens
-from flows.checks.machine import (
-    ModelShape,
-    disk_bytes,
-    model_shape,
-)
-from flows.checks.remaining import shares_there
+from flows.checks.machine import ModelShape, model_shape
 from flows.checks.services import check_services
 from flows.checks.written_places import check_disk, check_result_file, check_state_root
-from flows.recipes.quantize import Recipe
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.hub_data import local_data
 from normtweak_core.errors import keys_called
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.text import text_path
-from normtweak_core.export.formats.checks import GPTQ_READER_DONE, check_exportable
+from normtweak_core.finetune.source import ExportSource
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.source import (
     ModelFolder,
@@ -38,7 +24,6 @@ from normtweak_core.model.source import (
     resolve_source,
 )
 from normtweak_core.model.tokenizer_files import require_reader_files
-from tasks.engine.environment import REPOSITORY
 
 
 @dataclass(frozen=True)
@@ -51,33 +36,8 @@ class Ready:
     disk: dict[str, int]  # bytes a run writes at most, by what they are
     warnings: list[str] = field(default_factory=list)
     is_local: bool = False  # nothing has to come from the hub
-
-
-def preflight(
-    recipe: Recipe, root: Path, result: Path | None = None, evaluates: bool = True
-) -> Ready:
-    """Accept a recipe that this machine can carry out, in order of rising cost.
-
-    Args:
-        recipe: What is wanted.
-        root: The state root; it need not exist yet.
-        result: Where the result file shall go, if anywhere.
-        evaluates: Whether the text to measure on is needed.
-
-    Raises:
-        InputError: A folder cannot be written, a text is missing, empty or malformed, the model is
-            unsuitable, the format cannot hold it, or the disk is too small.
-    """
-    measured = recipe.evaluation if evaluates else None
-    found = check_inputs(recipe.model, recipe.calibration, measured, root, result)
-    check_exportable(
-        recipe.export,
-        recipe.quantization,
-        found.shape.linears,
-        reader_available=(REPOSITORY / GPTQ_READER_DONE).is_file(),
-    )
-    disk = disk_bytes(recipe, found.shape, found.length)
-    return check_machine(found, disk, recipe.model, root, shares_there(recipe, found, root))
+    export: ExportSource | None = None  # of a fine-tuning: what it starts from
+    float_model: ModelConfig | None = None  # and the float model of that
 
 
 def check_inputs(

@@ -7,7 +7,7 @@ from flows.checks.written_places import check_result_file, check_state_root
 from flows.recipes.polynomial import PolynomialRecipe, study_device
 
 
-def polynomial_preflight(recipe: PolynomialRecipe, root: Path, result: Path | None = None) -> None:
+def preflight(recipe: PolynomialRecipe, root: Path, result: Path | None = None) -> None:
     """Accept a study that this machine can carry out.
 
     Raises:

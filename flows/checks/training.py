@@ -1,6 +1,6 @@
 """What a training will need, predicted as `flows.checks.machine` predicts a quantization."""
 
-from flows.checks.machine import DTYPE_BYTES, FIXED_MEMORY, ModelShape
+from flows.checks.machine import DTYPE_BYTES, FIXED_DISK, FIXED_MEMORY, ModelShape
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.finetune.config import FinetuneConfig
@@ -10,6 +10,33 @@ FORWARD_AND_BACKWARD = 3  # a backward pass has two products for each of the for
 # What a linear keeps for its backward pass: input and output as they are, normed, and rounded.
 KEPT_OF_A_LINEAR = 4
 LOGITS = 3  # copies at once
+
+
+def ternary_disk(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return the bytes a run writes at most, by what they are."""
+    export = shape.linear_weights // 4 + (shape.parameters - shape.linear_weights) * 4
+    return {
+        "data": recipe.ternary.data.samples * length * 16,
+        # Weights and two moments in float32; two checkpoints, and a third while it is written.
+        "checkpoints": 3 * 12 * shape.parameters,
+        "trained weights": shape.parameters * 4,
+        "export, and the registry's copy": 2 * export,
+        "databases, logs and reports": FIXED_DISK,
+    }
+
+
+def finetune_disk(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return the bytes a run writes at most, by what they are."""
+    export = shape.linear_weights + (shape.parameters - shape.linear_weights) * 4
+    return {
+        "data": recipe.finetune.data.samples * length * 16,
+        "trained blocks": shape.linear_weights * 5 if recipe.finetune.block_steps else 0,
+        # Weights and two moments in float32; two checkpoints, and a third while it is written.
+        "checkpoints": 3 * 15 * shape.linear_weights,
+        "trained weights": shape.linear_weights * 5,
+        "exports, and the registry's copy": 3 * export,
+        "databases, logs and reports": FIXED_DISK,
+    }
 
 
 def ternary_memory(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dict[str, int]:

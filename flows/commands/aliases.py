@@ -6,11 +6,14 @@ from pathlib import Path
 
 from flows.checks.services import check_services
 from flows.commands.command import STATE, Command
-from flows.commands.execution import lazily, print_line
+from flows.commands.execution import print_line
 from flows.commands.failures import EXIT_OK
+from normtweak_core.lazy import lazy
 from tasks.engine.environment import prepare_environment, set_variables, state_root
 from tasks.registry.names import parse_address, require_names
 from tasks.registry.reachable import VARIABLE
+
+by_hand = lazy("tasks.registry.by_hand")  # with MLflow
 
 NAMED = ("NAME", "--alias")  # what the person calls both
 
@@ -19,16 +22,16 @@ def run_promote(options: argparse.Namespace) -> int:
     """Point an alias to a version and print what changed."""
     address = parse_address(options.uri, alias_too=False)
     require_names(address.name, options.alias, NAMED)
-    promote = lazily("tasks.registry.by_hand:promote")
-    print_line(promote(*_registry(), address, options.alias))
+    uri, locks = _registry()
+    print_line(by_hand.promote(uri, locks, address, options.alias))
     return EXIT_OK
 
 
 def run_rollback(options: argparse.Namespace) -> int:
     """Point an alias to the version it pointed to before, and print what changed."""
     require_names(options.name, options.alias, NAMED)
-    rollback = lazily("tasks.registry.by_hand:rollback")
-    print_line(rollback(*_registry(), options.name, options.alias))
+    uri, locks = _registry()
+    print_line(by_hand.rollback(uri, locks, options.name, options.alias))
     return EXIT_OK
 
 

@@ -1,12 +1,10 @@
 """How a command is carried out: its variables, its server, its log, and where its result goes."""
 
-import importlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +22,7 @@ runs = lazy("tasks.engine.runs")  # with Prefect, which reads its settings when 
 _REGISTRY = ("tasks.registry.promotion", "mlflow.store.tracking.sqlalchemy_store")
 # Beside the module of its flow, what a command always comes to; imported while its server comes
 # up: two seconds of it in all.
-MODULES = {
-    "quantize": _REGISTRY,
-    "ternary": _REGISTRY,
-    "finetune": _REGISTRY,
-}
-
-
-def lazily(reference: str) -> Callable[..., Any]:
-    """Return a function that imports `module:name` when it is called, and calls that."""
-
-    def call(*arguments: Any) -> Any:
-        module, _, name = reference.partition(":")
-        return attrgetter(name)(importlib.import_module(module))(*arguments)
-
-    return call
+MODULES = dict.fromkeys(("quantize", "ternary", "finetune"), _REGISTRY)
 
 
 def quiet_libraries() -> None:

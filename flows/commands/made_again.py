@@ -14,9 +14,9 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from flows.checks.preflight import preflight
 from flows.commands.execution import print_line, run_flow
 from flows.commands.failures import EXIT_FAILED, EXIT_OK, say
-from flows.pipeline.checks import CHECKS
 from flows.rebuild import rebuild
 from flows.rebuilding.inputs import Inputs, find_inputs
 from flows.rebuilding.recorded import Recorded, read_recorded
@@ -71,7 +71,7 @@ def _rebuild(
         inputs = find_inputs(recorded, overrides, client, home / "parent")
         here = made_here(inputs.job, recorded.made_with)
         found = differences(recorded.made_with, here)
-        ready = CHECKS[recorded.kind.name](inputs.recipe, home, result_file, evaluates=False)
+        ready = preflight(inputs.recipe, home, result_file, evaluates=False)
         if ready.is_local:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         for line in _about(recorded, found):

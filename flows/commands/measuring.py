@@ -1,16 +1,18 @@
 """`normtweak evaluate` and `normtweak compare`: any models, measured on a text and on tasks."""
 
 import argparse
-from functools import partial
 
 from flows.checks.evaluation import check_request
 from flows.checks.services import check_services
 from flows.commands.command import STATE, Command, add_result
-from flows.commands.execution import lazily, quiet_libraries, run_flow
+from flows.commands.execution import quiet_libraries, run_flow
 from flows.commands.first_line import first_line
 from flows.recipes.evaluation import EvaluationRequest
 from normtweak_core.errors import InputError
+from normtweak_core.lazy import lazy
 from tasks.engine.environment import set_variables, state_root
+
+terminal = lazy("flows.reports.terminal")
 
 MODEL = "folder, hub id, reference:NAME, models:/NAME/VERSION, models:/NAME@ALIAS or GGUF file"
 
@@ -53,9 +55,12 @@ def _measure(command: str, models: list[str], options: argparse.Namespace) -> in
         check_request(request, state_root(), options.result)
         given = [*models, *([options.against] if options.against else [])]
         check_services(state_root(), registry=any(name.startswith("models:") for name in given))
-    flow = partial(lazily(f"flows.{command}:{command}"), request)
-    show = partial(lazily("flows.reports.terminal:show"), command)
-    return run_flow(command, flow, options.result, show)
+    return run_flow(
+        command,
+        lambda: getattr(lazy(f"flows.{command}"), command)(request),
+        options.result,
+        lambda result: terminal.show(command, result),
+    )
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.checks.finetune import ReadyToFinetune
 from flows.checks.inputs import Ready
 from flows.checks.machine import (
     available_memory,
@@ -19,6 +18,7 @@ from flows.checks.machine import (
     quantize_work,
     time_estimate,
 )
+from flows.checks.preflight import preflight
 from flows.checks.training import (
     finetune_memory,
     finetune_work,
@@ -28,7 +28,6 @@ from flows.checks.training import (
 from flows.commands.command import Command, add_recipe
 from flows.commands.execution import print_line
 from flows.commands.failures import EXIT_OK
-from flows.pipeline.checks import CHECKS
 from flows.recipes.file import read_with_overrides
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.kinds import kind_of
@@ -50,11 +49,10 @@ if TYPE_CHECKING:
 def run_plan(options: argparse.Namespace) -> int:
     """Print what a recipe would need; write nothing."""
     values = read_with_overrides(options.recipe, options.overrides)
-    kind = kind_of(values)
-    recipe = kind.recipe.parse(values)
+    recipe = kind_of(values).recipe.parse(values)
     with scratch_environment(state_root()):
         require_local_model(recipe, state_root())
-        ready = CHECKS[kind.name](recipe, state_root())
+        ready = preflight(recipe, state_root())
         lines = plan_lines(recipe, ready, state_root())
     for line in [*lines, *(f"warning {text}" for text in ready.warnings)]:
         print_line(line)
@@ -121,7 +119,6 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
         becomes = f"to ternary, trained for {tokens:,} tokens"
         needs = ternary_memory, ternary_work
     elif isinstance(recipe, FinetuneRecipe):
-        assert isinstance(ready, ReadyToFinetune)
         export = ready.export
         tokens = recipe.finetune.steps * recipe.finetune.batch * length
         grid = f"{export.bits} bits ({_groups(export.group_size)})"

@@ -7,11 +7,14 @@ from pathlib import Path
 from flows.checks.services import check_services
 from flows.checks.written_places import check_result_file, check_state_root
 from flows.commands.command import STATE, Command, add_overrides, add_result
-from flows.commands.execution import lazily, quiet_libraries
+from flows.commands.execution import quiet_libraries
 from flows.commands.first_line import first_line
+from normtweak_core.lazy import lazy
 from tasks.engine.environment import prepare_environment, set_variables, state_root
 from tasks.registry.names import parse_address
 from tasks.registry.reachable import existing_registry
+
+made_again = lazy("flows.commands.made_again")  # with Prefect, which reads its settings then
 
 
 def run_rebuild(options: argparse.Namespace) -> int:
@@ -20,13 +23,11 @@ def run_rebuild(options: argparse.Namespace) -> int:
     root = state_root()
     with first_line(f"rebuild {options.uri}: begins with what the registry holds of it"):
         _require_places(root, options.result)
-    given_threads = os.environ.get("OMP_NUM_THREADS") or None  # an empty one counts as unset
+    threads = os.environ.get("OMP_NUM_THREADS") or None  # an empty one counts as unset
     quiet_libraries()
     set_variables(root)
     prepare_environment()
-    # Imported here: Prefect reads its settings when it is.
-    make_again = lazily("flows.commands.made_again:make_again")
-    return make_again(options.uri, options.overrides, root, options.result, given_threads)
+    return made_again.make_again(options.uri, options.overrides, root, options.result, threads)
 
 
 def _require_places(root: Path, result_file: Path | None) -> None:

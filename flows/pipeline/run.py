@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
 from flows.checks.inputs import Ready
+from flows.checks.preflight import preflight
 from flows.pipeline.declared import Finished, Pipeline
 from flows.pipeline.execution import Execution, Told
 from flows.pipeline.kept_files import keep_for_rebuild
@@ -24,7 +25,8 @@ from flows.reports.publish import publish, publish_registry_link
 from flows.reports.results import Measured, write_evaluation
 from normtweak_core.errors import keys_called
 from normtweak_core.evaluate.gate import gate_failures
-from tasks.engine.artifacts import Result
+from normtweak_core.export.payload import payload_bytes
+from tasks.engine.artifacts import Result, read_json
 from tasks.engine.environment import peak_rss_bytes, state_root
 from tasks.engine.stage import Found
 from tasks.models.job import open_job
@@ -33,6 +35,7 @@ from tasks.registry.promotion import MEASURED_ON, Verdict
 from tasks.registry.tracking import TrainingRun
 from tasks.results import CalibrationResult, ExportResult, FloatType
 from tasks.stages.dry_run import dry_run
+from tasks.stages.export import source_facts
 from tasks.stages.register import register_stage
 from tasks.stages.size_check import size_check
 from tasks.stages.verify import verify
@@ -87,8 +90,7 @@ class RecipePipeline(Pipeline):
     """A pipeline whose export is registered, and what differs between those."""
 
     kind: RecipeKind
-    check: Callable[..., Ready]  # accepts a recipe that can be carried out here
-    report: Callable[[Run, Found, Measured], Any]  # what is told of a run
+    report: Callable[..., Any]  # takes run and results, with the fields of `RunReports`
     told: Mapping[str, Told] = field(default_factory=dict)  # by stage, see `Execution`
     rows: Callable[[Run, Found], list[dict[str, Any]]] = lambda run, found: []  # one a block
     training: Callable[[Found, Any], dict[str, Any]] | None = None  # what `--result` tells of it
@@ -106,7 +108,7 @@ class RecipePipeline(Pipeline):
         """Carry out a recipe, and return what ``--result`` writes."""
         began = time.monotonic()
         # The command has done so before it started a server; a scheduled run has not.
-        ready = self.check(recipe, state_root())
+        ready = preflight(recipe, state_root())
         for warning in ready.warnings:
             log.warning("%s", warning)
         run = self.begin(recipe, ready, began=began)
@@ -124,7 +126,7 @@ class RecipePipeline(Pipeline):
             revisions: Commits of the hub data sets that it reads.
             float_type: That the export had; None: it is found out again.
         """
-        ready = self.check(recipe, state_root(), evaluates=False)
+        ready = preflight(recipe, state_root(), evaluates=False)
         run = self.begin(recipe, ready, revisions, is_rebuild=True)
         with keys_called({"calibration": self.kind.data}):
             pipeline = self.upto("export")
@@ -143,10 +145,9 @@ class RecipePipeline(Pipeline):
             revisions: Commits of hub data sets to read, by name; of others the newest is read.
             run: Further fields of the run.
         """
-        model = getattr(ready, "float_model", None) or recipe.model
         return Run(
             recipe,
-            open_job(model, recipe.seed, revisions),
+            open_job(ready.float_model or recipe.model, recipe.seed, revisions),
             self.kind.data_of(recipe),
             self.streams,
             execution=Execution(self.all_told),
@@ -163,13 +164,24 @@ class RecipePipeline(Pipeline):
         """Tell and register what a run has made, and return what ``--result`` writes."""
         export: ExportResult = found["export"]
         result = with_export_sizes(measured(run, found, "evaluate", FLOAT), export)
-        reports = replace(self.report(run, found, result), facts=facts_of(found))
+        data = found[self.data]
+        reports = self.report(
+            run,
+            found,
+            recipe=run.recipe,
+            quality=read_json(data.quality),
+            metrics=result.metrics,
+            origin=source_facts(run, data) | {"export_sha256": export.export_sha256},
+            export=state_root() / export.folder,
+            float_type=found["float type"],
+            float_bytes=payload_bytes(run.job.source.path),
+            facts=facts_of(found),
+        )
         files = publish(reports.report())
         name = run.job.source.name
         files += write_evaluation(reports.folder, result, run.recipe.seed, run.recipe.name, name)
         metrics = result.metrics | reports.more_metrics()
         ends = run.execution.ends(self.stages)
-        data = found[self.data]
         registered = _register(run, data, export, metrics, reports, files, result, ends)
         training = self.training(found, reports) if self.training else {}
         return {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.checks.ablation import ablation_preflight
+from flows.checks.ablation import preflight
 from flows.recipes.ablation import AblationRecipe, planned_cells
 from flows.recipes.quantize import Recipe
 from normtweak_core.ablation.config import STUDIES, StudiesConfig
@@ -125,7 +125,7 @@ def test_a_text_that_is_also_measured_on_is_told(values, tmp_path):
     data = copy.deepcopy(values)
     data["ablation"]["studies"] = LEFT_OUT | {"calibration": ["text", "random"]}
     data["ablation"] |= {"seeds": {}, "text": data["evaluation"]["perplexity"]["path"]}
-    ready = ablation_preflight(AblationRecipe.parse(data), tmp_path)
+    ready = preflight(AblationRecipe.parse(data), tmp_path)
     assert ready.warnings == [
         "ablation.text and evaluation.perplexity.path are the same file: the perplexity of a cell "
         "is measured on text that it was calibrated with"
@@ -134,7 +134,7 @@ def test_a_text_that_is_also_measured_on_is_told(values, tmp_path):
 
 def test_the_disk_is_counted_for_every_cell(values, recipe, tmp_path):
     # Base and mse with three seeds; RTN and GPTQ with three or one.
-    more = ablation_preflight(recipe, tmp_path).disk
-    one = ablation_preflight(changed(values, "ablation.seeds.stage", 1), tmp_path).disk
+    more = preflight(recipe, tmp_path).disk
+    one = preflight(changed(values, "ablation.seeds.stage", 1), tmp_path).disk
     assert one["exports"] / 8 == more["exports"] / 12 > 0
     assert one["streams"] == more["streams"] > 0

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from flows.checks.inputs import preflight
+from flows.checks.preflight import preflight
 from flows.recipes.quantize import Recipe
 from tests.flows import command_mistakes, input_mistakes, mistakes, service_mistakes
 from tests.flows.tiny_model import (

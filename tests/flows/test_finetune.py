@@ -177,7 +177,7 @@ def test_a_second_run_computes_nothing_and_an_export_of_it_can_be_trained_on(
 
 
 def test_a_registered_version_is_trained_on_as_its_folder_is(project, finished, engine, tmp_path):
-    from flows.checks.finetune import finetune_preflight
+    from flows.checks.preflight import preflight
     from flows.finetune import finetune
 
     recipe = values(project, lr=3e-2) | {"name": "tiny-tuned-on"}
@@ -188,7 +188,7 @@ def test_a_registered_version_is_trained_on_as_its_folder_is(project, finished, 
     page = (Path(result["reports_dir"]) / "report.html").read_text()
     assert "models:/tiny-to-tune@candidate (2 bits, " in page
     # Nothing was copied: the files of this machine's registry lie under the state root.
-    source = finetune_preflight(FinetuneRecipe.parse(recipe), engine).export
+    source = preflight(FinetuneRecipe.parse(recipe), engine).export
     assert source.folder.is_relative_to(engine / "mlartifacts")
     assert not (engine / "exports" / "imported").exists()
     code, again = rebuild_result(engine, "models:/tiny-tuned-on/1", tmp_path / "r.json")
@@ -206,12 +206,12 @@ def test_a_version_that_cannot_be_trained_on_is_refused(project, tmp_path, capsy
 
 
 def test_a_plan_finds_what_is_finished(project, finished, engine):
-    from flows.checks.finetune import finetune_preflight
+    from flows.checks.preflight import preflight
     from flows.finetune import FINETUNE
 
     def planned(**changes) -> dict[str, tuple[int, int]]:
         recipe = FinetuneRecipe.parse(values(project, lr=3e-2, **changes))
-        ready = finetune_preflight(recipe, engine)
+        ready = preflight(recipe, engine)
         stages = FINETUNE.plan(recipe, ready)
         return {stage.name: (stage.cached, stage.parts) for stage in stages}
 

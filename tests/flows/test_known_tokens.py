@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from flows.checks.ablation import ablation_preflight
-from flows.checks.inputs import preflight
-from flows.checks.ternary import ternary_preflight
+from flows.checks import ablation
+from flows.checks.preflight import preflight
 from flows.recipes.ablation import AblationRecipe
 from flows.recipes.evaluation import EvaluationRequest
 from flows.recipes.quantize import Recipe
@@ -77,7 +76,7 @@ def test_a_token_in_a_text_is_told_with_file_and_line(project, text):
         preflight(Recipe.parse(recipe_values(project)), project / "state")
     assert str(refused.value) == f"{file} line 2 {FOUND}"
     with pytest.raises(InputError) as refused:
-        ternary_preflight(TernaryRecipe.parse(ternary_values(project)), project / "state")
+        preflight(TernaryRecipe.parse(ternary_values(project)), project / "state")
     assert str(refused.value) == f"{file} line 2 {FOUND}"
 
 
@@ -97,7 +96,7 @@ def test_a_token_in_the_text_of_an_ablation_is_told(project):
     values["ablation"]["text"] = str(project / "own.txt")
     (project / "own.txt").write_text("<new>")
     with pytest.raises(InputError, match=r"own\.txt line 1 must hold tokens of the model alone; "):
-        ablation_preflight(AblationRecipe.parse(values), project / "state")
+        ablation.preflight(AblationRecipe.parse(values), project / "state")
 
 
 @pytest.mark.parametrize(

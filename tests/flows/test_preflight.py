@@ -5,7 +5,8 @@ from collections import namedtuple
 import pytest
 
 from flows.checks import machine as budget
-from flows.checks.inputs import only_local, preflight
+from flows.checks.inputs import only_local
+from flows.checks.preflight import preflight
 from flows.checks.written_places import check_disk, check_state_root
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
@@ -123,7 +124,7 @@ def test_a_registry_that_does_not_answer_is_told_before_the_start(project, monke
 
 
 def test_a_reader_whose_making_was_interrupted_is_none(project, tmp_path, monkeypatch):
-    monkeypatch.setattr("flows.checks.inputs.REPOSITORY", tmp_path)
+    monkeypatch.setattr("flows.checks.preflight.REPOSITORY", tmp_path)
     reader = tmp_path / ".venv-reader-gptq"
     (reader / "bin").mkdir(parents=True)
     (reader / "bin" / "python").touch()  # `python -m venv` makes it before anything is installed

@@ -227,14 +227,14 @@ def start(project, stored):
 
 
 def tuned(values: dict):
-    from flows.checks.finetune import finetune_preflight
+    from flows.checks.preflight import preflight
     from flows.finetune import FINETUNE
     from tasks.engine.environment import state_root
 
     recipe = FinetuneRecipe.parse(values)
     # Of what the export cannot contradict: the reader of gptq is not everywhere.
     plain = FinetuneRecipe.parse({**values, "export": {}})
-    ready = finetune_preflight(plain, state_root())
+    ready = preflight(plain, state_root())
     return carried_out(FINETUNE, recipe, ready, "export", "evaluate")
 
 

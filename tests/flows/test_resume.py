@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 from safetensors.torch import load_file
 
-from flows.checks.inputs import preflight
+from flows.checks.preflight import preflight
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from tasks.engine.events import read_events

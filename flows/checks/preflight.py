@@ -1,0 +1,75 @@
+"""Everything that can be known to be wrong before a server starts or a folder is made.
+
+Nothing here imports torch (but where a GPU build of it has to count devices), Prefect or MLflow,
+and nothing is written.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flows.checks.finetune import require_same_model, start_of
+from flows.checks.inputs import Ready, check_inputs, check_machine
+from flows.checks.machine import ModelShape, disk_bytes
+from flows.checks.remaining import shares_there
+from flows.checks.training import finetune_disk, ternary_disk
+from flows.recipes.kinds import FINETUNE, QUANTIZE, TERNARY, kind_of
+from normtweak_core.export.formats.checks import (
+    GPTQ_READER_DONE,
+    check_exportable,
+    check_ternary_exportable,
+)
+from tasks.engine.environment import REPOSITORY
+
+
+@dataclass(frozen=True)
+class OwnChecks:
+    """What is looked at for one kind of recipe alone."""
+
+    fits: Callable[[Any, Ready], None]  # whether its format can hold the model
+    disk: Callable[[Any, ModelShape, int], dict[str, int]]  # bytes that a run writes at most
+    start: Callable[[Any, Path], dict[str, Any]] = lambda recipe, root: {}  # fields of `Ready`
+
+
+def preflight(recipe: Any, root: Path, result: Path | None = None, evaluates: bool = True) -> Ready:
+    """Accept a recipe that this machine can carry out, in order of rising cost.
+
+    Args:
+        recipe: Of quantize, ternary or finetune.
+        root: The state root; it need not exist yet.
+        result: Where the result file shall go, if anywhere.
+        evaluates: Whether the text to measure on is needed.
+
+    Raises:
+        InputError: A folder cannot be written, the model or export is not there, not the right one
+            or unsuitable, a text is missing, empty or malformed, the format cannot hold the model,
+            or the disk is too small.
+    """
+    kind = kind_of(recipe.model_dump())
+    own = OWN[kind.name]
+    start = own.start(recipe, root)
+    model, data = start.get("float_model", recipe.model), kind.data_of(recipe)
+    measured = recipe.evaluation if evaluates else None
+    ready = replace(check_inputs(model, data, measured, root, result, kind.data), **start)
+    own.fits(recipe, ready)
+    disk = own.disk(recipe, ready.shape, ready.length)
+    return check_machine(ready, disk, recipe.model, root, shares_there(recipe, ready, root))
+
+
+def _fits(recipe: Any, ready: Ready) -> None:
+    config = recipe.quantization if ready.export is None else ready.export.quantization
+    reader = (REPOSITORY / GPTQ_READER_DONE).is_file()
+    check_exportable(recipe.export, config, ready.shape.linears, reader_available=reader)
+    if ready.export is not None:
+        require_same_model(ready.export, ready.source.path)
+
+
+OWN = {
+    QUANTIZE.name: OwnChecks(_fits, disk_bytes),
+    TERNARY.name: OwnChecks(
+        lambda recipe, ready: check_ternary_exportable(recipe.export, ready.shape.linears),
+        ternary_disk,
+    ),
+    FINETUNE.name: OwnChecks(_fits, finetune_disk, start_of),
+}

@@ -25,6 +25,7 @@ LOGITS_PER_PIECE = 2**24  # 64 MB in float32, 128 MB in float64
 
 Progress = Callable[[int, int], None]  # done, in all
 Piece = tuple[slice, slice]  # windows of a batch, tokens of a window
+WHOLE = (slice(None), slice(None))
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Walked:
         """How many logits a token has."""
         return self.logits(0, (slice(0, 1), slice(0, 1))).shape[-1]
 
-    def logits(self, number: int, piece: Piece) -> Float[Tensor, "windows tokens vocab"]:
-        """Return the logits of a part of a batch."""
+    @torch.no_grad()
+    def logits(self, number: int, piece: Piece = WHOLE) -> Float[Tensor, "windows tokens vocab"]:
+        """Return the logits of a batch or a part of it."""
         return self.model.head(self.states[number][piece].to(self.model.device))
 
 

@@ -43,7 +43,7 @@ from normtweak_core.quantization.dense_model import dense_model
 from normtweak_core.quantization.report import BlockReport
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.quantization.weight import QuantizedWeight
-from normtweak_core.tweak.final import TuningWindows, final_tune
+from normtweak_core.tweak.final import TuningWindows, final_tune, walked_targets
 from normtweak_core.tweak.report import FinalTuneReport
 
 ROOT = Path(__file__).parents[2]  # where `make reader-gptq` puts the environment that reads gptq
@@ -177,10 +177,13 @@ class Work:
         if not config.enabled:
             return made
         folder, tell = self.source.path, self._progress("final tune")
+        float_model = StreamedModel(folder, self._dtype, self.device)
+        tuned_on = TuningWindows.of(windows)
+        expected = walked_targets(float_model, tuned_on)
         made.final_tune, norms = final_tune(
             dense_model(folder, made.layers, made.norms, self._dtype, made.dtype, self.device),
-            load_causal_lm(folder, self._dtype, self.device),
-            TuningWindows.of(windows),
+            expected,
+            tuned_on,
             config,
             made.norms,
             made.dtype,

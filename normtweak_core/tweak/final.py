@@ -3,7 +3,8 @@
 Source: the "post" stage of SandwichQuant: AdamW without weight
 decay, batch 1, gradient clipping at 1.0, everything but the norms frozen. Where we differ: only
 the divergence from the float logits is minimized (no cross-entropy term: the text may be
-generated), the learning rate falls to zero, and held-out windows decide whether it is kept.
+generated), the learning rate falls to zero, and held-out windows decide whether it is kept. The
+float model is walked once before: only the quantized model is in memory.
 """
 
 import math
@@ -15,6 +16,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
+from normtweak_core.evaluate.predictions import Walked, walked
+from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.quantization.block import num_training_windows
 from normtweak_core.randomness import generator
 from normtweak_core.training.objective import divergence
@@ -39,9 +42,23 @@ class TuningWindows:
         return cls(input_ids, num_training_windows(len(input_ids)))
 
 
+def walked_targets(model: StreamedModel, windows: TuningWindows) -> Walked:
+    """Return what the float model says of each window, a batch each, once and for all steps.
+
+    Kept are its last hidden states, in the dtype of the model: logits are as many times larger as
+    the vocabulary is larger than the hidden width, and its head makes them of the states again.
+
+    Raises:
+        NonFiniteError: A weight is NaN or infinite.
+    """
+    expected = walked(model, windows.input_ids, batch_size=1)
+    model.release()
+    return expected
+
+
 def final_tune(
     quantized: nn.Module,
-    float_model: nn.Module,
+    expected: Walked,
     windows: TuningWindows,
     config: FinalTuneConfig,
     masters: dict[str, Tensor],
@@ -56,7 +73,7 @@ def final_tune(
     Args:
         quantized: Causal LM whose linears hold dequantized weights and whose norms are rounded to
             the export dtype. Its norms are changed during the call and restored at the end.
-        float_model: The float model, same vocabulary.
+        expected: What `walked_targets` has returned for the same windows.
         windows: Calibration windows without padding.
         config: Steps and learning rate.
         masters: Float32 masters of norms that were tweaked before; others start at their value.
@@ -73,17 +90,17 @@ def final_tune(
         name: _float32(masters.get(name, parameter.detach()), parameter).requires_grad_(True)
         for name, parameter in parameters.items()
     }
-    before = _held_out_divergence(quantized, float_model, windows)
+    before = _held_out_divergence(quantized, expected, windows)
     if not parameters:
         report = FinalTuneReport(
             held_out_before=before, held_out_after=before, accepted=False, trained=False
         )
         return report, {}
-    trained = _train(quantized, float_model, windows, config, start, seed, progress)
+    trained = _train(quantized, expected, windows, config, start, seed, progress)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(trained[name].to(export_dtype))
-        after = _held_out_divergence(quantized, float_model, windows)
+        after = _held_out_divergence(quantized, expected, windows)
         for name, parameter in parameters.items():
             parameter.copy_(original[name])
     report = FinalTuneReport(held_out_before=before, held_out_after=after, accepted=after < before)
@@ -97,7 +114,7 @@ def _float32(value: Tensor, like: Tensor) -> Tensor:
 
 def _train(
     quantized: nn.Module,
-    float_model: nn.Module,
+    expected: Walked,
     windows: TuningWindows,
     config: FinalTuneConfig,
     masters: dict[str, Tensor],
@@ -113,9 +130,8 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         order = order or torch.randperm(windows.num_training, generator=draws).tolist()
-        ids = windows.input_ids[order.pop()][None].to(device)
-        with torch.no_grad():
-            target = float_model(ids, use_cache=False).logits
+        chosen = order.pop()
+        ids, target = windows.input_ids[chosen][None].to(device), expected.logits(chosen)
         with torch.enable_grad():
             loss = divergence(target, tuned(ids, use_cache=False).logits)
             if not torch.isfinite(loss):
@@ -132,14 +148,12 @@ def _train(
 
 
 @torch.no_grad()
-def _held_out_divergence(
-    quantized: nn.Module, float_model: nn.Module, windows: TuningWindows
-) -> float:
+def _held_out_divergence(quantized: nn.Module, expected: Walked, windows: TuningWindows) -> float:
     device = next(quantized.parameters()).device
-    held_out = windows.input_ids[windows.num_training :]
+    held_out = range(windows.num_training, len(windows.input_ids))
     total = 0.0
-    for ids in held_out.split(1):
-        ids = ids.to(device)
-        float_logits = float_model(ids, use_cache=False).logits
-        total += divergence(float_logits, quantized(ids, use_cache=False).logits).item()
+    for number in held_out:
+        ids = windows.input_ids[number][None].to(device)
+        logits = quantized(ids, use_cache=False).logits
+        total += divergence(expected.logits(number), logits).item()
     return total / len(held_out)

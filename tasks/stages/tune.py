@@ -19,9 +19,9 @@ dense = lazy("normtweak_core.quantization.dense_model")
 drifts = lazy("normtweak_core.quantization.model_drift")
 final = lazy("normtweak_core.tweak.final")
 layers = lazy("tasks.models.quantized_layers")
-loading = lazy("normtweak_core.model.loading")
 safetensors = lazy("safetensors.torch")
 storage = lazy("normtweak_core.quantization.storage")
+streaming = lazy("normtweak_core.model.streaming")
 structure = lazy("normtweak_core.model.structure")
 
 
@@ -56,16 +56,18 @@ def final_tune(
     began = time.monotonic()
     job, config = work.job, work.recipe.quantization
     dtype, export_dtype = torch_dtype(job.model.dtype), torch_dtype(float_type.dtype)
-    float_model = loading.load_causal_lm(job.folder, dtype, job.device)
-    finished = layers.QuantizedLayers(structure.find_blocks(float_model).prefix, block, config)
+    windows = final.TuningWindows.of(data_windows(calibrate))
+    float_model = streaming.StreamedModel(job.folder, dtype, job.device)
+    expected = final.walked_targets(float_model, windows)
+    prefix = structure.find_blocks(float_model.model).prefix
+    finished = layers.QuantizedLayers(prefix, block, config)
     masters = finished.norms()
     quantized = dense.dense_model(job.folder, finished, masters, dtype, export_dtype, job.device)
-    ids = data_windows(calibrate)
     with work.progress.stage("final tune", "steps") as advance:
         report, norms = final.final_tune(
             quantized,
-            float_model,
-            final.TuningWindows.of(ids),
+            expected,
+            windows,
             work.recipe.final_tune,
             masters,
             export_dtype,
@@ -73,7 +75,8 @@ def final_tune(
             lambda step, steps, loss: advance(step, steps),
         )
     dense.set_norms(quantized, masters | norms, export_dtype)
-    drift = drifts.model_drift(quantized, float_model, ids)
+    held = streaming.HeldModel(quantized)
+    drift = drifts.model_drift(held, float_model, windows.input_ids)
     tensors = {name: value.cpu().contiguous() for name, value in sorted(norms.items())}
 
     def write_norms(path: Path) -> None:

@@ -14,7 +14,7 @@ from normtweak_core.quantization.grid import GridSpec
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.training.objective import divergence
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
-from normtweak_core.tweak.final import TuningWindows, final_tune
+from normtweak_core.tweak.final import TuningWindows, final_tune, walked_targets
 from normtweak_core.tweak.tweak import (
     SHARES,
     WithMasters,
@@ -135,11 +135,11 @@ def test_norms_without_weights_are_left_alone_and_that_is_no_problem(rollback, t
     assert (done.norms, done.report.tweak.outcome, done.report.problems()) == ({}, "no norms", [])
     assert done.report.drift_tweaked == done.report.drift_quantized > 0
 
-    float_model = load_causal_lm(folder, torch.float32, "cpu")
     quantized = rounded_in_place(load_causal_lm(folder, torch.float32, "cpu"))
     windows = TuningWindows(tokens(8), 7)
     config = FinalTuneConfig(steps=2)
-    report, norms = final_tune(quantized, float_model, windows, config, {}, torch.float16, 0)
+    expected = walked_targets(StreamedModel(folder, torch.float32, "cpu"), windows)
+    report, norms = final_tune(quantized, expected, windows, config, {}, torch.float16, 0)
     assert (norms, report.outcome) == ({}, "no norms")
     assert report.held_out_after == report.held_out_before > 0
 
@@ -208,21 +208,28 @@ def test_norms_are_rounded_to_the_export_dtype(tiny_folders):
 
 @pytest.fixture
 def models(tiny_folders, seeded):
-    """Float model, its damaged copy and windows; the windows carry structure worth learning."""
-    float_model = load_causal_lm(tiny_folders["llama"], torch.float32, "cpu")
+    """A damaged copy of a model, what the model itself says of windows, and these windows."""
     quantized = rounded_in_place(load_causal_lm(tiny_folders["llama"], torch.float32, "cpu"))
     round_norms(quantized, torch.float16)
     windows = TuningWindows(torch.randint(0, 96, (24, 24), generator=seeded(6)), 21)
-    return quantized, float_model, windows
+    float_model = StreamedModel(tiny_folders["llama"], torch.float32, "cpu")
+    return quantized, walked_targets(float_model, windows), windows
+
+
+def test_the_targets_of_a_final_tune_are_the_float_models_own_logits(models, tiny_folders):
+    _, expected, windows = models
+    whole = load_causal_lm(tiny_folders["llama"], torch.float32, "cpu")
+    for number, ids in enumerate(windows.input_ids.split(1)):
+        assert torch.equal(expected.logits(number), whole(ids, use_cache=False).logits)
 
 
 def test_final_tune_lowers_the_held_out_divergence_and_leaves_the_model_as_it_was(models):
-    quantized, float_model, windows = models
+    quantized, expected, windows = models
     before = {key: value.clone() for key, value in quantized.state_dict().items()}
     steps = []
     report, norms = final_tune(
         quantized,
-        float_model,
+        expected,
         windows,
         FinalTuneConfig(steps=40, lr=3e-3),
         {},
@@ -257,12 +264,12 @@ def test_a_final_tune_that_hurts_keeps_nothing(models):
 
 
 def test_final_tune_stops_when_the_loss_is_not_finite(models):
-    quantized, float_model, windows = models
+    quantized, expected, windows = models
     bad = {"model.norm.weight": torch.full((32,), torch.nan)}
     with pytest.raises(
         NonFiniteError, match=r"found nan at step 0: lower final_tune.lr \(now 0.001\)"
     ):
-        final_tune(quantized, float_model, windows, FinalTuneConfig(steps=2), bad, torch.float16, 0)
+        final_tune(quantized, expected, windows, FinalTuneConfig(steps=2), bad, torch.float16, 0)
 
 
 def test_divergence_by_hand():

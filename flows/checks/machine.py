@@ -19,8 +19,9 @@ from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.layout import block_list
 
+cache = lazy("normtweak_core.calibration.cache")
 numpy = lazy("numpy")
-psutil = lazy("psutil")
+skeletons = lazy("normtweak_core.model.skeleton")
 torch = lazy("torch")
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -135,11 +136,36 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
     }
 
 
-def available_memory(device: str) -> int:
-    """Return the bytes free on the device that a run computes on: its own, or the machine's."""
-    if device == "cpu":
-        return psutil.virtual_memory().available
-    return torch.cuda.mem_get_info(device)[0]
+@dataclass(frozen=True)
+class Writing:
+    """What writing text takes."""
+
+    at_once: int  # windows
+    bytes_each: int
+
+    @property
+    def bytes(self) -> int:
+        """Cache and logits of all windows that are written at once."""
+        return self.at_once * self.bytes_each
+
+
+def writing(
+    folder: Path, shape: ModelShape, dtype: str, device: str, samples: int, length: int
+) -> Writing:
+    """Return how many windows of a generated text the model would write at once, and their memory.
+
+    Args:
+        folder: The model's.
+        shape: Its sizes.
+        dtype: What it computes in.
+        device: Where.
+        samples: Windows in all.
+        length: Tokens of each.
+    """
+    skeleton = skeletons.build_skeleton(folder, getattr(torch, dtype))
+    each = cache.window_bytes(skeleton, length)
+    model = shape.parameters * DTYPE_BYTES[dtype]
+    return Writing(min(samples, cache.windows_at_once(each, device, taken=model)), each)
 
 
 def measured_speed() -> float:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from flows.checks.inputs import Ready
 from flows.checks.machine import (
-    available_memory,
+    DTYPE_BYTES,
+    FIXED_MEMORY,
+    Writing,
     existing_folder,
     free_bytes,
     measured_speed,
     memory_bytes,
     quantize_work,
     time_estimate,
+    writing,
 )
 from flows.checks.preflight import preflight
 from flows.checks.training import (
@@ -35,6 +38,7 @@ from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.finetune.source import read_export_source
+from normtweak_core.memory import available_memory
 from normtweak_core.model.hub import is_hub_id
 from normtweak_core.paths import given_path
 from normtweak_core.scratch import scratch_folder
@@ -63,10 +67,11 @@ def run_plan(options: argparse.Namespace) -> int:
 def scratch_environment(root: Path) -> Iterator[None]:
     """Set the variables of a run for the duration of a plan, after which the process ends.
 
-    Prefect makes its home when it is imported, so that cannot be inside the state root.
+    Prefect makes its home when it is imported, so that cannot be inside the state root, and torch's
+    compiler a folder of its own.
     """
     with scratch_folder("plan") as scratch:
-        os.environ["PREFECT_HOME"] = str(scratch)
+        os.environ["PREFECT_HOME"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch)
         set_variables(root)
         yield
 
@@ -81,6 +86,7 @@ class Plan:
     stages: "list[Finished]"
     memory: dict[str, int]  # bytes by stage
     work: dict[str, int]  # multiply-adds by stage
+    writing: Writing | None  # of the text, where the model writes it
 
 
 def plan_lines(recipe: Any, ready: Ready, root: Path) -> list[str]:
@@ -96,7 +102,8 @@ def plan_lines(recipe: Any, ready: Ready, root: Path) -> list[str]:
     return [
         f"model   {ready.source.name}: {shape.num_blocks} blocks, {shape.parameters:,} parameters, "
         f"{shape.linear_weights:,} of them {plan.becomes}",
-        f"text    {plan.data.samples} windows of {ready.length} tokens, source {plan.data.source}",
+        f"text    {plan.data.samples} windows of {ready.length} tokens, source {plan.data.source}"
+        + _written(plan.writing),
         *_disk_lines(ready, root),
         memory_line(plan.memory, plan.device),
         *_time_lines(plan),
@@ -129,7 +136,20 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
         becomes = f"to {config.bits} bits ({config.method}, {_groups(config.group_size)})"
         needs = memory_bytes, quantize_work
     memory, work = (of(recipe, shape, length) for of in needs)
-    return Plan(becomes, kind.data_of(recipe), device, stages, memory, work)
+    data, text = kind.data_of(recipe), None
+    if data.source == "generated":
+        text = writing(ready.source.path, shape, recipe.model.dtype, device, data.samples, length)
+        stage = "calibrate" if "calibrate" in memory else "data"
+        model = FIXED_MEMORY + shape.parameters * DTYPE_BYTES[recipe.model.dtype]
+        memory[stage] = max(memory.get(stage, 0), model + text.bytes)
+    return Plan(becomes, data, device, stages, memory, work, text)
+
+
+def _written(text: Writing | None) -> str:
+    if text is None:
+        return ""
+    each = readable_bytes(text.bytes_each)
+    return f", {text.at_once} at once in {readable_bytes(text.bytes)} ({each} each)"
 
 
 def _groups(size: int | None) -> str:

@@ -10,11 +10,11 @@ transformers' defaults, pinned here). We differ in three points:
   got; here the token that ends a document is replaced by the start of the next one, inside the same
   window, which is also what windows cut from a text look like (text.py). All other special tokens
   have probability zero, and a document is not ended before MIN_DOCUMENT tokens;
-* every window has its own random stream, indexed by position, so its text does not depend on which
-  windows are generated beside it.
+* every window has its own random stream, indexed by position: the noise of (seed, window, position)
+  is the same whichever windows are written beside it. Logits may differ in their last bit between
+  batches of different size, which changes a window only where a draw falls on that bit.
 """
 
-import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -23,8 +23,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from normtweak_core.calibration.cache import (
+    cache_name,
+    make_room,
+    window_bytes,
+    windows_at_once,
+)
 from normtweak_core.calibration.first_token import (
     FirstTokens,
     document_prefix,
@@ -33,7 +39,7 @@ from normtweak_core.calibration.first_token import (
     start_distribution,
 )
 from normtweak_core.calibration.known_ids import require_known_ids
-from normtweak_core.errors import InputError, NonFiniteError
+from normtweak_core.errors import NonFiniteError
 from normtweak_core.randomness import generator
 
 logger = logging.getLogger(__name__)
@@ -41,9 +47,7 @@ logger = logging.getLogger(__name__)
 TOP_K = 50
 GREEDY_TOKENS = (2, 3, 4)  # LLM-QAT repeats its vocabulary once for each
 MIN_DOCUMENT = 32  # shorter ones would fill a window with first tokens rather than with prose
-CACHE_BYTES = 2**30  # keys, values and logits of one batch
-MAX_BATCH = 128
-MEMORIES = ("past_key_values", "cache_params", "state")  # of attention, Mamba, RWKV
+CHECK_EVERY = 64  # tokens of a window between two looks at whether the logits are still numbers
 
 Progress = Callable[[int, int], None]
 
@@ -63,24 +67,8 @@ class _Rules:
 
     prefix: Int64[Tensor, " prefix"]
     first: Int64[Tensor, " candidates"]
-    ends: Bool[Tensor, " vocab"]  # ids that end a document
+    ends: Int64[Tensor, " ends"]  # ids that end a document
     never: Bool[Tensor, " vocab"]  # ids that are never written
-
-
-def generation_batch_size(config: PretrainedConfig, length: int) -> int:
-    """Return how many windows are written at once: a function of the shapes, never of free memory.
-
-    Args:
-        config: Model config.
-        length: Tokens per window.
-    """
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None) or 1  # a model may have no attention
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    cache = text.num_hidden_layers * 2 * kv_heads * head_dim * length
-    floats = cache + 3 * text.vocab_size  # logits, their float32 copy, the masked copy
-    return max(1, min(MAX_BATCH, CACHE_BYTES // (4 * floats)))
 
 
 @torch.no_grad()  # not inference_mode: the ids feed an embedding that is trained through later
@@ -103,8 +91,8 @@ def generate_windows(
         length: Tokens per window.
         seed: Recipe seed; window i draws from (seed, "generate", i).
         languages: Scripts of the first token: ``auto``, a list, or None for any token.
-        batch_size: Windows written at once; None: ``generation_batch_size``.
-        progress: Called with (tokens written, tokens in all).
+        batch_size: Windows written at once; None: as many as memory holds (``windows_at_once``).
+        progress: Called with (tokens written, tokens in all); on a GPU, with those asked for.
 
     Raises:
         InputError: The vocabulary has no first token in the languages asked for.
@@ -116,7 +104,8 @@ def generate_windows(
     probabilities = start_distribution(model, tokenizer)
     first_tokens = find_first_tokens(tokenizer, probabilities, languages)
     rules = _rules(model, tokenizer, first_tokens, len(probabilities))
-    batch_size = batch_size or generation_batch_size(model.config, length)
+    each = window_bytes(model, length)
+    batch_size = min(samples, batch_size or windows_at_once(each, str(model.device)))
     started = time.monotonic()
     windows, documents = [], 0
     for start in range(0, samples, batch_size):
@@ -133,7 +122,13 @@ def generate_windows(
         windows.append(ids.cpu())
         documents += begun
     rate = samples * length / max(time.monotonic() - started, 1e-9)
-    logger.info("wrote %d tokens, %.0f tokens/s", samples * length, rate)
+    logger.info(
+        "wrote %d tokens, %.0f tokens/s, %d windows at once with %.1f MiB each",
+        samples * length,
+        rate,
+        batch_size,
+        each / 2**20,
+    )
     return GeneratedWindows(torch.cat(windows), first_tokens, documents)
 
 
@@ -143,17 +138,19 @@ def _rules(
     first_tokens: FirstTokens,
     vocab_size: int,
 ) -> _Rules:
-    ends = torch.zeros(vocab_size, dtype=torch.bool)
-    ends[[i for i in _end_token_ids(model, tokenizer) if i < vocab_size]] = True
+    ends = torch.tensor(
+        sorted(i for i in _end_token_ids(model, tokenizer) if i < vocab_size), dtype=torch.int64
+    )
     never = torch.ones(vocab_size, dtype=torch.bool)
     never[ordinary_token_ids(tokenizer, vocab_size)] = False
+    never[ends] = False
     prefix = torch.tensor(document_prefix(tokenizer), dtype=torch.int64)
     device = model.device
     return _Rules(
         prefix.to(device),
         first_tokens.token_ids.to(device),
         ends.to(device),
-        (never & ~ends).to(device),
+        never.to(device),
     )
 
 
@@ -186,16 +183,20 @@ def _write_batch(
     greedy = greedy.to(device)
     ids = torch.empty(batch, length, dtype=torch.int64, device=device)
     age = torch.zeros(batch, dtype=torch.int64, device=device)  # position inside the document
-    documents, cache, logits, memory = batch, None, None, _memory_of(model)
+    documents = torch.tensor(batch, device=device)
+    finite = torch.tensor(True, device=device)
+    cache, logits, name = None, None, cache_name(model)
+    # Nothing of a step is looked at here: on a GPU the next step would wait for it.
     for position in range(length):
         draws = uniforms[:, position]
         written = rules.first[
             (draws[:, 1] * len(rules.first)).long()
         ]  # overwritten where not first
         if logits is not None:
-            body = _next_token(logits, draws[:, 0], age <= num_prefix + greedy, age, rules)
-            ended = (age > num_prefix) & rules.ends[body]
-            documents += int(ended.sum())
+            body, known = _next_token(logits, draws[:, 0], age <= num_prefix + greedy, age, rules)
+            ended = (age > num_prefix) & torch.isin(body, rules.ends)
+            finite &= known
+            documents += ended.sum()
             age = torch.where(ended, 0, age)
             written = torch.where(age > num_prefix, body, written)
         if num_prefix:
@@ -204,29 +205,23 @@ def _write_batch(
             )
         ids[:, position] = written
         age += 1
+        if position % CHECK_EVERY == CHECK_EVERY - 1 or position + 1 == length:
+            _require_finite(finite)
         report(batch * (position + 1))
         if position + 1 < length:
-            out = model(input_ids=written[:, None], use_cache=True, **{memory: cache})
-            cache, logits = out[memory], out.logits[:, -1].float()
-    return ids, documents
+            out = model(input_ids=written[:, None], use_cache=True, **{name: cache})
+            if cache is None:
+                make_room(out[name], length)
+            cache, logits = out[name], out.logits[:, -1].float()
+    return ids, int(documents)
 
 
-def _memory_of(model: PreTrainedModel) -> str:
-    """Return what a model calls that which it keeps of the tokens before.
-
-    Raises:
-        InputError: It keeps nothing.
-    """
-    accepted = inspect.signature(model.forward).parameters
-    for name in MEMORIES:
-        if name in accepted:
-            return name
-    raise InputError(
-        f"text must be written by a model that keeps what it has read; {type(model).__name__} "
-        "does not",
-        key="calibration.source",
-        remedy="choose text or dataset",
-    )
+def _require_finite(finite: Bool[Tensor, ""]) -> None:
+    if not finite:
+        raise NonFiniteError(
+            "the float model must give finite logits; they became NaN while it wrote calibration "
+            "text: check its weights and model.dtype"
+        )
 
 
 def _next_token(
@@ -235,18 +230,17 @@ def _next_token(
     greedy: Bool[Tensor, " batch"],
     age: Int64[Tensor, " batch"],
     rules: _Rules,
-) -> Int64[Tensor, " batch"]:
-    """Return each window's next token: the likeliest, or one of the TOP_K likeliest by its draw."""
-    too_young = age < MIN_DOCUMENT
-    forbidden = rules.never | (too_young[:, None] & rules.ends)
-    top, ids = logits.masked_fill(forbidden, -torch.inf).topk(min(TOP_K, logits.shape[1]))
+) -> tuple[Int64[Tensor, " batch"], Bool[Tensor, ""]]:
+    """Return each window's next token, and whether no logit was NaN.
+
+    The token is the likeliest, or one of the TOP_K likeliest by its draw. Overwrites the logits.
+    """
+    logits.masked_fill_(rules.never, -torch.inf)
+    too_young = (age < MIN_DOCUMENT)[:, None]
+    logits[:, rules.ends] = logits[:, rules.ends].masked_fill(too_young, -torch.inf)
+    top, ids = logits.topk(min(TOP_K, logits.shape[1]))
     cumulative = top.double().softmax(-1).cumsum(-1)
-    if cumulative.isnan().any():
-        raise NonFiniteError(
-            "the float model must give finite logits; they became NaN while it wrote calibration "
-            "text: check its weights and model.dtype"
-        )
     # Divided by its end so that the last entry is exactly 1, above every draw.
     rank = (cumulative / cumulative[:, -1:] <= draws[:, None]).sum(-1)
     rank = torch.where(greedy, 0, rank)
-    return ids.gather(1, rank[:, None])[:, 0]
+    return ids.gather(1, rank[:, None])[:, 0], ~cumulative.isnan().any()

@@ -9,17 +9,17 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from pydantic import BaseModel, Field
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn import functional
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from normtweak_core.calibration.first_token import ordinary_token_ids
-from normtweak_core.calibration.likelihood import window_nll
 from normtweak_core.calibration.ngrams import NgramStatistics, duplicate_windows, ngram_statistics
 from normtweak_core.calibration.scripts import count_scripts
 from normtweak_core.calibration.sets import CalibrationSet
-from normtweak_core.errors import InputError
+from normtweak_core.errors import InputError, NonFiniteError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ REFUSE_NLL = 1.5
 WARN_NLL_BELOW = 0.1
 # Generated text whose letters are mostly of other scripts than its first tokens has drifted.
 WARN_SCRIPT_SHARE = 0.5
+LOGIT_BYTES = 2**28  # logits of one batch of windows, when their likelihood is asked for
 
 Verdict = Literal["ok", "warning", "refused"]
 
@@ -228,3 +229,42 @@ def _drift(calibration_set: CalibrationSet, scripts: dict[str, float]) -> list[s
     if begun_in and share < WARN_SCRIPT_SHARE:
         return [f"text was begun in {', '.join(begun_in)}, but only {share:.0%} of its letters are"]
     return []
+
+
+def likelihood_batch_size(config: PretrainedConfig, length: int) -> int:
+    """Return how many windows are judged at once: a function of the shapes alone."""
+    return max(1, LOGIT_BYTES // (4 * length * config.get_text_config().vocab_size))
+
+
+@torch.no_grad()
+def window_nll(
+    model: PreTrainedModel, input_ids: Int64[Tensor, "samples length"]
+) -> Float64[Tensor, " samples"]:
+    """Return each window's mean negative log-likelihood in nats per predicted token.
+
+    The first token of a window is context only.
+
+    Args:
+        model: Float model in eval mode.
+        input_ids: At least two tokens a window.
+
+    Raises:
+        NonFiniteError: A window's likelihood is NaN or infinite.
+    """
+    batch_size = likelihood_batch_size(model.config, input_ids.shape[1])
+    means = []
+    for batch in input_ids.split(batch_size):
+        logits = model(input_ids=batch.to(model.device), use_cache=False).logits
+        for row, ids in zip(logits, batch, strict=True):  # one by one: a second copy is a row's
+            losses = functional.cross_entropy(
+                row[:-1].float(), ids[1:].to(row.device), reduction="none"
+            )
+            means.append(losses.double().mean().cpu())
+    nll = torch.stack(means)
+    if not nll.isfinite().all():
+        window = int((~nll.isfinite()).nonzero()[0])
+        raise NonFiniteError(
+            f"the float model must give a finite likelihood; calibration window {window} has "
+            f"{nll[window].item()}: check its weights and model.dtype"
+        )
+    return nll

@@ -192,8 +192,7 @@ def calibration_windows(folder: Path, settings: dict[str, Any]) -> "Tensor":
     from transformers import AutoTokenizer
 
     from normtweak_core.calibration.config import CalibrationConfig
-    from normtweak_core.calibration.likelihood import window_nll
-    from normtweak_core.calibration.quality import quality_report
+    from normtweak_core.calibration.quality import quality_report, window_nll
     from normtweak_core.calibration.sets import build_calibration_set
     from normtweak_core.model.loading import load_causal_lm
 

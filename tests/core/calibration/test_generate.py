@@ -11,8 +11,12 @@ from transformers import (
 
 from normtweak_core.calibration import generate
 from normtweak_core.calibration.first_token import find_first_tokens, start_distribution
-from normtweak_core.calibration.generate import generate_windows, generation_batch_size
+from normtweak_core.calibration.generate import generate_windows
 from normtweak_core.errors import NonFiniteError
+from normtweak_core.model.config import ModelConfig
+from normtweak_core.model.loading import load_causal_lm
+from normtweak_core.model.source import resolve_source
+from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.randomness import generator
 
 FAMILIES = {
@@ -107,6 +111,16 @@ def test_the_batch_size_does_not_change_a_window(tiny_llama, llama_tokenizer):
         assert torch.equal(other.input_ids, one)
 
 
+@pytest.mark.parametrize("name", ["llama", "neox"])
+def test_windows_of_a_trained_model_are_the_same_in_every_batch(name):
+    folder = resolve_source(ModelConfig(source=f"reference:{name}")).path
+    model, tokenizer = load_causal_lm(folder, torch.float32, "cpu"), load_tokenizer(folder)
+    together = generate_windows(model, tokenizer, 5, 32, seed=1).input_ids
+    for batch_size in (1, 3):
+        other = generate_windows(model, tokenizer, 5, 32, seed=1, batch_size=batch_size)
+        assert torch.equal(other.input_ids, together)
+
+
 def test_the_same_seed_writes_the_same_and_another_seed_writes_something_else(
     tiny_llama, llama_tokenizer
 ):
@@ -180,14 +194,15 @@ def test_progress_counts_every_token_once(tiny_llama, llama_tokenizer):
     assert {total for _, total in seen} == {60}
 
 
-def test_logits_that_become_nan_are_an_error(tiny_llama, llama_tokenizer):
+@pytest.mark.parametrize("length", [12, 2 * generate.CHECK_EVERY])
+def test_logits_that_become_nan_are_an_error(tiny_llama, llama_tokenizer, length):
     def spoil(_module, inputs, logits):
         return logits * torch.nan if inputs[0].shape[0] == 3 else logits
 
     hook = tiny_llama.lm_head.register_forward_hook(spoil)
     try:
         with pytest.raises(NonFiniteError, match="became NaN while it wrote calibration text"):
-            generate_windows(tiny_llama, llama_tokenizer, 3, 12, seed=0)
+            generate_windows(tiny_llama, llama_tokenizer, 3, length, seed=0)
     finally:
         hook.remove()
 
@@ -197,22 +212,6 @@ def test_the_ids_can_be_trained_on(tiny_llama, llama_tokenizer):
     embedding = torch.nn.Embedding(len(llama_tokenizer), 4)
     embedding(ids).sum().backward()  # fails on tensors made in inference mode
     assert embedding.weight.grad.sum() == ids.numel() * 4
-
-
-def test_the_batch_size_follows_from_the_shapes(tiny_llama):
-    config = tiny_llama.config
-    assert generation_batch_size(config, 16) == generate.MAX_BATCH
-    large = type(config)(
-        vocab_size=32000,
-        hidden_size=4096,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    )
-    sizes = [generation_batch_size(large, length) for length in (128, 512, 2048, 2**20)]
-    assert sizes == [31, 7, 1, 1]
-    # 32 layers, key and value, 8 heads of 128, 512 positions, float32; three rows of logits
-    assert sizes[1] == 2**30 // (4 * (32 * 2 * 8 * 128 * 512 + 3 * 32000))
 
 
 def test_a_story_model_writes_stories(story_model):

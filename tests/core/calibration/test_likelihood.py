@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from normtweak_core.calibration import likelihood
-from normtweak_core.calibration.likelihood import window_nll
+from normtweak_core.calibration import quality
+from normtweak_core.calibration.quality import window_nll
 from normtweak_core.calibration.text import cut_windows, read_documents
 from normtweak_core.errors import NonFiniteError
 
@@ -29,7 +29,7 @@ def test_the_first_token_is_context_and_every_other_is_predicted(tiny_llama, ids
 
 def test_the_batch_size_does_not_change_the_likelihood(tiny_llama, ids, monkeypatch):
     together = window_nll(tiny_llama, ids)
-    monkeypatch.setattr(likelihood, "LOGIT_BYTES", 1)
+    monkeypatch.setattr(quality, "LOGIT_BYTES", 1)
     torch.testing.assert_close(window_nll(tiny_llama, ids), together, rtol=1e-5, atol=1e-5)
 
 

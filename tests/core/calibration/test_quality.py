@@ -6,8 +6,7 @@ from pydantic import ValidationError
 
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.generate import generate_windows
-from normtweak_core.calibration.likelihood import window_nll
-from normtweak_core.calibration.quality import QualityReport, quality_report
+from normtweak_core.calibration.quality import QualityReport, quality_report, window_nll
 from normtweak_core.calibration.sets import CalibrationSet, build_calibration_set
 from normtweak_core.calibration.text import cut_windows, read_documents
 from normtweak_core.errors import InputError

@@ -1,0 +1,62 @@
+"""Bytes that this process may still take: of the machine, of its control group, of a device."""
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from normtweak_core.lazy import lazy
+
+psutil = lazy("psutil")
+torch = lazy("torch")
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def available_memory(device: str) -> int:
+    """Return the bytes free on a device: a GPU's own, or the machine's within this process' limits.
+
+    Limits are those of its control groups (versions 1 and 2) and of its address space.
+    """
+    if device.partition(":")[0] == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        # What torch holds of the device and does not use.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    left = [psutil.virtual_memory().available, *group_headrooms()]
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        left.append(limit - psutil.Process().memory_info().vms)
+    return max(0, min(left))
+
+
+def group_headrooms(root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> list[int]:
+    """Return the bytes left below the limit of each control group that this process is in.
+
+    Args:
+        root: Where the groups are mounted.
+        membership: The process' list of its groups.
+    """
+    if not membership.is_file():
+        return []
+    left = []
+    for line in membership.read_text().splitlines():
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            left += _headrooms(root, name, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            files = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            left += _headrooms(root / "memory", name, *files)
+    return left
+
+
+def _headrooms(top: Path, name: str, limit: str, usage: str, reclaimed: str) -> Iterator[int]:
+    """Yield what a group and those above it leave; pages of files count as free."""
+    group = top / name.lstrip("/")
+    for place in (group, *group.parents):
+        if not place.is_relative_to(top) or not (place / limit).is_file():
+            continue  # a container shows only its own group; the root of version 2 has no limit
+        most = (place / limit).read_text().strip()
+        if most == "max":
+            continue
+        stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+        yield int(most) - int((place / usage).read_text()) + int(stat.get(reclaimed, 0))

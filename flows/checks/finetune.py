@@ -7,9 +7,9 @@ from flows.recipes.finetune import FinetuneRecipe, require_agreement
 from normtweak_core.errors import InputError
 from normtweak_core.finetune.source import ExportSource, read_export_source
 from normtweak_core.model.config import ModelConfig
-from normtweak_core.model.fingerprint import fingerprint
 from normtweak_core.model.source import resolve_source
 from tasks.models.export_folder import export_folder
+from tasks.models.job import model_fingerprint
 
 
 def start_of(recipe: FinetuneRecipe, root: Path) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def require_same_model(export: ExportSource, folder: Path) -> None:
     Raises:
         InputError: It is another one.
     """
-    found = fingerprint(folder).sha256
+    found = model_fingerprint(folder).sha256
     if found != export.float_sha256:
         raise InputError(
             f"the float model must be the one that was quantized, {export.float_sha256[:12]}; "

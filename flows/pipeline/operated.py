@@ -17,6 +17,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
+from tasks.engine.artifacts import keep_hashes
 from tasks.engine.environment import OUR_LOGGERS, log_plain_lines, state_root
 from tasks.engine.live_page import moving
 from tasks.engine.log_files import logged_to_file
@@ -36,6 +37,7 @@ def operated(body: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(body)  # Prefect reads parameters and help from what is wrapped
     def carried_out(*arguments: Any, **named: Any) -> Any:
         own_run(state_root(), flow_run.id)
+        keep_hashes()
         with _heard(f"{flow_run.flow_name} {flow_run.name}"):
             try:
                 with moving(flow_run.id, _name(arguments)), watched(flow_run.id):

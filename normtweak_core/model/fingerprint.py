@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError
 from normtweak_core.model.architecture import read_config
-from normtweak_core.model.checkpoint import StoredTensor, stored_tensors
+from normtweak_core.model.checkpoint import StoredTensor, read_header, stored_tensors
 
 CHUNK = 1 << 22  # bytes read at a time
+TENSORS = "tensors 1"  # what `tensor_digests` gives; another number where it gives something else
 # Written by whoever saved the model, read by nobody who runs it. Who loads its tokenizer does read
 # the version (transformers mends Mistral's by it): that counts with the tokenizer's files.
 VOLATILE_KEYS = ("_name_or_path", "transformers_version")
@@ -53,18 +54,39 @@ class ModelFingerprint:
         return _digest_lines(f"{self.tensors[name]}  {name}" for name in sorted(names))
 
 
-def fingerprint(folder: Path) -> ModelFingerprint:
+# Of one weight file: tensor name -> SHA-256, as `tensor_digests` returns it.
+Digests = Callable[[Path], Mapping[str, str]]
+
+
+def fingerprint(folder: Path, digests: Digests | None = None) -> ModelFingerprint:
     """Return the hashes of a model folder, reading each weight file once in small pieces.
+
+    Args:
+        folder: The model.
+        digests: Gives the digests of a file, from a memory of them for example; by default the file
+            is read.
 
     Raises:
         InputError: A file is absent, truncated or damaged.
     """
-    tensors = {name: _digest(tensor) for name, tensor in sorted(stored_tensors(folder).items())}
+    stored = stored_tensors(folder)
+    files = sorted({tensor.file for tensor in stored.values()})
+    found = {k: v for file in files for k, v in (digests or tensor_digests)(file).items()}
+    tensors = {name: found[name] for name in sorted(stored)}
     config = {k: v for k, v in read_config(folder).items() if k not in VOLATILE_KEYS}
     canonical = json.dumps(config, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     config_sha256 = hashlib.sha256(canonical.encode()).hexdigest()
     lines = [f"{config_sha256}  config.json", *(f"{v}  {k}" for k, v in tensors.items())]
     return ModelFingerprint(config_sha256, tensors, _digest_lines(lines))
+
+
+def tensor_digests(file: Path) -> dict[str, str]:
+    """Return the hash of each tensor of a weight file: SHA-256 over dtype, shape and bytes.
+
+    Raises:
+        InputError: The file is truncated or damaged.
+    """
+    return {name: _digest(tensor) for name, tensor in read_header(file).items()}
 
 
 def _digest(tensor: StoredTensor) -> str:

@@ -21,9 +21,11 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from normtweak_core.export import payload
+from normtweak_core.file_memo import FileMemo
 from tasks.engine import events
 from tasks.engine.environment import REBUILDS, state_root
 from tasks.engine.locks import create_locked, held, remove_if_free
+from tasks.engine.root_layout import HASHES
 
 FOLDER = "artifacts"
 WRITERS = "writers"  # one lock file per process that writes, held for its lifetime
@@ -32,7 +34,9 @@ WRITERS = "writers"  # one lock file per process that writes, held for its lifet
 # `seconds: Annotated[float, NOT_CONTENT]`. Keys of later stages do not depend on it.
 NOT_CONTENT = "not content"
 
-_hashes: dict[tuple[str, int, int, int], str] = {}  # (path, size, mtime_ns, inode) -> SHA-256
+SHA256 = "sha256"  # what is remembered of a file, beside what others ask for
+
+_memos: dict[Path, FileMemo] = {}  # by state root
 _writers: dict[tuple[int, Path], str] = {}  # (pid, state root) -> token of its writer lock
 _TEMPORARY = re.compile(r"\.tmp-(?P<token>[0-9a-f]{32})-[0-9a-f]{32}")
 _writer_mutex = threading.Lock()
@@ -119,11 +123,9 @@ def publish(kind: str, key: str, write: Callable[[Path], None], suffix: str) -> 
     finally:
         temporary.unlink(missing_ok=True)
     _fsync(folder)
-    status = final.stat()
-    _hashes[_identity(final, status)] = digest
-    reference = ArtifactRef(
-        path=f"{FOLDER}/{kind}/{final.name}", size=status.st_size, sha256=digest
-    )
+    _memo().keep(final, SHA256, digest)
+    size = final.stat().st_size
+    reference = ArtifactRef(path=f"{FOLDER}/{kind}/{final.name}", size=size, sha256=digest)
     events.record("published", kind=kind, key=key, path=reference.path, sha256=digest)
     return reference
 
@@ -191,11 +193,34 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; hashed again only if size, time or inode changed."""
-    identity = _identity(path, path.stat())
-    if identity not in _hashes:
-        _hashes[identity] = payload.file_sha256(path)
-    return _hashes[identity]
+    """Return the SHA-256 of a file, hashed again only if it may have changed: see `remembered`."""
+    return remembered(path, SHA256, payload.file_sha256)
+
+
+def remembered(path: Path, what: str, read: Callable[[Path], Any]) -> Any:
+    """Return what reading a whole file gives, done once a run and kept for other runs.
+
+    What `FileMemo` cannot see is taken for unchanged, so whoever vouches for bytes reads them
+    himself: the verification of an export, its registration, a rebuild.
+
+    Args:
+        path: Of the file.
+        what: Name of the value; it changes whenever ``read`` does.
+        read: Returns plain data.
+    """
+    return _memo().of(path, what, read)
+
+
+def keep_hashes() -> None:
+    """Write down from now on what is remembered of files; a plan does not, it writes nothing."""
+    _memo().write_down()
+
+
+def _memo() -> FileMemo:
+    root = state_root()
+    if root not in _memos:
+        _memos[root] = FileMemo(root / HASHES)
+    return _memos[root]
 
 
 def content_hash(result: BaseModel) -> str:
@@ -223,10 +248,6 @@ def _content(value: Any) -> Any:
     raise TypeError(
         f"A result may hold models, mappings, sequences, text and numbers; found {type(value)}."
     )
-
-
-def _identity(path: Path, status: os.stat_result) -> tuple[str, int, int, int]:
-    return str(path), status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _fsync(path: Path) -> None:

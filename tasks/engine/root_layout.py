@@ -9,9 +9,10 @@ EVALUATIONS, ABLATIONS, POLYNOMIAL = "evaluations", "ablations", "polynomial"  #
 REFERENCE = "reference"  # resumable trainings of the reference models
 LOGS, MLFLOW_LOG = "logs", "mlflow.log"
 EVENTS, OLDER_EVENTS = "events.jsonl", "events-older.jsonl"
+HASHES = "hashes.jsonl"  # of files that were read whole, as long as they are the same
 MADE_AGAIN = (
     RECORDS, ARTEFACTS, EXPORTS, EVALUATIONS, ABLATIONS, POLYNOMIAL, REFERENCE, LOGS, MLFLOW_LOG,
-    EVENTS, OLDER_EVENTS, REBUILDS,
+    EVENTS, OLDER_EVENTS, HASHES, REBUILDS,
 )  # fmt: skip
 
 # Records of what was: nothing makes them again.

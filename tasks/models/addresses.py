@@ -16,7 +16,6 @@ from normtweak_core.evaluate.size import quantized_storage
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.model.architecture import quantization_method, read_config
 from normtweak_core.model.config import ModelConfig
-from normtweak_core.model.fingerprint import fingerprint
 from normtweak_core.model.foreign_code import refuse_foreign_tokenizer
 from normtweak_core.model.source import (
     REFERENCE_PREFIX,
@@ -26,7 +25,7 @@ from normtweak_core.model.source import (
 )
 from normtweak_core.paths import given_path
 from tasks.engine.artifacts import file_sha256
-from tasks.models.job import tokenizer_hash
+from tasks.models.job import model_fingerprint, tokenizer_hash
 from tasks.models.subjects import Subject
 from tasks.registry.names import REGISTERED, parse_address
 from tasks.registry.reachable import VARIABLE, check_registry
@@ -99,7 +98,7 @@ def _in_folder(source: ModelFolder, tokenizer: Path, dtype: str, device: str) ->
         name=source.name,
         kind="quantized" if quantized else "float",
         path=source.path,
-        sha256=fingerprint(source.path).sha256,
+        sha256=model_fingerprint(source.path).sha256,
         tokenizer_sha256=tokenizer_hash(tokenizer),
         dtype=dtype,
         device=device,

@@ -15,11 +15,16 @@ from normtweak_core.errors import VerificationError
 from normtweak_core.export.payload import GENERATION_CONFIG, relative_name
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
-from normtweak_core.model.fingerprint import ModelFingerprint, fingerprint
+from normtweak_core.model.fingerprint import (
+    TENSORS,
+    ModelFingerprint,
+    fingerprint,
+    tensor_digests,
+)
 from normtweak_core.model.layout import block_list
 from normtweak_core.model.source import ModelFolder, model_context, resolve_device, resolve_source
 from normtweak_core.model.tokenizer_files import tokenizer_files
-from tasks.engine.artifacts import file_sha256
+from tasks.engine.artifacts import file_sha256, remembered
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def open_job(model: ModelConfig, seed: int, revisions: dict[str, str] | None = N
     generation = source.path / GENERATION_CONFIG
     return Job(
         source=source,
-        fingerprint=fingerprint(source.path),
+        fingerprint=model_fingerprint(source.path),
         tokenizer_sha256=tokenizer_hash(source.path),
         generation_sha256=file_sha256(generation) if generation.is_file() else None,
         model=model,
@@ -119,6 +124,15 @@ def open_job(model: ModelConfig, seed: int, revisions: dict[str, str] | None = N
         seed=seed,
         _revisions=dict(revisions or {}),
     )
+
+
+def model_fingerprint(folder: Path) -> ModelFingerprint:
+    """Return the hashes of a model folder; weight files that have not changed are not read again.
+
+    Raises:
+        InputError: A file is absent, truncated or damaged.
+    """
+    return fingerprint(folder, lambda file: remembered(file, TENSORS, tensor_digests))
 
 
 def tokenizer_hash(folder: Path) -> str:

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.evaluation [--models llama neox] [--rounds 7]
 
 Both run in turn, round by round, on the same windows, and are compared by the median of the ratios
-of one round. The quantized model is the float one a second time: only the time counts.
+of one round. Ours reads both models from disk, block by block; the bare passes have them in memory.
+The quantized model is the float one a second time: only the time counts.
 """
 
 import argparse
@@ -39,10 +40,12 @@ def main() -> None:
 
 def measure(name: str, rounds: int) -> tuple[list[float], list[float]]:
     """Return the seconds of the bare passes and of the evaluation, one of each a round."""
-    from normtweak_core.evaluate.divergence import TOKENS_PER_BATCH, compare
+    from normtweak_core.evaluate.divergence import compare
+    from normtweak_core.evaluate.predictions import TOKENS_PER_BATCH, walked
     from normtweak_core.model.config import ModelConfig
     from normtweak_core.model.loading import load_causal_lm
     from normtweak_core.model.source import resolve_source
+    from normtweak_core.model.streaming import StreamedModel
 
     folder = resolve_source(ModelConfig(source=f"reference:{name}")).path
     models = [load_causal_lm(folder, torch.float32, "cpu") for _ in range(2)]
@@ -56,7 +59,8 @@ def measure(name: str, rounds: int) -> tuple[list[float], list[float]]:
                 for model in models:
                     model(input_ids=batch, use_cache=False)
         between = time.perf_counter()
-        compare(models[1], models[0], windows)
+        streamed = (StreamedModel(folder, torch.float32, "cpu") for _ in range(2))
+        compare(*(walked(model, windows) for model in streamed), windows)
         if turn:  # the first one warms up
             bare.append(between - began)
             ours.append(time.perf_counter() - between)

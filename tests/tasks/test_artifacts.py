@@ -1,11 +1,14 @@
 import json
 import os
 import shutil
+import time
 from typing import Annotated
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from normtweak_core.file_memo import SETTLED, WORTH_KEEPING
+from normtweak_core.model.fingerprint import fingerprint
 from tasks.engine import artifacts
 from tasks.engine.artifacts import (
     NOT_CONTENT,
@@ -19,6 +22,8 @@ from tasks.engine.artifacts import (
 )
 from tasks.engine.environment import state_root
 from tasks.engine.events import read_events
+from tasks.models.job import model_fingerprint
+from tests.tiny_exports import save_tiny_model, tiny_config
 
 PUBLISH = """
 import os, sys, time
@@ -103,6 +108,24 @@ def test_an_unchanged_file_is_hashed_once_and_a_changed_one_again(root, monkeypa
     opened(ref)
     opened(ref)
     assert hashed == [1]
+
+
+def test_the_weights_of_a_model_are_read_once_and_written_down_by_runs_alone(
+    root, tmp_path, monkeypatch
+):
+    folder = save_tiny_model(tmp_path / "model", tiny_config("llama", intermediate_size=2048))
+    assert (folder / "model.safetensors").stat().st_size > WORTH_KEEPING
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 2 * SETTLED)
+    expected = fingerprint(folder)
+    assert model_fingerprint(folder) == expected
+    assert not (root / "hashes.jsonl").exists()
+    artifacts.keep_hashes()
+    artifacts._memos.clear()  # as another process
+    monkeypatch.setattr("normtweak_core.model.fingerprint._digest", lambda tensor: "read again")
+    assert model_fingerprint(folder) == expected
+    os.utime(folder / "model.safetensors")
+    assert set(model_fingerprint(folder).tensors.values()) == {"read again"}
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "../outside", "artifacts/../../outside"])

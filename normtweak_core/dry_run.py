@@ -26,7 +26,7 @@ from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.skeleton import LazyWeights, build_skeleton
 from normtweak_core.model.streaming import SEQUENCES, BlockCall, StreamedModel
 from normtweak_core.model.structure import find_blocks, find_linears
-from normtweak_core.quantization.inputs import linear_groups
+from normtweak_core.quantization.linears.inputs import linear_groups
 from normtweak_core.tweak.tweak import WithMasters, norm_parameters
 
 WINDOWS, TOKENS = 2, 4

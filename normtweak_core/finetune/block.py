@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.finetune.model import peak_rates, trained_state
-from normtweak_core.quantization.block import Streams, run_stream
 from normtweak_core.quantization.drift import token_distance
-from normtweak_core.quantization.inputs import RunBlock
+from normtweak_core.quantization.linears.inputs import RunBlock
+from normtweak_core.quantization.streams import Streams, run_stream
 from normtweak_core.training.arithmetic import arithmetic
 from normtweak_core.training.order import window_order
 from normtweak_core.training.rates import BETAS, Rates

@@ -38,8 +38,9 @@ from normtweak_core.model.source import (
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.model.tokenizer_files import require_reader_files
-from normtweak_core.quantization.block import BlockPlan, quantize_block
+from normtweak_core.quantization.block import quantize_block
 from normtweak_core.quantization.dense_model import dense_model
+from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.report import BlockReport
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.quantization.weight import QuantizedWeight

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -203,6 +203,7 @@ class StreamedModel:
         """Let go of the blocks that are in memory, once no more of them has to run."""
         self._kept.clear()
 
+    @no_type_check  # its checks count calls, and passes that wait inside a block end out of turn
     def run_block(
         self, block: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], call: BlockCall
     ) -> Float[Tensor, "batch tokens hidden"]:

@@ -19,28 +19,42 @@ MAX_DAMPING = 1.0
 # H was summed in float32: a pivot below this share of its diagonal entry is rounding. Cholesky in
 # float64 accepts it half the time, as its sign falls, and the answer is noise divided by noise.
 RESOLUTION = 1e-6
+# Columns of H that are summed together: of a symmetric matrix, half is not computed.
+COLUMNS = 256
 
 
 class InputStatistics:
-    """Accumulates H, and C where the float inputs are given, over calibration tokens."""
+    """Accumulates H, and the cross statistic where the float stream is given, over tokens."""
 
     def __init__(self, width: int, device: torch.device):
         """Start empty for a layer with ``width`` input columns."""
         self.num_tokens = 0
-        self._outer = torch.zeros(width, width, device=device)
-        self._cross = torch.zeros(width, width, device=device)
+        self._outer = torch.zeros(width, width, device=device)  # its upper triangle, by blocks
+        self._cross: Tensor | None = None  # of the inputs: C; of the outputs: W C
 
-    def add(
-        self,
-        inputs: Float[Tensor, "*tokens width"],
-        float_inputs: Float[Tensor, "*tokens width"] | None = None,
-    ) -> None:
-        """Add the tokens of one micro-batch, in float32 whatever their dtype."""
+    def add(self, inputs: Float[Tensor, "*tokens width"]) -> Float[Tensor, "tokens width"]:
+        """Add the tokens of one micro-batch, in float32 whatever their dtype; return them so."""
         x = inputs.flatten(0, -2).float()
-        self._outer.addmm_(x.T, x)
-        if float_inputs is not None:
-            self._cross.addmm_((float_inputs.flatten(0, -2).float() - x).T, x)
+        for start in range(0, x.shape[1], COLUMNS):
+            rows = slice(start, start + COLUMNS)
+            self._outer[rows, start:].addmm_(x[:, rows].T, x[:, start:])
         self.num_tokens += x.shape[0]
+        return x
+
+    def add_error(
+        self, error: Float[Tensor, "*tokens error"], x: Float[Tensor, "tokens width"]
+    ) -> None:
+        """Add to the cross statistic, ``sum error x^T``.
+
+        Args:
+            error: Float inputs less ``x``, for C; or the float layer's outputs less those it has
+                for ``x``, for W C.
+            x: The inputs as `add` returned them.
+        """
+        error = error.flatten(0, -2)
+        if self._cross is None:
+            self._cross = error.new_zeros(error.shape[1], x.shape[1])
+        self._cross.addmm_(error.T, x)
 
     def hessian(self) -> Float[Tensor, "width width"]:
         """Return H.
@@ -48,16 +62,16 @@ class InputStatistics:
         Raises:
             NonFiniteError: An input was NaN or infinite.
         """
-        H = self._outer * (2 / self.num_tokens)
+        H = self._outer.triu() * (2 / self.num_tokens)
         if not torch.isfinite(H.diagonal()).all():
             raise NonFiniteError(
                 "inputs of a layer must be finite; found NaN or infinity in the calibration "
                 "activations: check the float model's weights and dtype"
             )
-        return H
+        return H + H.triu(1).T
 
-    def cross(self) -> Float[Tensor, "width width"]:
-        """Return C."""
+    def cross(self) -> Float[Tensor, "error width"]:
+        """Return C, or W C."""
         return self._cross * (2 / self.num_tokens)
 
 
@@ -102,17 +116,33 @@ def inverse_cholesky(H: Float[Tensor, "width width"], percdamp: float) -> Factor
     Source: Frantar et al. 2022, Algorithm 1; factorized in float64, where theirs is float32.
     """
 
-    def inverted(lower: Tensor) -> Tensor | None:
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        return None if failed else upper.float()
+    def inverted(lower: Tensor) -> Tensor:
+        _invert_triangle(lower)
+        return lower.float().flip(0, 1)
 
-    return Factor(*_solved(H, H.diagonal().mean(), "percdamp", percdamp, inverted))
+    # From its last column to its first, H = R R^T with R upper, and U = R^-1.
+    turned = H.flip(0, 1)
+    return Factor(*_solved(turned, H.diagonal().mean(), "percdamp", percdamp, inverted))
+
+
+def _invert_triangle(lower: Float[Tensor, "width width"]) -> None:
+    """Invert a lower triangular matrix in place, by halves: a third of the work of a solve."""
+    width = len(lower)
+    if width <= COLUMNS:
+        eye = torch.eye(width, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, eye, upper=False))
+        return
+    half = width // 2
+    first, second, corner = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    _invert_triangle(first)
+    _invert_triangle(second)
+    corner.copy_(-(second @ corner @ first))
 
 
 def corrected_weight(
     W: Float[Tensor, "out width"],
     H: Float[Tensor, "width width"],
-    C: Float[Tensor, "width width"],
+    WC: Float[Tensor, "out width"],
     alpha: float,
     ridge: float,
 ) -> Correction:
@@ -127,7 +157,7 @@ def corrected_weight(
             the quantized stream must still be there: what they did to the float output is handed
             to the live ones. They are not changed themselves.
         H: Hessian of the quantized stream.
-        C: Cross statistic of the same tokens.
+        WC: W times the cross statistic of the same tokens.
         alpha: Share of the correction, 0 to 1.
         ridge: Regularization, as a fraction of the mean diagonal of H.
 
@@ -138,10 +168,9 @@ def corrected_weight(
     """
     if alpha == 0:
         return Correction(W.clone(), 0.0)
-    moved = W.double() @ C.double()
 
     def least_squares(lower: Tensor) -> Tensor:
-        return torch.cholesky_solve(moved.T, lower).T
+        return torch.cholesky_solve(WC.double().T, lower).T
 
     mean_diagonal = H.diagonal().mean()
     H, dead = without_dead_columns(H)
@@ -156,7 +185,7 @@ def _solved(
     mean_diagonal: Float[Tensor, ""],
     setting: str,
     damping: float,
-    solve: Callable[[Tensor], Tensor | None],
+    solve: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, float]:
     """Return what ``solve`` makes of the lower Cholesky factor of H, and the damping it took.
 
@@ -165,7 +194,7 @@ def _solved(
         mean_diagonal: What the damping is a fraction of.
         setting: Name of the damping in the recipe.
         damping: The least there is to be; raised step by step where H cannot be factorized.
-        solve: Returns None where the factor is of no use.
+        solve: Makes the solution of the factor, which it may overwrite.
     """
     while True:
         damped = H.double()
@@ -173,9 +202,7 @@ def _solved(
         lower, failed = torch.linalg.cholesky_ex(damped)
         pivots = lower.diagonal().square()
         if not failed and (pivots > RESOLUTION * damped.diagonal()).all():
-            solution = solve(lower)
-            if solution is not None:
-                return solution, damping
+            return solve(lower), damping
         if damping >= MAX_DAMPING:
             raise HessianError(
                 f"the Hessian must be positive definite; it is not, even with {setting}={damping}: "

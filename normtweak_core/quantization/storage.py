@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from normtweak_core.model.structure import find_linears, set_linear_weight
-from normtweak_core.quantization.block import Streams
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.drift import Drift
+from normtweak_core.quantization.streams import Streams
 from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.tweak.tweak import norm_parameters, round_norms
 

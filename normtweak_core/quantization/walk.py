@@ -12,9 +12,9 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from normtweak_core.model.streaming import BlockCall, StreamedModel
-from normtweak_core.quantization.block import Streams, micro_batches, run_stream
-from normtweak_core.quantization.inputs import RunBlock
+from normtweak_core.quantization.linears.inputs import RunBlock
 from normtweak_core.quantization.storage import quantized_copy
+from normtweak_core.quantization.streams import Streams, micro_batches, run_stream
 from normtweak_core.quantization.weight import QuantizedWeight
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.evaluate.predictions import Walked, walked
 from normtweak_core.model.streaming import StreamedModel
-from normtweak_core.quantization.block import num_training_windows
+from normtweak_core.quantization.streams import num_training_windows
 from normtweak_core.randomness import generator
 from normtweak_core.training.objective import divergence
 from normtweak_core.tweak.config import FinalTuneConfig

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.model.structure import find_norms
 from normtweak_core.quantization.drift import token_distance
-from normtweak_core.quantization.inputs import RunBlock
+from normtweak_core.quantization.linears.inputs import RunBlock
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.loss import LOSSES, window_loss
 from normtweak_core.tweak.report import TweakReport

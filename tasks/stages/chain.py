@@ -25,10 +25,11 @@ from tasks.stages.calibrate import data_windows
 if TYPE_CHECKING:
     import torch
 
-    from normtweak_core.quantization.block import BlockPlan, Streams
+    from normtweak_core.quantization.plan import BlockPlan
+    from normtweak_core.quantization.streams import Streams
     from normtweak_core.quantization.walk import BlockWalk
 
-quantize_block = lazy("normtweak_core.quantization.block")
+plans = lazy("normtweak_core.quantization.plan")
 storage = lazy("normtweak_core.quantization.storage")
 streaming = lazy("normtweak_core.model.streaming")
 walks = lazy("normtweak_core.quantization.walk")
@@ -83,8 +84,9 @@ class Chain:
         Raises:
             StreamError: A boundary that had to be made again is not what was recorded.
         """
-        if self._newest and self._newest[0] == index:
-            return self._newest[1]
+        newest, self._newest = self._newest, None  # a block overwrites what it is given
+        if newest and newest[0] == index:
+            return newest[1]
         if index and (stored := self.stored(index, finished[index - 1])):
             return stored
         if index:
@@ -157,7 +159,7 @@ class BlockChain(Chain):
 
     def plan(self, index: int) -> "BlockPlan":
         """Return everything one block's result depends on besides weights and streams."""
-        return quantize_block.BlockPlan(
+        return plans.BlockPlan(
             index,
             self.walk.num_blocks,
             self.settings.quantization,

@@ -21,7 +21,7 @@ from tests.benchmarks.memory import fresh_process, last_line, reset_peak, rss_by
 from tests.benchmarks.results import DEFAULT_OUT, machine, write_results
 
 if TYPE_CHECKING:
-    from normtweak_core.quantization.block import Streams
+    from normtweak_core.quantization.streams import Streams
     from normtweak_core.quantization.walk import BlockWalk
 
 HEADER = [
@@ -112,7 +112,7 @@ def random_walk(folder: Path, width: int, samples: int, length: int) -> "tuple[B
     from transformers.utils.logging import disable_progress_bar
 
     from normtweak_core.model.streaming import StreamedModel
-    from normtweak_core.quantization.block import Streams
+    from normtweak_core.quantization.streams import Streams
     from normtweak_core.quantization.walk import BlockWalk
 
     config = LlamaConfig(
@@ -140,7 +140,7 @@ def fastest(tries: list[dict[str, float]]) -> dict[str, float]:
 
 def forward_pass(walk: "BlockWalk", block: Any, streams: "Streams") -> dict[str, float]:
     """Return the seconds of one pass of the float block over all windows."""
-    from normtweak_core.quantization.block import run_stream
+    from normtweak_core.quantization.streams import run_stream
 
     began, cpu = time.perf_counter(), time.process_time()
     run_stream(block, streams.x_f, walk.runner(0))
@@ -153,8 +153,9 @@ def block_seconds(
     """Return the seconds of each part of quantize_block, and of the whole."""
     import torch
 
-    from normtweak_core.quantization.block import BlockPlan, quantize_block
+    from normtweak_core.quantization.block import quantize_block
     from normtweak_core.quantization.config import QuantizationConfig
+    from normtweak_core.quantization.plan import BlockPlan
     from normtweak_core.tweak.config import NormTweakConfig
 
     config = QuantizationConfig(bits=options.bits, group_size=options.group_size)

@@ -212,7 +212,8 @@ def quantize_all(
     import torch
 
     from normtweak_core.model.streaming import StreamedModel
-    from normtweak_core.quantization.block import BlockPlan, quantize_block
+    from normtweak_core.quantization.block import quantize_block
+    from normtweak_core.quantization.plan import BlockPlan
     from normtweak_core.quantization.walk import BlockWalk
 
     walk = BlockWalk(StreamedModel(folder, torch.float32, "cpu"), input_ids)

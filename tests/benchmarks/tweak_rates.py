@@ -28,8 +28,9 @@ from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.source import reference_folder
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_linears, set_linear_weight
-from normtweak_core.quantization.block import BlockPlan, quantize_block
+from normtweak_core.quantization.block import quantize_block
 from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.tweak import HeldOut

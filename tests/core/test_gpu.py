@@ -9,8 +9,9 @@ from normtweak_core.finetune.block import finetune_block
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.finetune.model import put_on_grids
 from normtweak_core.model.streaming import StreamedModel
-from normtweak_core.quantization.block import BlockPlan, quantize_block
+from normtweak_core.quantization.block import quantize_block
 from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.ternary.config import TernaryConfig
 from normtweak_core.ternary.schedule import lambdas

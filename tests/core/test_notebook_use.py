@@ -25,7 +25,8 @@ from normtweak_core.export.writer import write_export
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.source import resolve_source
 from normtweak_core.model.streaming import StreamedModel
-from normtweak_core.quantization.block import BlockPlan, quantize_block
+from normtweak_core.quantization.block import quantize_block
+from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig

@@ -10,8 +10,8 @@ import torch
 
 from flows.cli import main
 from normtweak_core.errors import InputError
-from normtweak_core.quantization.block import Streams
 from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.streams import Streams
 from normtweak_core.tweak.config import NormTweakConfig
 from tasks.engine import cleaning
 from tasks.engine.artifacts import ArtifactRef

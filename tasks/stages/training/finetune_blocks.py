@@ -19,9 +19,9 @@ from tasks.results import CalibrationResult
 from tasks.stages.chain import Chain
 
 if TYPE_CHECKING:
-    from normtweak_core.quantization.block import Streams
+    from normtweak_core.quantization.streams import Streams
 
-blocks = lazy("normtweak_core.quantization.block")
+blocks = lazy("normtweak_core.quantization.streams")
 finetuning = lazy("normtweak_core.finetune.block")
 grids = lazy("normtweak_core.finetune.model")
 safetensors = lazy("safetensors.torch")

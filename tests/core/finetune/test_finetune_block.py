@@ -10,7 +10,7 @@ from normtweak_core.finetune.block import finetune_block
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.finetune.model import grid_linears, put_on_grids, trained_state
 from normtweak_core.model.streaming import StreamedModel
-from normtweak_core.quantization.block import Streams, run_stream
+from normtweak_core.quantization.streams import Streams, run_stream
 from normtweak_core.quantization.walk import BlockWalk
 from tests.tiny_exports import quantize_all, save_tiny_model, tiny_config
 

@@ -6,10 +6,11 @@ import torch
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.streaming import HeldModel, StreamedModel
 from normtweak_core.model.structure import find_blocks
-from normtweak_core.quantization.block import BlockPlan, quantize_block
+from normtweak_core.quantization.block import quantize_block
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.drift import drift
 from normtweak_core.quantization.model_drift import model_drift
+from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.storage import quantized_copy
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig

@@ -7,10 +7,12 @@ from normtweak_core.errors import NonFiniteError
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
-from normtweak_core.quantization.block import BlockPlan, quantize_block, run_stream
+from normtweak_core.quantization.block import quantize_block
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.gptq import round_to_nearest
 from normtweak_core.quantization.grid import GridSpec
+from normtweak_core.quantization.plan import BlockPlan
+from normtweak_core.quantization.streams import run_stream
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.training.objective import divergence
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig

@@ -1,4 +1,4 @@
-"""Which linears of a block read the same tensor, in what order, and what they read.
+"""Which linears of a block read the same tensor, and in what order.
 
 Found by running the block, never from a table of families: linears called with the very same
 tensor form one group, and are solved together in one factorization.
@@ -7,17 +7,12 @@ tensor form one group, and are solved together in one factorization.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from normtweak_core.model.structure import find_linears
 
 # Runs a block on a micro-batch of hidden states with that block's own masks and rotary tables.
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
-
-
-class _Reached(Exception):  # noqa: N818 - it is no error
-    """Stops a forward pass at the linear whose input was wanted."""
 
 
 @torch.no_grad()
@@ -45,24 +40,3 @@ def linear_groups(block: nn.Module, run: RunBlock, hidden: Tensor) -> list[list[
         for handle in handles:
             handle.remove()
     return [names for _, names in groups]
-
-
-@torch.no_grad()
-def layer_input(
-    block: nn.Module, layer: str, run: RunBlock, hidden: Tensor
-) -> Float[Tensor, "*tokens width"]:
-    """Return what one linear reads; the rest of the block is not computed."""
-    caught: list[Tensor] = []
-
-    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        caught.append(args[0])
-        raise _Reached
-
-    handle = find_linears(block)[layer].register_forward_pre_hook(stop)
-    try:
-        run(block, hidden)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return caught[0]

@@ -1,0 +1,215 @@
+"""Forward passes of both streams through a block, stopped where a linear is to be solved.
+
+A stop is a group of linears that read one tensor. The quantized stream has to wait there for their
+weights: the pass of a micro-batch is suspended and goes on with what was solved, so that the block
+is computed once, however many stops it has. The float stream waits for nothing: it passes at once,
+and leaves what its stops will be asked for. Micro-batches for whose waiting there is no memory run
+anew up to every stop. What arrives at a stop is the same in both ways, bit by bit.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from normtweak_core.errors import InputError
+from normtweak_core.model.structure import find_linears
+from normtweak_core.quantization.linears.inputs import RunBlock
+from normtweak_core.quantization.streams import micro_batches
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where passes stop: at the input of a linear, or behind its output."""
+
+    layer: str
+    behind: bool = False
+
+
+class Passes:
+    """The micro-batches of one stream on their way through a block; each is run for every stop.
+
+    To be used as a context; `at` the stops in their order, each once, then `finish`.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        run: RunBlock,
+        hidden: Float[Tensor, "samples seq hidden"],
+        num_training: int,
+        stops: list[Stop],
+        held: int = 0,
+    ):
+        """Prepare the passes; nothing is computed yet.
+
+        Args:
+            block: Runs with the weights it has at the time.
+            run: Runs a block on a micro-batch of windows.
+            hidden: What the stream holds in front of the block.
+            num_training: Windows that stop; those behind them only pass.
+            stops: Where, in the order in which the block comes to them.
+            held: How many micro-batches there is memory to hold on to.
+        """
+        self._block, self._run, self._stops = block, run, stops
+        self._hidden = hidden
+        parts = micro_batches(hidden)
+        training = [part for part in parts if part.stop <= num_training]
+        self._held, self._again = training[:held], training[held:]
+        self._passing = parts[len(training) :]
+
+    def __enter__(self) -> "Passes":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def at(self, index: int) -> Iterator[Float[Tensor, "batch seq width"]]:
+        """Yield what each micro-batch of training windows holds at a stop.
+
+        Raises:
+            InputError: The block does not come to it.
+        """
+        yield from self._held_at(index)
+        for part in self._again:
+            yield self._reached(index, part)
+
+    def finish(self) -> Float[Tensor, "samples seq hidden"]:
+        """Overwrite the stream with the block's output for all windows, and return it."""
+        for part, end in zip(self._held, self._ends(), strict=True):
+            self._hidden[part] = end
+        for part in (*self._again, *self._passing):
+            self._hidden[part] = self._run(self._block, self._hidden[part])
+        return self._hidden
+
+    def _held_at(self, index: int) -> Iterator[Tensor]:
+        raise NotImplementedError
+
+    def _ends(self) -> Iterator[Tensor]:
+        raise NotImplementedError
+
+    def _reached(self, index: int, part: slice) -> Tensor:
+        """Run one micro-batch up to a stop."""
+        caught: list[Tensor] = []
+
+        def stop(tensor: Tensor) -> None:
+            caught.append(tensor)
+            raise _Reached
+
+        handle = _hook(self._block, self._stops[index], stop)
+        try:
+            self._run(self._block, self._hidden[part])
+        except _Reached:
+            return caught[0]
+        finally:
+            handle.remove()
+        raise self._never_reached(index)
+
+    def _never_reached(self, index: int) -> InputError:
+        return InputError(
+            "a block must run the same linears on all windows; "
+            f"{type(self._block).__name__} did not run {self._stops[index].layer} on some. "
+            "Choose another model."
+        )
+
+
+class FloatPasses(Passes):
+    """Passes that are done at once, and hold what was seen at each stop until it is asked for."""
+
+    def __enter__(self) -> "FloatPasses":
+        self._seen: list[list[Tensor]] = [[] for _ in self._stops]
+        for count, part in enumerate(self._held, start=1):
+            self._hidden[part] = self._noted(part)
+            for index, seen in enumerate(self._seen):
+                if len(seen) != count:
+                    raise self._never_reached(index)
+        return self
+
+    def _noted(self, part: slice) -> Tensor:
+        def note(index: int, before: int) -> Callable[[Tensor], None]:
+            def keep(tensor: Tensor) -> None:
+                if len(self._seen[index]) == before:  # called once more, the first call counts
+                    self._seen[index].append(tensor.clone())  # some blocks go on to change it
+
+            return keep
+
+        handles = [
+            _hook(self._block, stop, note(index, len(self._seen[index])))
+            for index, stop in enumerate(self._stops)
+        ]
+        try:
+            return self._run(self._block, self._hidden[part])
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _held_at(self, index: int) -> Iterator[Tensor]:
+        seen = self._seen[index]
+        while seen:
+            yield seen.pop(0)
+
+    def _ends(self) -> Iterator[Tensor]:
+        for part in self._held:  # as they were written on the way in
+            yield self._hidden[part]
+
+
+class QuantizedPasses(Passes):
+    """Passes that are suspended at each stop, and go on with the weights the block has then."""
+
+    def __enter__(self) -> "QuantizedPasses":
+        self._waiting = [_Suspended(lambda part=part: self._result(part)) for part in self._held]
+        self._handles = [
+            _hook(self._block, stop, lambda tensor, index=index: _pause(index, tensor))
+            for index, stop in enumerate(self._stops)
+        ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for waiting in self._waiting:
+            if waiting:  # begun and not at its end: it ends here, not whenever it is collected
+                waiting.throw()
+
+    def _held_at(self, index: int) -> Iterator[Tensor]:
+        for waiting in self._waiting:
+            reached, tensor = waiting.switch()
+            if reached != index:
+                raise self._never_reached(index)
+            yield tensor
+            del tensor
+
+    def _ends(self) -> Iterator[Tensor]:
+        for waiting in self._waiting:
+            yield waiting.switch()[1]
+
+    def _result(self, part: slice) -> tuple[None, Tensor]:
+        return None, self._run(self._block, self._hidden[part])
+
+
+class _Suspended(greenlet):
+    """A forward pass that waits wherever it has come to."""
+
+    next_stop = 0
+
+
+def _pause(index: int, tensor: Tensor) -> None:
+    """Hand a tensor over and wait; a linear that is called once more is passed by."""
+    current = getcurrent()
+    if isinstance(current, _Suspended) and index == current.next_stop:
+        current.next_stop += 1
+        current.parent.switch((index, tensor))
+
+
+class _Reached(Exception):  # noqa: N818 - it is no error
+    """Stops a forward pass where a tensor was wanted."""
+
+
+def _hook(block: nn.Module, stop: Stop, reached: Callable[[Tensor], None]) -> Any:
+    module = find_linears(block)[stop.layer]
+    if stop.behind:
+        return module.register_forward_hook(lambda _, args, output: reached(output))
+    return module.register_forward_pre_hook(lambda _, args: reached(args[0]))

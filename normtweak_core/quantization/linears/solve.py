@@ -1,0 +1,219 @@
+"""Solve the linears of one block, each with the ones before it already quantized.
+
+Both streams pass through the block: at each group of linears that read one tensor their statistics
+are gathered, the group is solved, and the quantized stream goes on through the weights it got.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from normtweak_core.memory import available_memory
+from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
+from normtweak_core.quantization.gptq import SolvedWeight, gptq, round_to_nearest, split_rows
+from normtweak_core.quantization.grid import GridSpec
+from normtweak_core.quantization.hessian import InputStatistics, corrected_weight
+from normtweak_core.quantization.linears.inputs import RunBlock, linear_groups
+from normtweak_core.quantization.linears.passes import FloatPasses, QuantizedPasses, Stop
+from normtweak_core.quantization.plan import BlockPlan
+from normtweak_core.quantization.report import LayerReport
+from normtweak_core.quantization.streams import Streams, micro_batches
+from normtweak_core.quantization.weight import QuantizedWeight
+
+# Share of the memory that is free now which micro-batches that wait in a block may take.
+SUSPENDED_SHARE = 0.4
+
+
+@dataclass
+class SolvedLinears:
+    """What became of the linears of a block, by their names in it."""
+
+    layers: dict[str, QuantizedWeight] = field(default_factory=dict)
+    reports: list[LayerReport] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """Float linears that read the same tensor, in the order in which they are called."""
+
+    modules: dict[str, nn.Module]  # by name in the block
+
+    @property
+    def first(self) -> str:
+        """Name of the one that is called first."""
+        return next(iter(self.modules))
+
+    @property
+    def weights(self) -> list[Float[Tensor, "out in"]]:
+        """The float weights, in float32."""
+        return [linear_weight(module).float() for module in self.modules.values()]
+
+    @property
+    def by_outputs(self) -> bool:
+        """Whether the float outputs tell the cross statistic with less work than the inputs.
+
+        Only in float32: of rounded outputs, their rounding would be taken for error.
+        """
+        weight = linear_weight(self.modules[self.first])
+        narrow = len(self.modules) == 1 and 2 * weight.shape[0] <= weight.shape[1]
+        return narrow and weight.dtype == torch.float32
+
+    def statistics(
+        self, inputs: Iterator[Tensor], wanted: Iterator[Tensor] | None
+    ) -> tuple[Float[Tensor, "in in"], Float[Tensor, "out in"] | None]:
+        """Return H, and W C where the float stream is given.
+
+        Args:
+            inputs: What the quantized stream holds in front of the linears, by micro-batch.
+            wanted: Of the float stream the same, or what is behind them where `by_outputs`.
+        """
+        weight = linear_weight(self.modules[self.first])
+        statistics = InputStatistics(weight.shape[1], weight.device)
+        for hidden in inputs:
+            x = statistics.add(hidden)
+            if wanted is not None:
+                reference = next(wanted).flatten(0, -2).float()
+                # Not by a call: the passes that wait at this linear must not notice.
+                ours = self.modules[self.first].forward(x) if self.by_outputs else x
+                statistics.add_error(reference - ours, x)
+        if wanted is None:
+            return statistics.hessian(), None
+        cross = statistics.cross()
+        return statistics.hessian(), cross if self.by_outputs else torch.cat(self.weights) @ cross
+
+
+@torch.no_grad()
+def quantize_linears(
+    block: nn.Module, quantized: nn.Module, streams: Streams, run: RunBlock, plan: BlockPlan
+) -> tuple[SolvedLinears, Streams]:
+    """Return the quantized linears, and the streams behind the block with them in it.
+
+    Args:
+        block: Float block. Not modified.
+        quantized: A copy of it, whose linears get the quantized weights.
+        streams: In front of the block, two tensors; overwritten.
+        run: Runs a block on a micro-batch of windows.
+        plan: Settings and export dtype.
+
+    Raises:
+        HessianError: A Hessian cannot be factorized.
+        NonFiniteError: Activations are not finite.
+        InputError: The group size does not divide an input width.
+    """
+    done, settings = SolvedLinears(), plan.quantization
+    linears = find_linears(block)
+    groups = [
+        LinearGroup({name: linears[name] for name in names})
+        for names in linear_groups(block, run, streams.x_f[:1])
+    ]
+    propagated = settings.propagation.alpha > 0
+    informed = settings.method == "gptq" or propagated  # the bare RTN needs no data
+    ours_at = [Stop(group.first) for group in groups if informed]
+    wanted_at = [Stop(group.first, group.by_outputs) for group in groups if propagated]
+    held = _held_micro_batches(groups, streams, propagated)
+    with (
+        FloatPasses(block, run, streams.x_f, streams.num_training, wanted_at, held) as wanted_of,
+        QuantizedPasses(quantized, run, streams.x_q, streams.num_training, ours_at, held) as ours,
+    ):
+        for index, group in enumerate(groups):
+            H = WC = None
+            if informed:
+                wanted = wanted_of.at(index) if propagated else None
+                H, WC = group.statistics(ours.at(index), wanted)
+            _solve_group(group, H, WC, quantized, plan, done)
+        return done, Streams(wanted_of.finish(), ours.finish())
+
+
+def _held_micro_batches(groups: list[LinearGroup], streams: Streams, propagated: bool) -> int:
+    """Return how many micro-batches may wait in memory, in the share of it that is theirs."""
+    hidden, before, floats, noted = streams.x_q.shape[2], 0, 0, 0
+    for group in groups:
+        rows, columns = sum(len(weight) for weight in group.weights), group.weights[0].shape[1]
+        # The residual, the input of the part of the block that is at work, what the linears before
+        # gave it, and what these read.
+        floats, before = max(floats, 2 * hidden + before + columns), rows
+        noted += rows if group.by_outputs else columns
+    size = micro_batches(streams.x_q)[0].stop * streams.x_q.shape[1]
+    needed = size * (floats + propagated * noted) * streams.x_q.element_size()
+    device = groups[0].weights[0].device
+    return int(SUSPENDED_SHARE * available_memory(str(device)) // needed)
+
+
+def _solve_group(
+    group: LinearGroup,
+    H: Tensor | None,
+    WC: Tensor | None,
+    quantized: nn.Module,
+    plan: BlockPlan,
+    done: SolvedLinears,
+) -> None:
+    weights, ridge = group.weights, 0.0
+    W, rows = torch.cat(weights), [len(weight) for weight in weights]
+    if WC is not None:
+        settings = plan.quantization.propagation
+        correction = corrected_weight(W, H, WC, settings.alpha, settings.ridge)
+        W, ridge = correction.weight, correction.ridge
+    solved = _solve(W, H, plan)
+    parts = split_rows(solved.weight, rows)
+    targets = find_linears(quantized)
+    for name, original, corrected, part in zip(
+        group.modules, weights, W.split(rows), parts, strict=True
+    ):
+        set_linear_weight(targets[name], part.dequantize())
+        done.layers[name] = part
+        report = _layer_report(name, original, corrected, part, H, solved, ridge, plan)
+        done.reports.append(report)
+
+
+def _solve(W: Tensor, H: Tensor | None, plan: BlockPlan) -> SolvedWeight:
+    settings = plan.quantization
+    spec = GridSpec(
+        settings.bits, settings.symmetric, settings.mse_grid, plan.export_dtype, settings.levels
+    )
+    if settings.method == "rtn":
+        return round_to_nearest(W, settings.group_size, spec)
+    return gptq(
+        W,
+        H,
+        settings.group_size,
+        spec,
+        act_order=settings.act_order,
+        percdamp=settings.percdamp,
+    )
+
+
+def _layer_report(
+    name: str,
+    original: Tensor,
+    target: Tensor,
+    part: QuantizedWeight,
+    H: Tensor | None,
+    solved: SolvedWeight,
+    ridge: float,
+    plan: BlockPlan,
+) -> LayerReport:
+    rounded = part.dequantize()
+    return LayerReport(
+        layer=name,
+        bits=part.bits,
+        percdamp=solved.percdamp,
+        damping_raised=solved.percdamp > plan.quantization.percdamp,
+        ridge=ridge,
+        ridge_raised=ridge > plan.quantization.propagation.ridge,
+        dead_columns=solved.dead_columns,
+        weight_error=((rounded - original).norm() / original.norm().clamp(min=1e-30)).item(),
+        output_error=None if H is None else _output_error(rounded - target, target, H),
+    )
+
+
+def _output_error(error: Tensor, target: Tensor, H: Tensor) -> float:
+    """Return |error X| / |target X|; 0.0 where nothing comes out of the layer, rounded or not."""
+    energy = ((target @ H) * target).sum()
+    if energy <= 0:
+        return 0.0
+    # Rounding leaves H a little less than positive semidefinite: an error near zero may come out
+    # below it.
+    return (((error @ H) * error).sum().clamp(min=0) / energy).sqrt().item()

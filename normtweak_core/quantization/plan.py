@@ -1,0 +1,19 @@
+"""What decides how one block is quantized."""
+
+from dataclasses import dataclass
+
+import torch
+
+from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.tweak.config import NormTweakConfig
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Everything a block's result depends on besides its weights and its input streams."""
+
+    index: int
+    num_blocks: int
+    quantization: QuantizationConfig
+    norm_tweak: NormTweakConfig
+    export_dtype: torch.dtype

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
@@ -32,6 +33,14 @@ TOKENS_PER_MICRO_BATCH = 4096  # as normtweak_core.quantization.streams, which i
 FINAL_TUNE_TOKENS = 2048  # rough size of one of its batches
 STREAMS = 2  # float and quantized: each passes through a block once
 GROUPS_PER_BLOCK = 4  # linears that read the same input: qkv, out, up, down
+# What a linear keeps for a backward pass: input and output as they are, normed, and rounded.
+KEPT_OF_A_LINEAR = 4
+WALKED = 3  # models of an evaluation: the float one, the export as it is read, and in float32
+KEPT_BLOCKS = 1 << 27  # as normtweak_core.model.streaming keeps of each, which imports torch
+LOGITS = 2**24  # as normtweak_core.evaluate.predictions takes at once, of 2048 tokens
+COPIES = 8  # of them in float32: both models', and their logarithms in float64
+# Stages in which a whole model is in memory; all others take a block at a time.
+WHOLE = ("calibrate", "data", "surgery", "final tune", "training", "evaluate tasks")
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,11 @@ class ModelShape:
     def linear_weights(self) -> int:
         """Weights that are quantized."""
         return sum(s.out_features * s.in_features for s in self.linears.values())
+
+    @property
+    def linear_sides(self) -> int:
+        """What all linears of the blocks read and write of one token."""
+        return sum(one.in_features + one.out_features for one in self.linears.values())
 
     @property
     def widest_input(self) -> int:
@@ -127,13 +141,36 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
     matrices = 6 * shape.widest_input**2 * 4
     logits = 3 * TOKENS_PER_MICRO_BATCH * shape.vocabulary * 4
     model = shape.parameters * element
+    # Of one window: what a backward pass keeps, and its logits from both models.
+    step = length * (KEPT_OF_A_LINEAR * shape.linear_sides + 6 * shape.vocabulary) * 4
+    tuned = {"final tune": FIXED_MEMORY + model + stream + step}
     return {
         "calibrate": FIXED_MEMORY + model + logits,
         "blocks": FIXED_MEMORY + 5 * stream + 3 * block + matrices,
-        "final tune": FIXED_MEMORY + 2 * model + 2 * logits,
-        # The float model, and the export as its readers compute and in float32.
-        "evaluate": FIXED_MEMORY + model + 6 * shape.parameters + logits,
+        **(tuned if recipe.final_tune.enabled else {}),
+        **evaluation_memory(recipe, shape),
     }
+
+
+def evaluation_memory(recipe: Any, shape: ModelShape) -> dict[str, int]:
+    """Return an estimate of the peak memory of measuring an export beside its float model.
+
+    Args:
+        recipe: Of any kind that measures.
+        shape: Sizes of the float model.
+    """
+    config = recipe.evaluation
+    tokens = config.perplexity.max_tokens or 100_000
+    block = shape.linear_weights // max(1, shape.num_blocks) * 4
+    outside = (shape.parameters - shape.linear_weights) * 4  # embedding and head
+    states = tokens * shape.hidden * 4
+    kept = min(KEPT_BLOCKS, shape.linear_weights * 4)
+    logits = COPIES * min(LOGITS, 2048 * shape.vocabulary) * 4
+    walked = FIXED_MEMORY + WALKED * (states + outside + kept) + 2 * block + logits
+    whole = shape.parameters * DTYPE_BYTES[recipe.model.dtype]
+    answers = 3 * TOKENS_PER_MICRO_BATCH * shape.vocabulary * 4
+    tasks = {"evaluate tasks": FIXED_MEMORY + whole + answers}
+    return {"evaluate": walked} | (tasks if config.tasks else {})
 
 
 @dataclass(frozen=True)

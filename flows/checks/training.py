@@ -1,14 +1,19 @@
 """What a training will need, predicted as `flows.checks.machine` predicts a quantization."""
 
-from flows.checks.machine import DTYPE_BYTES, FIXED_DISK, FIXED_MEMORY, ModelShape
+from flows.checks.machine import (
+    DTYPE_BYTES,
+    FIXED_DISK,
+    FIXED_MEMORY,
+    KEPT_OF_A_LINEAR,
+    ModelShape,
+    evaluation_memory,
+)
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.ternary.config import TernaryConfig
 
 FORWARD_AND_BACKWARD = 3  # a backward pass has two products for each of the forward one
-# What a linear keeps for its backward pass: input and output as they are, normed, and rounded.
-KEPT_OF_A_LINEAR = 4
 LOGITS = 3  # copies at once
 
 
@@ -49,7 +54,7 @@ def ternary_memory(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dic
     return {
         "surgery": FIXED_MEMORY + 2 * shape.parameters * 4,
         "training": FIXED_MEMORY + trained + teacher + _kept(shape, tokens, config),
-        "evaluate": FIXED_MEMORY + 2 * shape.parameters * element + _logits(shape, 4096),
+        **evaluation_memory(recipe, shape),
     }
 
 
@@ -64,7 +69,7 @@ def finetune_memory(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> d
     trained = (4 + element) * shape.parameters + 4 * 4 * shape.linear_weights
     stages = {
         "training": FIXED_MEMORY + trained + _kept(shape, tokens, config),
-        "evaluate": FIXED_MEMORY + 2 * shape.parameters * element + _logits(shape, 4096),
+        **evaluation_memory(recipe, shape),
     }
     return {"blocks": FIXED_MEMORY + 5 * stream + block} | stages if config.block_steps else stages
 
@@ -108,8 +113,7 @@ def evaluation_work(max_tokens: int | None, models: int, shape: ModelShape) -> i
 
 def _kept(shape: ModelShape, tokens: int, config: TernaryConfig | FinetuneConfig) -> int:
     """Return what a backward pass needs: of all blocks, or of one and the input of every other."""
-    sides = sum(one.in_features + one.out_features for one in shape.linears.values())
-    activations = KEPT_OF_A_LINEAR * tokens * sides * 4
+    activations = KEPT_OF_A_LINEAR * tokens * shape.linear_sides * 4
     if config.gradient_checkpointing:
         activations = activations // shape.num_blocks + shape.num_blocks * tokens * shape.hidden * 4
     return activations + _logits(shape, tokens)

@@ -12,6 +12,7 @@ from flows.checks.inputs import Ready
 from flows.checks.machine import (
     DTYPE_BYTES,
     FIXED_MEMORY,
+    WHOLE,
     Writing,
     existing_folder,
     free_bytes,
@@ -106,6 +107,7 @@ def plan_lines(recipe: Any, ready: Ready, root: Path) -> list[str]:
         + _written(plan.writing),
         *_disk_lines(ready, root),
         memory_line(plan.memory, plan.device),
+        *(f"  {name}: {readable_bytes(size)}{_whole(name)}" for name, size in plan.memory.items()),
         *_time_lines(plan),
         "stages",
         *(f"  {stage}" for stage in plan.stages),
@@ -150,6 +152,10 @@ def _written(text: Writing | None) -> str:
         return ""
     each = readable_bytes(text.bytes_each)
     return f", {text.at_once} at once in {readable_bytes(text.bytes)} ({each} each)"
+
+
+def _whole(stage: str) -> str:
+    return ", with a whole model" if stage in WHOLE else ", block by block"
 
 
 def _groups(size: int | None) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -97,7 +98,14 @@ def test_a_plan_tells_disk_memory_time_and_stages(shown, project):
     )
     assert lines[1] == "text    8 windows of 16 tokens, source text"
     assert lines[2].startswith(f"disk    at most 33.9 MB under {project}/state, ")
-    assert any(line.startswith("memory  about ") for line in lines)
+    memory = next(place for place, line in enumerate(lines) if line.startswith("memory  about "))
+    told = [line.partition(", ") for line in lines[memory + 1 : memory + 5]]
+    assert [(name.partition(":")[0].strip(), how) for name, _, how in told] == [
+        ("calibrate", "with a whole model"),
+        ("blocks", "block by block"),
+        ("final tune", "with a whole model"),
+        ("evaluate", "block by block"),
+    ]
     assert any("counted multiply-adds at 35 % of" in line for line in lines)
     stages = lines[lines.index("stages") + 1 : -1]
     assert stages == [
@@ -171,13 +179,40 @@ def test_memory_is_compared_with_that_of_the_device_that_computes():
     assert asked == ["cuda:1", "cpu"]
 
 
-def test_memory_counts_both_models_where_both_are_held(project):
+def test_memory_counts_one_model_where_one_is_whole_and_blocks_where_none_is(project):
     shape = budget.model_shape(project / "model")
-    recipe = Recipe.parse(recipe_values(project))
-    stages = budget.memory_bytes(recipe, shape, 16)
-    # Evaluated are the float model, and the export in its own float type and in float32.
-    assert stages["evaluate"] - stages["calibrate"] == shape.parameters * (2 + 4)
-    assert stages["final tune"] - stages["evaluate"] == 3 * 4096 * 96 * 4 - shape.parameters * 2
+    values = recipe_values(project)
+    values["evaluation"] = {"perplexity": {"max_tokens": 1000}, "tasks": ["piqa"]}
+
+    def memory(shape, **changes):
+        return budget.memory_bytes(Recipe.parse(values | changes), shape, 16)
+
+    stages = memory(shape)
+    halves = memory(shape, model=values["model"] | {"dtype": "bfloat16"})
+    for name in ("calibrate", "evaluate tasks"):
+        assert stages[name] - halves[name] == shape.parameters * 2
+    stream = 8 * 16 * 64
+    assert stages["final tune"] - halves["final tune"] == (shape.parameters + stream) * 2
+    wide = {
+        name: dataclasses.replace(one, in_features=one.in_features * 64)
+        for name, one in shape.linears.items()
+    }
+    deep = [
+        memory(
+            dataclasses.replace(
+                shape,
+                num_blocks=2 * times,
+                parameters=shape.parameters + (64 * times - 1) * shape.linear_weights,
+                linears={f"{copy} {name}": s for copy in range(times) for name, s in wide.items()},
+            )
+        )
+        for times in (8, 16)
+    ]
+    assert deep[0]["evaluate"] == deep[1]["evaluate"]
+    assert deep[1]["evaluate tasks"] > deep[0]["evaluate tasks"]
+    without = memory(shape, final_tune={"enabled": False}, evaluation={})
+    assert set(stages) - set(without) == {"final tune", "evaluate tasks"}
+    assert without["evaluate"] - stages["evaluate"] == 99_000 * 64 * 4 * 3
 
 
 def test_a_training_counts_steps_teacher_and_what_a_backward_pass_keeps(project):

@@ -18,7 +18,9 @@ from normtweak_core.export.formats.checks import LinearShape, linear_shapes
 from normtweak_core.lazy import lazy
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import stored_tensors
+from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.layout import block_list
+from normtweak_core.model.source import with_dtype
 
 cache = lazy("normtweak_core.calibration.cache")
 numpy = lazy("numpy")
@@ -52,6 +54,11 @@ class ModelShape:
     vocabulary: int
     parameters: int
     linears: dict[str, LinearShape]
+    dtype: str  # that most weights are stored in
+
+    def element(self, dtype: str) -> int:
+        """Return the bytes of a number in the arithmetic of a recipe."""
+        return DTYPE_BYTES[self.dtype if dtype == "auto" else dtype]
 
     @property
     def linear_weights(self) -> int:
@@ -107,13 +114,14 @@ def model_shape(folder: Path) -> ModelShape:
         vocabulary=max(math.prod(shape) for shape in outside) // hidden if outside else hidden,
         parameters=sum(math.prod(t.shape) for t in tensors.values()),
         linears=linears,
+        dtype=with_dtype(ModelConfig(dtype="auto"), folder).dtype,
     )
 
 
 def disk_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]:
     """Return the bytes a run writes at most, by what they are."""
     samples = recipe.calibration.samples
-    stream = samples * length * shape.hidden * DTYPE_BYTES[recipe.model.dtype]
+    stream = samples * length * shape.hidden * shape.element(recipe.model.dtype)
     config = recipe.quantization
     groups = sum(
         s.out_features * (s.in_features // (config.group_size or s.in_features))
@@ -135,7 +143,7 @@ def disk_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]
 
 def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]:
     """Return an estimate of the peak memory by stage; stages follow each other."""
-    element = DTYPE_BYTES[recipe.model.dtype]
+    element = shape.element(recipe.model.dtype)
     stream = recipe.calibration.samples * length * shape.hidden * element
     block = shape.parameters // max(1, shape.num_blocks) * element
     matrices = 6 * shape.widest_input**2 * 4
@@ -167,7 +175,7 @@ def evaluation_memory(recipe: Any, shape: ModelShape) -> dict[str, int]:
     kept = min(KEPT_BLOCKS, shape.linear_weights * 4)
     logits = COPIES * min(LOGITS, 2048 * shape.vocabulary) * 4
     walked = FIXED_MEMORY + WALKED * (states + outside + kept) + 2 * block + logits
-    whole = shape.parameters * DTYPE_BYTES[recipe.model.dtype]
+    whole = shape.parameters * shape.element(recipe.model.dtype)
     answers = 3 * TOKENS_PER_MICRO_BATCH * shape.vocabulary * 4
     tasks = {"evaluate tasks": FIXED_MEMORY + whole + answers}
     return {"evaluate": walked} | (tasks if config.tasks else {})
@@ -199,6 +207,7 @@ def writing(
         samples: Windows in all.
         length: Tokens of each.
     """
+    dtype = shape.dtype if dtype == "auto" else dtype
     skeleton = skeletons.build_skeleton(folder, getattr(torch, dtype))
     each = cache.window_bytes(skeleton, length)
     model = shape.parameters * DTYPE_BYTES[dtype]

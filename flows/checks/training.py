@@ -1,7 +1,6 @@
 """What a training will need, predicted as `flows.checks.machine` predicts a quantization."""
 
 from flows.checks.machine import (
-    DTYPE_BYTES,
     FIXED_DISK,
     FIXED_MEMORY,
     KEPT_OF_A_LINEAR,
@@ -47,7 +46,7 @@ def finetune_disk(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> dic
 def ternary_memory(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dict[str, int]:
     """Return an estimate of the peak memory by stage; stages follow each other."""
     config = recipe.ternary
-    element = DTYPE_BYTES[recipe.model.dtype]
+    element = shape.element(recipe.model.dtype)
     teacher = shape.parameters * element if config.objective != "ce" else 0
     tokens = config.batch // config.accumulate * length
     trained = 5 * 4 * shape.parameters  # weight, gradient, two moments, the best weight so far
@@ -61,7 +60,7 @@ def ternary_memory(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dic
 def finetune_memory(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> dict[str, int]:
     """Return an estimate of the peak memory by stage; stages follow each other."""
     config = recipe.finetune
-    element = DTYPE_BYTES[recipe.model.dtype]
+    element = shape.element(recipe.model.dtype)
     tokens = config.batch // config.accumulate * length
     stream = config.data.samples * length * shape.hidden * 4
     block = 4 * 4 * shape.linear_weights // shape.num_blocks

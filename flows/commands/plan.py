@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from flows.checks.inputs import Ready
 from flows.checks.machine import (
-    DTYPE_BYTES,
     FIXED_MEMORY,
     WHOLE,
     Writing,
@@ -142,7 +141,7 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
     if data.source == "generated":
         text = writing(ready.source.path, shape, recipe.model.dtype, device, data.samples, length)
         stage = "calibrate" if "calibrate" in memory else "data"
-        model = FIXED_MEMORY + shape.parameters * DTYPE_BYTES[recipe.model.dtype]
+        model = FIXED_MEMORY + shape.parameters * shape.element(recipe.model.dtype)
         memory[stage] = max(memory.get(stage, 0), model + text.bytes)
     return Plan(becomes, data, device, stages, memory, work, text)
 

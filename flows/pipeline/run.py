@@ -171,7 +171,8 @@ class RecipePipeline(Pipeline):
             recipe=run.recipe,
             quality=read_json(data.quality),
             metrics=result.metrics,
-            origin=source_facts(run, data) | {"export_sha256": export.export_sha256},
+            origin=source_facts(run, data)
+            | {"export_sha256": export.export_sha256, "arithmetic": run.job.arithmetic},
             export=state_root() / export.folder,
             float_type=found["float type"],
             float_bytes=payload_bytes(run.job.source.path),

@@ -34,6 +34,7 @@ from normtweak_core.model.source import (
     model_context,
     resolve_device,
     resolve_source,
+    with_dtype,
 )
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.tokenizer import load_tokenizer
@@ -90,7 +91,7 @@ class Work:
             reader_available=(ROOT / GPTQ_READER_DONE).is_file(),
         )
         self.device = resolve_device(settings.model.device)
-        self._dtype = DTYPES[settings.model.dtype]
+        self._dtype = DTYPES[with_dtype(settings.model, folder).dtype]
         dry_run(folder, self._dtype, self.device, block_list(stored_names(folder))[1])
 
     def calibrated(

@@ -4,6 +4,7 @@ import json
 import math
 import operator
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ BITS |= {"BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64
 
 
 FLOATS = ("F16", "BF16", "F32", "F64")
+TORCH_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 CODES = re.compile("F[468]_|F4$")  # floats of so few bits that a scale belongs to them
 
 
@@ -97,6 +99,21 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                     f"is in {file}, which does not hold it. Fetch or save the model again."
                 )
     return tensors
+
+
+def stored_dtype(folder: Path) -> str:
+    """Return the float type, as torch names it, that most weights of a folder are stored in.
+
+    Raises:
+        InputError: A file is absent or damaged, or no weight is a float.
+    """
+    counts = Counter[str]()
+    for tensor in stored_tensors(folder).values():
+        if tensor.dtype in FLOATS:
+            counts[tensor.dtype] += math.prod(tensor.shape)
+    if not counts:
+        raise InputError(f"the weights must be floats; none of {folder} is: give a float model")
+    return TORCH_NAMES[counts.most_common(1)[0][0]]
 
 
 def check_floats(folder: Path) -> None:

@@ -14,7 +14,9 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
         description="A folder, a hub id, or reference:llama | reference:neox.",
     )
     revision: str | None = Field(None, description="Hub revision; hub ids only.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Arithmetic of the float model and of the streams."
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32",
+        description="Arithmetic of the float model and of the streams; auto: the type it is stored "
+        "in, at half the memory of float32 where that has 16 bits.",
     )
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N.")

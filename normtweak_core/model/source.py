@@ -14,7 +14,7 @@ from normtweak_core.model.architecture import (
     model_context,
     read_config,
 )
-from normtweak_core.model.checkpoint import stored_names, weight_files
+from normtweak_core.model.checkpoint import stored_dtype, stored_names, weight_files
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.hub import fetch_from_hub, is_hub_id
 from normtweak_core.paths import given_path
@@ -29,6 +29,7 @@ __all__ = [
     "reference_folder",
     "resolve_device",
     "resolve_source",
+    "with_dtype",
 ]
 
 REFERENCE_PREFIX = "reference:"
@@ -70,6 +71,21 @@ def resolve_source(config: ModelConfig) -> ModelFolder:
         found=f"no folder is called {source!r}",
         remedy="check the path",
     )
+
+
+def with_dtype(config: ModelConfig, folder: Path) -> ModelConfig:
+    """Return the section of a model with the arithmetic that ``dtype: auto`` stands for.
+
+    Weights that are stored in float64 are computed with in float32.
+
+    Raises:
+        InputError: The weight files are damaged.
+    """
+    if config.dtype != "auto":
+        return config
+    stored = stored_dtype(folder)
+    found = "float32" if stored == "float64" else stored
+    return config.model_copy(update={"dtype": found})
 
 
 def reference_folder(name: str) -> Path:

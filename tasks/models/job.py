@@ -14,6 +14,7 @@ from normtweak_core.calibration.hub_data import hub_data_revision
 from normtweak_core.errors import VerificationError
 from normtweak_core.export.payload import GENERATION_CONFIG, relative_name
 from normtweak_core.model.architecture import read_config
+from normtweak_core.model.checkpoint import stored_dtype
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.fingerprint import (
     TENSORS,
@@ -22,7 +23,13 @@ from normtweak_core.model.fingerprint import (
     tensor_digests,
 )
 from normtweak_core.model.layout import block_list
-from normtweak_core.model.source import ModelFolder, model_context, resolve_device, resolve_source
+from normtweak_core.model.source import (
+    ModelFolder,
+    model_context,
+    resolve_device,
+    resolve_source,
+    with_dtype,
+)
 from normtweak_core.model.tokenizer_files import tokenizer_files
 from tasks.engine.artifacts import file_sha256, remembered
 
@@ -35,7 +42,7 @@ class Job:
     fingerprint: ModelFingerprint
     tokenizer_sha256: str  # of all that AutoTokenizer reads
     generation_sha256: str | None  # of generation_config.json, where there is one
-    model: ModelConfig
+    model: ModelConfig  # its dtype is not auto any more
     device: str
     threads: int
     seed: int
@@ -45,6 +52,11 @@ class Job:
     def folder(self) -> Path:
         """Folder of the float model."""
         return self.source.path
+
+    @property
+    def arithmetic(self) -> str:
+        """What the float model and the streams are computed in, and what its weights are."""
+        return f"{self.model.dtype}, of weights stored in {stored_dtype(self.folder)}"
 
     @functools.cached_property
     def context(self) -> int | None:
@@ -118,7 +130,7 @@ def open_job(model: ModelConfig, seed: int, revisions: dict[str, str] | None = N
         fingerprint=model_fingerprint(source.path),
         tokenizer_sha256=tokenizer_hash(source.path),
         generation_sha256=file_sha256(generation) if generation.is_file() else None,
-        model=model,
+        model=with_dtype(model, source.path),
         device=resolve_device(model.device),
         threads=int(os.environ["OMP_NUM_THREADS"]),
         seed=seed,

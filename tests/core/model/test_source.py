@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import save
+from safetensors.torch import save_file
 
 import normtweak_core.model.source as source_module
 from normtweak_core.errors import InputError
@@ -18,6 +19,7 @@ from normtweak_core.model.source import (
     reference_folder,
     resolve_device,
     resolve_source,
+    with_dtype,
 )
 from normtweak_core.reference.architectures import REFERENCE_NAMES
 
@@ -297,3 +299,27 @@ def test_an_unknown_device_is_refused(device):
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(InputError, match=r"found cuda:99, and torch sees \d+ CUDA devices"):
         resolve_device("cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("stored", "found"),
+    [
+        ("float16", "float16"),
+        ("bfloat16", "bfloat16"),
+        ("float32", "float32"),
+        ("float64", "float32"),
+    ],
+)
+def test_auto_is_the_type_that_most_weights_are_stored_in(tmp_path, stored, found):
+    few = torch.zeros(3, dtype=torch.float64 if stored == "float32" else torch.float32)
+    tensors = {"many": torch.zeros(9, dtype=getattr(torch, stored)), "few": few}
+    tensors["codes"] = torch.zeros(99, dtype=torch.int32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert with_dtype(ModelConfig(dtype="auto"), tmp_path).dtype == found
+    assert with_dtype(ModelConfig(dtype="bfloat16"), tmp_path).dtype == "bfloat16"
+
+
+def test_auto_needs_a_float(tmp_path):
+    save_file({"codes": torch.zeros(9, dtype=torch.int32)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"the weights must be floats; none of .* is"):
+        with_dtype(ModelConfig(dtype="auto"), tmp_path)

@@ -84,10 +84,6 @@ def parse_json(text: str, place: str, remedy: str, line: int | None = None) -> A
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
     """Return the object of a JSON file.
 
-    Args:
-        path: The file.
-        remedy: What to do about a file that is none, for a message.
-
     Raises:
         InputError: It cannot be read, or is no JSON object.
     """

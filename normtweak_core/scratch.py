@@ -17,9 +17,6 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 
     What killed processes have left there is removed first. The folder of a living one is locked,
     and the lock dies with its process.
-
-    Args:
-        purpose: A word for its name.
     """
     sweep()
     folder, lock = _locked_folder(purpose)

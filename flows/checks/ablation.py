@@ -30,11 +30,6 @@ TWICE = {
 def preflight(recipe: AblationRecipe, root: Path, result: Path | None = None) -> Ready:
     """Accept an ablation all of whose cells this machine can carry out.
 
-    Args:
-        recipe: Base and studies.
-        root: The state root; it need not exist yet.
-        result: Where the result file shall go, if anywhere.
-
     Raises:
         InputError: As `preflight`, of any cell, or there is no text for the calibration study.
     """

@@ -45,10 +45,6 @@ def check_texts(
 def read_text(path: str, key: str) -> Path:
     """Return the path of a text that can be read.
 
-    Args:
-        path: As it was given.
-        key: The key that holds it.
-
     Raises:
         InputError: The text is missing, unreadable, empty, not UTF-8 or malformed.
     """

@@ -90,13 +90,7 @@ class Plan:
 
 
 def plan_lines(recipe: Any, ready: Ready, root: Path) -> list[str]:
-    """Return the plan of a run, line by line; reads finished stages and writes nothing.
-
-    Args:
-        recipe: Of quantize, ternary or finetune.
-        ready: What was found out about it.
-        root: The state root.
-    """
+    """Return the plan of a run, line by line; reads finished stages and writes nothing."""
     plan = _plan(recipe, ready)
     shape = ready.shape
     return [

@@ -94,10 +94,6 @@ class Pipeline:
         """Return what of it would be found finished; what depends on the rest will run.
 
         Changes nothing.
-
-        Args:
-            work: Recipe, model and machine.
-            inputs: What is there before the first stage.
         """
         there: dict[str, int] = {}
 

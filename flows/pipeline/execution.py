@@ -95,11 +95,7 @@ class Execution:
         return needed or list(self._ends.values())[:1]
 
     def ends(self, stages: Iterable[Stage]) -> list[State[Any]]:
-        """Return the ends of the stages that no other is made from, for what waits for all.
-
-        Args:
-            stages: Of the pipeline.
-        """
+        """Return the ends of the stages that no other is made from, for what waits for all."""
         needed = {name for stage in stages for name in stage.needs}
         needed.update(list(self._ends)[:1])  # see `_ends_before`
         return [end for name, end in self._ends.items() if name not in needed]

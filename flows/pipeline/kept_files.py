@@ -37,13 +37,7 @@ class Kept:
 
 
 def keep_for_rebuild(folder: Path, export: Path, calibration: CalibrationResult) -> Kept:
-    """Write what a version keeps; equal exports and windows give equal bytes.
-
-    Args:
-        folder: Of the reports.
-        export: Of the export, whose manifest says what it was made with.
-        calibration: The windows.
-    """
+    """Write what a version keeps; equal exports and windows give equal bytes."""
     recorded = MadeWith.model_validate(read_manifest(export)[MANIFEST_KEY])
     facts = recorded.model_dump(mode="json", exclude={"packages"})
     environment = recorded.requirements().encode()

@@ -17,10 +17,6 @@ def place_tags(recipe: Any, source: ModelFolder) -> dict[str, str]:
     """Return the absolute path of every local file and folder that an export is made from, as tags.
 
     A key that names nothing local says so: an older run of the same export may have left a path.
-
-    Args:
-        recipe: Of any flow.
-        source: The float model.
     """
     kind = kind_of(recipe.model_dump())
     found: dict[str, Path | None] = dict.fromkeys(kind.places)

@@ -120,11 +120,6 @@ class RegisteredRecipe(BaseRecipe, frozen=True, extra="forbid"):
 def refuse_unread(data: dict[str, Any], unread: tuple[str, ...], section: str) -> None:
     """Refuse sections of other recipes in that of a training.
 
-    Args:
-        data: Plain data.
-        unread: The sections.
-        section: The training's own, which is also the name of its command.
-
     Raises:
         InputError: There is one.
     """

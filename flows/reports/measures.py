@@ -12,12 +12,7 @@ SAME = 1e-2
 
 
 def quality_tiles(metrics: Mapping[str, float], beside: str = "float model") -> list[Tile]:
-    """Return what two models differ by, to be seen first, a tile a measure.
-
-    Args:
-        metrics: Of the evaluation, flat names.
-        beside: What the other model is called.
-    """
+    """Return what two models differ by, to be seen first, a tile a measure."""
     found = read_metrics(metrics)
     own, whole = found["perplexity/quantized"], found["perplexity/float"]
     ratio = written(metrics["perplexity/ratio"] - 1, "+.1%")

@@ -166,13 +166,6 @@ def without_hashes(rows: Rows) -> Rows:
 
 
 def publish_table(name: str, report: str, rows: Rows, description: str) -> None:
-    """Show a table on the page of the current flow run; one that has grown there is replaced.
-
-    Args:
-        name: Of the recipe.
-        report: What it is called.
-        rows: Of the table.
-        description: What it tells.
-    """
+    """Show a table on the page of the current flow run; one that has grown there is replaced."""
     if not show_table(report, rows, description):
         create_table_artifact(key=artifact_key(name, report), table=rows, description=description)

@@ -108,14 +108,7 @@ def run_report(
     data: Mapping[str, Any],
     tables: Mapping[str, tuple[Rows, str]] | None = None,
 ) -> Report:
-    """Return a run as it is written and shown.
-
-    Args:
-        reports: What it is made of.
-        told: What this kind of run says.
-        data: Files that it adds, as `Report` takes them.
-        tables: On the page of the run, as `Report` takes them.
-    """
+    """Return a run as it is written and shown."""
     lead = f"{told.lead} Export: {reports.export.name}."
     sections = [
         _result_section(reports, told),

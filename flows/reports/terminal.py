@@ -22,12 +22,7 @@ Lines = list[tuple[str, str]]
 
 
 def run_lines(name: str, result: dict[str, Any]) -> Lines:
-    """Return the lines of a run that registered a version.
-
-    Args:
-        name: Of the registered model.
-        result: What the flow returned.
-    """
+    """Return the lines of a run that registered a version."""
     registered = result["registered"]
     aliases = "".join(f" @{alias}" for alias in registered["aliases"])
     blocks = [block["cached"] for block in result["blocks"]]
@@ -143,12 +138,7 @@ LINES = {
 
 
 def show(command: str, *about: Any) -> None:
-    """Print what came of a command.
-
-    Args:
-        command: Its name.
-        about: Of a recipe its name, and what the flow returned.
-    """
+    """Print what came of a command."""
     print_lines(LINES.get(command, run_lines)(*about))
 
 

@@ -66,13 +66,7 @@ class TernaryReports(TrainingReports):
 
 
 def step_metrics(recipe: TernaryRecipe, num_blocks: int, step: int) -> dict[str, float]:
-    """Return what the schedules say about a step: learning rate and lambda of every block.
-
-    Args:
-        recipe: Of the training.
-        num_blocks: Blocks of the model.
-        step: Optimizer steps done before it.
-    """
+    """Return what the schedules say about a step: learning rate and lambda of every block."""
     config = recipe.ternary
     rates = Rates(config.steps, config.lr, config.lr_second, config.weight_decay)
     values = {f"lambda/block_{i}": lam for i, lam in enumerate(lambdas(config, step, num_blocks))}

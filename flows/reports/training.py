@@ -41,12 +41,7 @@ class TrainingReports(RunReports):
 
 
 def training_facts(segments: list[Any], reports: TrainingReports) -> dict[str, Any]:
-    """Return what ``--result`` tells of a training.
-
-    Args:
-        segments: All of its segments.
-        reports: What is told of the run.
-    """
+    """Return what ``--result`` tells of a training."""
     return {
         "steps": segments[-1].until,
         "tokens": reports.tokens,

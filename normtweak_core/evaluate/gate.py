@@ -64,12 +64,7 @@ def require_measured(gate: GateConfig, evaluation: EvaluationConfig) -> None:
 
 
 def gate_failures(config: GateConfig, metrics: dict[str, float]) -> list[str]:
-    """Return one sentence for each threshold that an evaluation does not keep; none: it passes.
-
-    Args:
-        config: The thresholds.
-        metrics: Of the evaluation, flat names.
-    """
+    """Return one sentence for each threshold that an evaluation does not keep; none: it passes."""
     return [
         *_upper_failure(config, metrics, "max_perplexity_ratio", "perplexity/ratio", _ratio_bound),
         *_upper_failure(config, metrics, "max_kl", "kl/mean", _kl_bound),

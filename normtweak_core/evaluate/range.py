@@ -7,12 +7,7 @@ ELSEWHERE = "normtweak evaluate and compare take --dtype"
 
 
 def beyond(dtype: torch.dtype, key: str = "export.dtype") -> str:
-    """Return what a person can do about numbers that are not finite.
-
-    Args:
-        dtype: What the model computes in.
-        key: The recipe key that decides it.
-    """
+    """Return what a person can do about numbers that are not finite."""
     if dtype not in WIDER:
         return "Check its weights."
     name = str(dtype).removeprefix("torch.")

@@ -110,10 +110,6 @@ def read_items(data: Path, task: str) -> list[dict[str, Any]]:
 def numbered_items(data: Path, task: str) -> list[tuple[Path, int, dict[str, Any]]]:
     """Return file, line and what `usable_item` returns of each item; nothing is downloaded.
 
-    Args:
-        data: Folder with a folder for each task.
-        task: Name in `TASKS`.
-
     Raises:
         InputError: A file is missing or empty, or a line is no item that can be scored.
     """
@@ -133,11 +129,6 @@ def numbered_items(data: Path, task: str) -> list[tuple[Path, int, dict[str, Any
 
 def usable_item(task: str, item: Any, where: str) -> dict[str, Any]:
     """Return the fields of an item that lm-eval reads.
-
-    Args:
-        task: Name in `TASKS`.
-        item: What a file or a data set holds.
-        where: The place of it, for a message.
 
     Raises:
         InputError: It is no item of the task, or none that can be scored.

@@ -39,14 +39,7 @@ class Grid:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> "Grid":
-        """Return the grid that a quantized weight lies on.
-
-        Args:
-            weight: Codes, scales and zeros.
-            levels: Which levels of the width are used.
-            dtype: The export dtype.
-            device: Where to compute.
-        """
+        """Return the grid that a quantized weight lies on."""
         scales = weight.scales.to(device, torch.float32)
         zeros = weight.zeros.to(device, torch.float32)[:, :, None]
         low, high = -zeros, 2**weight.bits - 1 - zeros

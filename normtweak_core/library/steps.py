@@ -128,10 +128,6 @@ class Work:
         The scales are rounded to the float type before anything is quantized: in another one the
         blocks are others.
 
-        Args:
-            calibration: The windows to calibrate with.
-            out: Folder to write.
-
         Raises:
             FloatTypeError: The float type asked for does not hold the model, or none does.
         """

@@ -141,11 +141,6 @@ def check_experts(config: dict[str, Any], name: str, weights: Iterable[str]) -> 
     A config may count experts that no layer has (a DeepSeek of which all first layers are dense):
     then the weights tell. A count that the family does not know is believed.
 
-    Args:
-        config: What config.json says.
-        name: Of the model, for the message.
-        weights: Names of its tensors.
-
     Raises:
         InputError: It mixes experts.
     """

@@ -171,12 +171,7 @@ class PolynomialNetwork(nn.Module):
 
 
 def random_network(config: NetworkConfig, random: torch.Generator) -> PolynomialNetwork:
-    """Return a float network as torch would start it: uniform within ``1 / sqrt(inputs)``.
-
-    Args:
-        config: Number and width of the hidden layers.
-        random: A CPU generator.
-    """
+    """Return a float network as torch would start it: uniform within ``1 / sqrt(inputs)``."""
     widths = [INPUTS, *[config.hidden_width] * config.hidden_layers, OUTPUTS]
     layers = []
     for fan_in, fan_out in itertools.pairwise(widths):

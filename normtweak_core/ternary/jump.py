@@ -24,12 +24,6 @@ def surgery_losses(
     ``float``: as it was. ``norms_without_care``: norms of gain one before every linear, as the
     paper's artefacts insert them. ``norms``: ours, all at once. ``step_0``: where training starts,
     lambda 0 as the recipe has it. ``ternary``: lambda 1 before any training.
-
-    Args:
-        model: Float causal LM; operated on by this call.
-        plan: Of this model.
-        config: The recipe's ternary section.
-        windows: Text to measure on.
     """
     losses = {"float": mean_loss(model, windows)}
     if config.norm == "rms":

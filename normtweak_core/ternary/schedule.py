@@ -42,11 +42,6 @@ def lambdas(config: TernaryConfig, step: int, num_blocks: int) -> list[float]:
     ``scope: layerwise`` lets the blocks rise one after another, each over the same number of
     steps; ``overlap`` is the share of a rise during which the next block rises too. Both scopes
     end at ``warmup * steps``.
-
-    Args:
-        config: The recipe's ternary section.
-        step: Optimizer steps done.
-        num_blocks: Blocks of the model.
     """
     total = config.warmup * config.steps
     if total == 0:

@@ -152,11 +152,6 @@ def apply_surgery(model: nn.Module, plan: SurgeryPlan, config: TernaryConfig) ->
     """Replace the linears of the blocks in place; everything becomes trainable float32.
 
     With lambda 0 and the norms ramped out the model computes what it computed before.
-
-    Args:
-        model: Float causal LM.
-        plan: Of this model.
-        config: Which norms, with which gains.
     """
     model.float().requires_grad_(True)
     blocks = find_blocks(model).modules

@@ -103,14 +103,7 @@ def held_out_losses(
     windows: Int64[Tensor, "samples seq"],
     objective: Objective,
 ) -> HeldOut:
-    """Return what windows say of a model as it stands.
-
-    Args:
-        model: What is trained.
-        teacher: The float model; None without distillation.
-        windows: To measure on.
-        objective: Of the training.
-    """
+    """Return what windows say of a model as it stands."""
     device, total, nll = next(model.parameters()).device, 0.0, 0.0
     hidden = objective.hidden_weight > 0
     for part in windows.split(EVALUATED_AT_ONCE):

@@ -40,11 +40,6 @@ class Service:
 def split_address(service: Service, value: str, schemes: tuple[str, ...]) -> SplitResult:
     """Return the parts of an address with a scheme and, over http, a host and a port that can be.
 
-    Args:
-        service: What the variable names.
-        value: What it holds.
-        schemes: Which of them there are.
-
     Raises:
         InputError: It is no such address.
     """
@@ -112,14 +107,7 @@ def require_open_port(service: Service, value: str, parts: SplitResult) -> None:
 
 
 def wrong_server(service: Service, value: str, status: int, form: str = "") -> InputError:
-    """Return the error about an address at which something else answers.
-
-    Args:
-        service: What the variable names.
-        value: What it holds.
-        status: What it answers with.
-        form: What else is known of the right address.
-    """
+    """Return the error about an address at which something else answers."""
     return InputError(
         f"must be the address of {service.what}{form}",
         key=service.variable,

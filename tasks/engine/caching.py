@@ -117,9 +117,6 @@ def source_fingerprint(modules: tuple[str, ...]) -> str:
 
     Reads source files and package metadata; imports nothing.
 
-    Args:
-        modules: Where to start, with their full names.
-
     Raises:
         ModuleNotFoundError: A named module has no source file.
     """
@@ -134,9 +131,6 @@ def source_hashes(modules: tuple[str, ...]) -> dict[str, str]:
 
     Imports inside functions count, and modules that are named by a text, such as lazy ones; what is
     launched by its path does not and has to be named.
-
-    Args:
-        modules: Where to start, with their full names.
 
     Raises:
         ModuleNotFoundError: A named module has no source file.

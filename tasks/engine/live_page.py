@@ -66,13 +66,7 @@ def show_bar(name: str, done: float, total: float, text: str) -> None:
 
 
 def show_table(name: str, rows: list[dict[str, Any]], text: str) -> bool:
-    """Show a table of the present run, in place of what it was; return whether there is a run.
-
-    Args:
-        name: Of the table.
-        rows: JSON values by column.
-        text: What it tells.
-    """
+    """Show a table of the present run, in place of what it was; return whether there is a run."""
     if _current is None:
         return False
     _current.show(name, _Artifact("table", json.dumps(rows, allow_nan=False), text))

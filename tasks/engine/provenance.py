@@ -75,12 +75,7 @@ class Difference(BaseModel, frozen=True):
 
 
 def made_with(job: Any, modules: Iterable[str]) -> MadeWith:
-    """Return what stages are computed with.
-
-    Args:
-        job: Model and machine.
-        modules: In which the code of the stages begins.
-    """
+    """Return what stages are computed with."""
     return made_with_modules(job, source_hashes(tuple(sorted(modules))))
 
 

@@ -13,12 +13,6 @@ from tasks.registry.registered import LOOK, find_version, registry_client
 def promote(uri: str, locks: Path, address: Address, alias: str) -> str:
     """Point an alias to a version and return in words what changed.
 
-    Args:
-        uri: Of the registry.
-        locks: Folder of the locks.
-        address: The version, by its number.
-        alias: The alias, such as champion.
-
     Raises:
         InputError: There is no such version.
     """
@@ -32,12 +26,6 @@ def promote(uri: str, locks: Path, address: Address, alias: str) -> str:
 
 def rollback(uri: str, locks: Path, name: str, alias: str) -> str:
     """Point an alias to the version it pointed to before, and return in words what changed.
-
-    Args:
-        uri: Of the registry.
-        locks: Folder of the locks.
-        name: Registered model.
-        alias: The alias, such as champion.
 
     Raises:
         InputError: There is no such model, or the alias never pointed to another version.

@@ -48,11 +48,6 @@ def parse_address(text: str, alias_too: bool = True) -> Address:
 def require_names(name: str, alias: str, keys: tuple[str, str]) -> None:
     """Accept the name of a registered model and an alias.
 
-    Args:
-        name: The name.
-        alias: The alias.
-        keys: What the person calls both.
-
     Raises:
         InputError: One is none.
     """

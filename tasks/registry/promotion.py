@@ -59,14 +59,7 @@ def name_lock(lock_dir: Path, name: str) -> Iterator[str]:
 def settle_aliases(
     client: MlflowClient, version: ModelVersion, alias: str, verdict: Verdict
 ) -> str | None:
-    """Move the aliases that a registered version has earned; return what became of its promotion.
-
-    Args:
-        client: Client of the registry.
-        version: The version, with its tags.
-        alias: What passing the gate earns.
-        verdict: Of the gate.
-    """
+    """Move the aliases that a version has earned; return what became of its promotion."""
     if verdict.failures:
         return None
     move_alias(client, version.name, alias, int(version.version), "registration")

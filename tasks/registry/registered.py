@@ -80,10 +80,6 @@ def find_our_version(client: MlflowClient, address: Address) -> RegisteredVersio
 def files_of(address: Address, uri: str) -> Iterator[Path]:
     """Yield the folder with the files of a version; a copy of them lives as long as the block.
 
-    Args:
-        address: The version, whoever has registered it.
-        uri: Of the registry.
-
     Raises:
         InputError: There is no such version, or its files cannot be read.
     """
@@ -106,11 +102,6 @@ def files_of(address: Address, uri: str) -> Iterator[Path]:
 def download_reports(client: MlflowClient, version: RegisteredVersion, to: Path) -> Path:
     """Return the folder with a copy of all reports of a version.
 
-    Args:
-        client: Client of the registry.
-        version: The version.
-        to: Folder to put it into.
-
     Raises:
         InputError: The registry has lost them.
     """
@@ -127,11 +118,6 @@ def download_reports(client: MlflowClient, version: RegisteredVersion, to: Path)
 
 def download_export(client: MlflowClient, export_sha256: str, to: Path) -> Path | None:
     """Return the folder of a copy of a registered export, whichever version holds it.
-
-    Args:
-        client: Client of the registry.
-        export_sha256: Hash of its payload.
-        to: Folder to put it into.
 
     Returns:
         None where no version holds it.

@@ -73,13 +73,7 @@ def too_few(windows: int, confidence: float) -> str:
 def stored_losses(
     client: "MlflowClient", version: "ModelVersion", measured_on: str
 ) -> WindowLosses | None:
-    """Return the losses that a version keeps; None: it keeps none of this evaluation.
-
-    Args:
-        client: Client of the registry.
-        version: The version.
-        measured_on: Hash of what they must have been measured on.
-    """
+    """Return the losses that a version keeps; None: it keeps none of this evaluation."""
     if not version.run_id:
         return None
     listed = client.list_artifacts(version.run_id, "reports")

@@ -27,11 +27,7 @@ def watch_arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def require_parent(options: argparse.Namespace) -> None:
-    """End this process where its parent is gone already; else begin the kernel's watch.
-
-    Args:
-        options: What `watch_arguments` has read.
-    """
+    """End this process where its parent is gone already; else begin the kernel's watch."""
     os.set_inheritable(options.alive, False)
     if options.main_thread:
         end_with_parent_thread()

@@ -144,10 +144,6 @@ def source_facts(work: Work, data: CalibrationResult) -> dict[str, str]:
 def written(job: Job, write: "Callable[[], ExportRecord]") -> ExportResult | RefusedExport:
     """Return the result of an export stage: what was written, or why its float type is refused.
 
-    Args:
-        job: Of the float model, whose tokenizer was copied.
-        write: Writes the folder.
-
     Raises:
         VerificationError: The tokenizer was replaced while the job ran.
     """

@@ -22,13 +22,7 @@ harness = lazy("normtweak_core.evaluate.harness")
 
 
 def scores(name: str, model: Model, **declared: Any) -> Stage:
-    """Return the stage that scores a model on the items of the recipe's tasks, a part a task.
-
-    Args:
-        name: Of the stage.
-        model: Which one.
-        declared: What else is known of the stage.
-    """
+    """Return the stage that scores a model on the items of the recipe's tasks, a part a task."""
 
     def body(key: str, work: Any, part: Items, label: str, shared: "_Opened") -> TaskEvaluation:
         return _score(key, work, part, label, shared)

@@ -27,11 +27,7 @@ class Candidate(NamedTuple):
 
 
 def size_section(models: Sequence[Model]) -> Section:
-    """Return quality against size.
-
-    Args:
-        models: Name, bytes, and perplexity.
-    """
+    """Return quality against size."""
     candidates = [Candidate(name, size, one.value, one.stderr) for name, size, one in models]
     front = [candidates[index].name for index in pareto_front(candidates)]
     bars = "Bars are one standard error. " if any(one.error for one in candidates) else ""

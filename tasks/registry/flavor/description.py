@@ -32,10 +32,5 @@ that this takes, and `reports`, what is known of the version.
 
 
 def describe_version(uri: str, more: str = "") -> str:
-    """Return the description of a version, as Markdown.
-
-    Args:
-        uri: Its ``models:/`` address.
-        more: What is told of its making, as Markdown.
-    """
+    """Return the description of a version, as Markdown."""
     return TEXT.format(uri=uri) + (f"\n{more}" if more else "")

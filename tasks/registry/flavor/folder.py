@@ -105,9 +105,6 @@ def signature(config: dict) -> ModelSignature:
 
     No schema of the inputs: with one, MLflow makes a table of whatever a model is given before the
     model sees it, and hands on the first column, or the first of several prompts.
-
-    Args:
-        config: Its config.json.
     """
     parts = (config, config.get("text_config") or {})
     lengths = [

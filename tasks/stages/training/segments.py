@@ -86,11 +86,6 @@ def shown(work: Work, training: Training, keys: Sequence[str]) -> Iterator[Train
     """Yield a training that is shown while one of its segments is not there yet.
 
     Its checkpoints go when every segment has its record.
-
-    Args:
-        work: Shows it, by `training_shown`.
-        training: What is trained.
-        keys: Of its segments.
     """
     with contextlib.ExitStack() as stack:
         if any(cached_result(key) is None for key in keys):

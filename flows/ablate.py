@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.checks.ablation import preflight
 from flows.pipeline.declared import Pipeline
@@ -27,7 +26,7 @@ from flows.recipes.file import recipe_sha256
 from flows.recipes.quantize import Recipe
 from flows.reports.ablation import Ablation, Cell, show_cells
 from flows.reports.publish import publish
-from tasks.engine.environment import peak_rss_bytes, state_root
+from tasks.engine.environment import state_root
 from tasks.models.job import open_job
 from tasks.results import BlockResult, FinalTuneResult
 from tasks.stages.dry_run import dry_run
@@ -50,7 +49,6 @@ def ablate(recipe: AblationRecipe) -> dict[str, Any]:
     Args:
         recipe: Base and studies.
     """
-    began = time.monotonic()
     for warning in preflight(recipe, state_root()).warnings:
         log.warning("%s", warning)
     job = open_job(recipe.model, recipe.seed)
@@ -85,10 +83,7 @@ def ablate(recipe: AblationRecipe) -> dict[str, Any]:
         "cells": ablation.rows(),
         "reading": ablation.readings(),
         "cached": cached,
-        "seconds": time.monotonic() - began,
         "cpu_seconds": time.process_time(),
-        "peak_rss_bytes": peak_rss_bytes(),
-        "flow_run_id": str(flow_run.id),
     }
 
 

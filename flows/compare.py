@@ -3,11 +3,9 @@
 import hashlib
 import itertools
 import json
-import time
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.checks.evaluation import check_request
 from flows.pipeline.declared import Pipeline
@@ -31,7 +29,7 @@ from flows.reports.results import Measured
 from normtweak_core.evaluate.metric import read_metrics
 from normtweak_core.evaluate.scores import Estimate, named
 from normtweak_core.evaluate.task_scores import TaskComparison
-from tasks.engine.environment import peak_rss_bytes, state_root
+from tasks.engine.environment import state_root
 from tasks.engine.root_layout import EVALUATIONS
 
 # What a pair measurement adds to the two models' own numbers.
@@ -48,19 +46,12 @@ def compare(request: EvaluationRequest) -> dict[str, Any]:
     Args:
         request: The models, and what to measure on.
     """
-    began = time.monotonic()
     check_request(request, state_root(), None)
     execution = Execution()
     with opened(request.models, request) as models:
         result = compare_models(measuring(models, request), request, execution)
     files = _write(result)
-    return result | {
-        "files": files,
-        "cached": execution.cached,
-        "seconds": time.monotonic() - began,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "flow_run_id": str(flow_run.id),
-    }
+    return result | {"files": files, "cached": execution.cached}
 
 
 def compared(count: int) -> Pipeline:

@@ -1,10 +1,8 @@
 """The flow of `normtweak evaluate`: one model, by itself or beside its float model."""
 
-import time
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.checks.evaluation import check_request
 from flows.pipeline.declared import Pipeline
@@ -26,7 +24,7 @@ from flows.recipes.evaluation import EvaluationRequest
 from flows.reports.evaluation import evaluation_report
 from flows.reports.publish import publish
 from flows.reports.results import Measured, write_evaluation
-from tasks.engine.environment import peak_rss_bytes, state_root
+from tasks.engine.environment import state_root
 from tasks.engine.root_layout import EVALUATIONS
 
 ALONE = Pipeline("evaluate", measured_alone(0))
@@ -47,7 +45,6 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     Args:
         request: The model, and what to measure on.
     """
-    began = time.monotonic()
     check_request(request, state_root(), None)
     execution = Execution()
     addresses = [request.models[0], *([request.against] if request.against else [])]
@@ -66,13 +63,7 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     files = write_evaluation(folder, found, 0, request.models[0], request.against)
     beside_bytes = float(models[1].size_bytes) if request.against else None
     files += publish(evaluation_report(folder, result, beside_bytes))
-    return result | {
-        "files": [str(file) for file in files],
-        "cached": execution.cached,
-        "seconds": time.monotonic() - began,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "flow_run_id": str(flow_run.id),
-    }
+    return result | {"files": [str(file) for file in files], "cached": execution.cached}
 
 
 def measure_model(work: Measuring, execution: Execution) -> Measured:

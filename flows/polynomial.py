@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.pipeline.declared import Pipeline
 from flows.pipeline.execution import Execution
@@ -15,7 +14,6 @@ from flows.reports.polynomial import Study, StudyCell, show_cells
 from flows.reports.publish import publish
 from normtweak_core.polynomial.config import cells_of
 from tasks.engine.artifacts import read_json
-from tasks.engine.environment import peak_rss_bytes
 from tasks.engine.stage import Found
 from tasks.stages.polynomial import PolynomialResult, PolynomialWork, float_training, train_cell
 
@@ -30,7 +28,6 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
     Args:
         recipe: Everything that decides the result.
     """
-    began = time.monotonic()
     work, execution = PolynomialWork(recipe, study_device(recipe)), Execution({"cell": _tell_cell})
     found = POLYNOMIAL.walk(work, execution.visit)
     study = study_of(recipe, found)
@@ -43,10 +40,7 @@ def polynomial(recipe: PolynomialRecipe) -> dict[str, Any]:
         "reading": study.readings(),
         "cached": execution.cached,
         "training_seconds": sum(one.seconds for one in (found["float training"], *cells)),
-        "seconds": time.monotonic() - began,
         "cpu_seconds": time.process_time(),
-        "peak_rss_bytes": peak_rss_bytes(),
-        "flow_run_id": str(flow_run.id),
     }
 
 

@@ -1,10 +1,8 @@
 """The rebuild flow: the recipe of a registered version again, up to its export."""
 
-import time
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.finetune import FINETUNE
 from flows.pipeline.operated import operated
@@ -39,7 +37,6 @@ def rebuild(
         revisions: Commits of the hub data sets it read.
         float_type: Of its export; None: it is found out again.
     """
-    began = time.monotonic()
     pipeline = PIPELINES[kind_of(recipe.model_dump()).name]
     run, found = pipeline.rebuild(recipe, revisions, float_type)
     export = found["export"]
@@ -48,6 +45,4 @@ def rebuild(
         "export_sha256": export.export_sha256,
         "calibration_sha256": found[pipeline.data].windows.sha256,
         "cached": run.cached,
-        "seconds": time.monotonic() - began,
-        "flow_run_id": str(flow_run.id),
     }

@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
 from tasks.engine.artifacts import keep_hashes
-from tasks.engine.environment import OUR_LOGGERS, log_plain_lines, state_root
+from tasks.engine.environment import OUR_LOGGERS, log_plain_lines, peak_rss_bytes, state_root
 from tasks.engine.live_page import moving
 from tasks.engine.log_files import logged_to_file
 from tasks.engine.runs import own_run
@@ -32,16 +32,21 @@ CANCELLED = "Cancelled on request; finished stages are kept, and the next run go
 
 
 def operated(body: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the body of a flow, owned, logged, and ended in state Cancelled when that is asked."""
+    """Return the body of a flow, owned, logged, and ended in state Cancelled when that is asked.
+
+    Its result also tells what the run took, and which it was.
+    """
 
     @functools.wraps(body)  # Prefect reads parameters and help from what is wrapped
     def carried_out(*arguments: Any, **named: Any) -> Any:
+        began = time.monotonic()
         own_run(state_root(), flow_run.id)
         keep_hashes()
         with _heard(f"{flow_run.flow_name} {flow_run.name}"):
             try:
                 with moving(flow_run.id, _name(arguments)), watched(flow_run.id):
-                    return body(*arguments, **named)
+                    result = body(*arguments, **named)
+                    return result | _spent(began) if isinstance(result, dict) else result
             except RunCancelled:
                 end_within(*CANCEL)
                 milestones.info("cancelled; finished stages are kept")
@@ -58,6 +63,14 @@ def _name(arguments: tuple[Any, ...]) -> str:
     """Return the name of the recipe that a flow was given, or of the flow where that has none."""
     name = getattr(arguments[0], "name", None) if arguments else None
     return name if isinstance(name, str) else flow_run.flow_name
+
+
+def _spent(began: float) -> dict[str, Any]:
+    return {
+        "seconds": time.monotonic() - began,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "flow_run_id": str(flow_run.id),
+    }
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
 from flows.checks.inputs import Ready
@@ -27,7 +26,7 @@ from normtweak_core.errors import keys_called
 from normtweak_core.evaluate.gate import gate_failures
 from normtweak_core.export.payload import payload_bytes
 from tasks.engine.artifacts import Result, read_json
-from tasks.engine.environment import peak_rss_bytes, state_root
+from tasks.engine.environment import state_root
 from tasks.engine.stage import Found
 from tasks.models.job import open_job
 from tasks.models.work import Work
@@ -195,9 +194,6 @@ class RecipePipeline(Pipeline):
             "cached": run.cached,
             "problems": reports.problems(),
             "notes": reports.notes(),
-            "seconds": time.monotonic() - run.began,
-            "peak_rss_bytes": peak_rss_bytes(),
-            "flow_run_id": str(flow_run.id),
         } | training
 
 

@@ -11,17 +11,7 @@ from dataclasses import dataclass
 # What a number can be of: a model, or what lies between two.
 MODELS = ("float", "quantized")
 BETWEEN = ("ratio", "drop", "mcnemar_p", "lost", "won")
-UNITS = {
-    "nll": "nats per token",
-    "nll_difference": "nats per token",
-    "kl": "nats per token",
-    "kl_reverse": "nats per token",
-    "top1_agreement": "share",
-    "acc": "share",
-    "acc_norm": "share",
-    "size_bytes": "bytes",
-    "bits_per_weight": "bits",
-}
+ACCURACIES = ("/acc", "/acc_norm")
 
 
 @dataclass(frozen=True)
@@ -33,11 +23,6 @@ class Metric:
     stderr: float | None = None  # None: a single window, or no estimate
     of: str = ""  # one of MODELS or BETWEEN; empty: the name says it all
     flat: str = ""  # as files and the registry call it
-
-    @property
-    def unit(self) -> str:
-        """What it counts; empty: a plain number."""
-        return "" if self.of in BETWEEN[2:] else UNITS.get(self.name.rpartition("/")[2], "")
 
     def named(self) -> dict[str, float]:
         """Return its flat name and value and, where it has one, its standard error beside it."""
@@ -57,7 +42,7 @@ class Metric:
     @property
     def is_accuracy(self) -> bool:
         """Whether it is a share of the items of a task, or a change of one."""
-        return "/" in self.name and self.unit == "share"
+        return self.name.endswith(ACCURACIES) and self.of not in BETWEEN[2:]
 
 
 def read_metrics(flat: Mapping[str, float]) -> dict[str, Metric]:

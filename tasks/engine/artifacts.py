@@ -14,18 +14,24 @@ import shutil
 import stat
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from normtweak_core.export import payload
 from normtweak_core.file_memo import FileMemo
+from normtweak_core.lazy import lazy
 from tasks.engine import events
 from tasks.engine.environment import REBUILDS, state_root
 from tasks.engine.locks import create_locked, held, remove_if_free
 from tasks.engine.root_layout import HASHES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+safetensors = lazy("safetensors.torch")
 
 FOLDER = "artifacts"
 WRITERS = "writers"  # one lock file per process that writes, held for its lifetime
@@ -128,6 +134,16 @@ def publish(kind: str, key: str, write: Callable[[Path], None], suffix: str) -> 
     reference = ArtifactRef(path=f"{FOLDER}/{kind}/{final.name}", size=size, sha256=digest)
     events.record("published", kind=kind, key=key, path=reference.path, sha256=digest)
     return reference
+
+
+def publish_tensors(kind: str, key: str, tensors: "Mapping[str, Tensor]") -> ArtifactRef:
+    """Return a reference to a safetensors file whose bytes depend on names and values only."""
+    stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def write(path: Path) -> None:
+        safetensors.save_file(stored, path, metadata={"format": "pt"})
+
+    return publish(kind, key, write, "safetensors")
 
 
 def publish_json(kind: str, key: str, value: Any) -> ArtifactRef:

@@ -18,7 +18,14 @@ from normtweak_core.polynomial.config import (
     width_name,
 )
 from tasks.engine import events
-from tasks.engine.artifacts import FOLDER, NOT_CONTENT, ArtifactRef, Result, publish, publish_json
+from tasks.engine.artifacts import (
+    FOLDER,
+    NOT_CONTENT,
+    ArtifactRef,
+    Result,
+    publish_json,
+    publish_tensors,
+)
 from tasks.engine.environment import state_root
 from tasks.engine.progress import Progress
 from tasks.engine.stage import Found, stage
@@ -164,13 +171,8 @@ def _run(
         "examples_before": outcome.examples_before.tolist(),
         "examples_after": outcome.examples_after.tolist(),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in sorted(outcome.state.items())}
-
-    def write(path: Path) -> None:
-        safetensors.save_file(tensors, path, {"format": "pt"})
-
     return PolynomialResult(
-        network=publish(KIND, key, write, "safetensors"),
+        network=publish_tensors(KIND, key, outcome.state),
         report=publish_json(KIND, key, report),
         seconds=time.monotonic() - began,
     )

@@ -1,7 +1,7 @@
 """The end-to-end training of a quantized model, and the export of what came of it."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from normtweak_core.finetune.config import FinetuneConfig
@@ -60,16 +60,11 @@ def _reads(work: Work, found: Found, until: int | None) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _training(work: Work, found: Found, keys: Sequence[str]) -> Iterator[Training]:
-    training = Training(
-        origin=finetune.key(work, found, None).rpartition("-")[2],
-        steps=work.recipe.finetune.steps,
-        data=found["data"],
-        make=lambda training: _trainer(work, found["start"], found.get("block", []), training),
-    )
-    with shown(work, training, keys):
-        yield training
+def _training(work: Work, found: Found, keys: Sequence[str]) -> AbstractContextManager[Training]:
+    def make(training: Training) -> "Trainer":
+        return _trainer(work, found["start"], found.get("block", []), training)
+
+    return shown(work, found, keys, finetune, work.recipe.finetune.steps, make)
 
 
 def _trainer(

@@ -3,13 +3,12 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.lazy import lazy
 from tasks.engine import events
-from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result, publish
+from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result, publish_tensors
 from tasks.engine.environment import state_root
 from tasks.engine.stage import Found, stage
 from tasks.models.job import Job
@@ -123,17 +122,12 @@ def finetune_block(
             part,
             advance,
         )
-    state = {name: tensor.contiguous() for name, tensor in sorted(done.state.items())}
-
-    def write(path: Path) -> None:
-        safetensors.save_file(state, path, metadata={"format": "pt"})
-
-    reference = publish("finetune", key, write, "safetensors")
+    state = publish_tensors("finetune", key, done.state)
     chain.keep(part + 1, done.streams)
     x_f, x_q = storage.stream_hashes(done.streams)
     return TrainedBlockResult(
         block=part,
-        state=reference,
+        state=state,
         distance_before=done.report.distance_before,
         distance_after=done.report.distance_after,
         accepted=done.report.accepted,

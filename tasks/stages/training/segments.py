@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from normtweak_core.lazy import lazy
 from tasks.engine import events
-from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result, publish
+from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result, publish_tensors
 from tasks.engine.caching import cached_result
 from tasks.engine.environment import state_root
+from tasks.engine.stage import Found, Stage
 from tasks.models.work import Work
 from tasks.results import CalibrationResult
 from tasks.stages.calibrate import data_windows
 
 if TYPE_CHECKING:
     from normtweak_core.training.trainer import Trainer
-
-safetensors = lazy("safetensors.torch")
 
 FOLDER = "artifacts/training"  # checkpoints, by what the training starts from
 SEGMENTS = 10  # parts of a training
@@ -82,11 +80,20 @@ class Training:
 
 
 @contextlib.contextmanager
-def shown(work: Work, training: Training, keys: Sequence[str]) -> Iterator[Training]:
-    """Yield a training that is shown while one of its segments is not there yet.
+def shown(
+    work: Work,
+    found: Found,
+    keys: Sequence[str],
+    stage: Stage,
+    steps: int,
+    make: "Callable[[Training], Trainer]",
+) -> Iterator[Training]:
+    """Yield the training of a stage, shown while one of its segments is not there yet.
 
     Its checkpoints go when every segment has its record.
     """
+    origin = stage.key(work, found, None).rpartition("-")[2]
+    training = Training(origin, steps, found["data"], make)
     with contextlib.ExitStack() as stack:
         if any(cached_result(key) is None for key in keys):
             training.advance = stack.enter_context(work.training_shown(training))
@@ -141,12 +148,7 @@ def run_segment(training: Training, key: str, until: int, kind: str) -> SegmentR
         state = training.trainer.run(until, step)
     weights = None
     if until == training.steps:
-        tensors = {name: tensor.contiguous() for name, tensor in state.best.weights.items()}
-
-        def write(path: Path) -> None:
-            safetensors.save_file(tensors, path, metadata={"format": "pt"})
-
-        weights = publish(kind, key, write, "safetensors")
+        weights = publish_tensors(kind, key, state.best.weights)
     return SegmentResult(
         until=until,
         state_sha256=state.sha256(),

@@ -1,7 +1,7 @@
 """The training stages of a ternary model, each a segment that shows on the page."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from normtweak_core.lazy import lazy
@@ -42,16 +42,11 @@ def _reads(work: Work, found: Found, until: int | None) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _training(work: Work, found: Found, keys: Sequence[str]) -> Iterator[Training]:
-    training = Training(
-        origin=train.key(work, found, None).rpartition("-")[2],
-        steps=work.recipe.ternary.steps,
-        data=found["data"],
-        make=lambda training: _trainer(work, found["surgery"], training),
-    )
-    with shown(work, training, keys):
-        yield training
+def _training(work: Work, found: Found, keys: Sequence[str]) -> AbstractContextManager[Training]:
+    def make(training: Training) -> "Trainer":
+        return _trainer(work, found["surgery"], training)
+
+    return shown(work, found, keys, train, work.recipe.ternary.steps, make)
 
 
 def _trainer(work: Work, surgery: SurgeryResult, training: Training) -> "Trainer":

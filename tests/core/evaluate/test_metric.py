@@ -21,16 +21,16 @@ FLAT = {
     "piqa/perplexity/quantized": 8.0,
     "size_bytes": 1000.0,
 }
-PARTS = {  # name, of, unit, what people call it
-    "perplexity/float": ("perplexity", "float", "", "perplexity/float"),
-    "perplexity/ratio": ("perplexity", "ratio", "", "perplexity/ratio"),
-    "kl/mean": ("kl", "", "nats per token", "kl"),
-    "kl/mean_float32": ("kl/mean_float32", "", "", "kl/mean_float32"),
-    "top1_agreement": ("top1_agreement", "", "share", "top1_agreement"),
-    "piqa/acc/drop": ("piqa/acc", "drop", "share", "piqa/acc/drop"),
-    "piqa/acc/mcnemar_p": ("piqa/acc", "mcnemar_p", "", "piqa/acc/mcnemar_p"),
-    "piqa/perplexity/quantized": ("piqa/perplexity", "quantized", "", "piqa/perplexity/quantized"),
-    "size_bytes": ("size_bytes", "", "bytes", "size_bytes"),
+PARTS = {  # name, of, what people call it
+    "perplexity/float": ("perplexity", "float", "perplexity/float"),
+    "perplexity/ratio": ("perplexity", "ratio", "perplexity/ratio"),
+    "kl/mean": ("kl", "", "kl"),
+    "kl/mean_float32": ("kl/mean_float32", "", "kl/mean_float32"),
+    "top1_agreement": ("top1_agreement", "", "top1_agreement"),
+    "piqa/acc/drop": ("piqa/acc", "drop", "piqa/acc/drop"),
+    "piqa/acc/mcnemar_p": ("piqa/acc", "mcnemar_p", "piqa/acc/mcnemar_p"),
+    "piqa/perplexity/quantized": ("piqa/perplexity", "quantized", "piqa/perplexity/quantized"),
+    "size_bytes": ("size_bytes", "", "size_bytes"),
 }
 
 
@@ -39,7 +39,7 @@ def test_a_name_is_taken_apart(flat):
     found = read_metrics(FLAT)
     assert list(found) == list(PARTS)
     one = found[flat]
-    assert (one.name, one.of, one.unit, one.full_name) == PARTS[flat]
+    assert (one.name, one.of, one.full_name) == PARTS[flat]
     assert one.value == FLAT[flat]
 
 

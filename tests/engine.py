@@ -10,12 +10,16 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tasks.engine.environment import FOLDERS, OUR_LOGGERS, default_variables
 from tasks.engine.locks import exclusive
 from tasks.server.api import EmbeddedServer, api_for_this_run, remember_migration
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import Artifact
 
 DATABASE = Path("prefect") / "prefect.db"
 
@@ -91,8 +95,28 @@ def session_api(engine_environment: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def home(engine_environment: Path, session_api: str) -> Iterator[Path]:
+    """The state root of the session, with a Prefect API, for runs that a file's tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMTWEAK_HOME", str(engine_environment))
+        yield engine_environment
+
+
 @pytest.fixture
 def engine(engine_environment: Path, session_api: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The state root of the session, with a Prefect API set for this process."""
     monkeypatch.setenv("NORMTWEAK_HOME", str(engine_environment))
     return engine_environment
+
+
+def artifacts_of(flow_run_id: object) -> "dict[str, Artifact]":
+    """Return what the page of a run shows, by its key."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter
+
+    chosen = ArtifactFilter(flow_run_id={"any_": [flow_run_id]})
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=chosen)
+    assert len({one.key for one in found}) == len(found)
+    return {one.key: one for one in found}

@@ -12,6 +12,7 @@ import yaml
 
 from flows.recipes.ablation import AblationRecipe
 from normtweak_core.ablation.config import STUDIES
+from tests.engine import artifacts_of
 from tests.flows.page_reader import PageReader
 from tests.tiny_exports import save_tiny_model, tiny_config
 
@@ -23,14 +24,6 @@ SEEDS = {"loss": 2, "stage": 1}
 
 class StopHereError(Exception):
     """Stands for whatever ends a run between two cells."""
-
-
-@pytest.fixture(scope="module")
-def home(engine_environment, session_api):
-    """The state root of these tests; all runs of this file share it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NORMTWEAK_HOME", str(engine_environment))
-        yield engine_environment
 
 
 @pytest.fixture(scope="module")
@@ -283,12 +276,7 @@ def test_the_page_has_the_table_the_picture_and_the_reading_of_every_study(first
 
 
 def test_the_page_of_the_run_shows_every_study(first):
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter
-
-    chosen = ArtifactFilter(flow_run_id={"any_": [first["flow_run_id"]]})
-    with get_client(sync_client=True) as client:
-        found = {one.key: one for one in client.read_artifacts(artifact_filter=chosen)}
+    found = artifacts_of(first["flow_run_id"])
     # No bar of calibration and float model: the stopped run has left their results.
     stages = ("blocks", "final-tune", "evaluate")
     bars = tuple(f"{stage}-progress" for stage in stages)

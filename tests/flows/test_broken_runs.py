@@ -29,13 +29,6 @@ write_export = writer.write_export
 
 
 @pytest.fixture(scope="module")
-def home(engine_environment, session_api):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NORMTWEAK_HOME", str(engine_environment))
-        yield engine_environment
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return source_model(tmp_path_factory.mktemp("broken") / "model")
 

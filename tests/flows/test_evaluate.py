@@ -13,6 +13,7 @@ from flows.recipes.evaluation import EvaluationRequest
 from flows.recipes.quantize import Recipe
 from flows.reports.publish import page_address
 from normtweak_core.errors import InputError
+from tests.engine import artifacts_of
 from tests.flows.page_reader import PageReader
 from tests.tiny_exports import save_tiny_model, tiny_config
 
@@ -94,7 +95,7 @@ def test_a_registered_version_is_measured_as_its_run_measured_it(engine, project
     assert "4 items of piqa, beside " in reader.words
     assert "On it: " in reader.words  # of quality against size
     assert json.loads(reader.code) == found["settings"]
-    (link,) = artifacts_of(found["flow_run_id"], "evaluation-page")
+    link = artifacts_of(found["flow_run_id"])["evaluation-page"]
     assert page_address(page) in link.data
     written = page.read_bytes()
     again = evaluate(request)
@@ -194,17 +195,8 @@ def test_models_are_compared_in_pairs_on_the_same_tokens_and_items(engine, proje
     assert set(itertools.combinations(names, 2)) <= {(row[0], row[1]) for row in rows}
     perplexity = f"{quantized['metrics']['perplexity']:.4f}"
     assert any(row[0] == names[1] and perplexity in " ".join(row) for row in rows)
-    (link,) = artifacts_of(found["flow_run_id"], "comparison-page")
+    link = artifacts_of(found["flow_run_id"])["comparison-page"]
     assert page_address(page) in link.data
-
-
-def artifacts_of(flow_run_id: str, key: str) -> list:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter
-
-    chosen = ArtifactFilter(flow_run_id={"any_": [flow_run_id]}, key={"any_": [key]})
-    with get_client(sync_client=True) as client:
-        return client.read_artifacts(artifact_filter=chosen)
 
 
 @contextlib.contextmanager

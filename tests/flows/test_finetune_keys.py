@@ -1,7 +1,6 @@
 """What is in the keys of a fine-tuning; `test_recipe_results` shows that every leaf counts."""
 
 import json
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +10,8 @@ from flows.recipes.finetune import FinetuneRecipe
 from normtweak_core.finetune.source import ExportSource
 from normtweak_core.settings import known_keys
 from tasks.results import ExportResult
-from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, stage_keys, write_other_items
-from tests.flows.tiny_model import recipe_values, variables_of, write_project
+from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, stage_keys
+from tests.flows.tiny_model import recipe_values
 
 OTHER = {
     "seed": 1,
@@ -70,19 +69,6 @@ def keys_of(values: dict, project) -> dict[str, str]:
     start = StartingPoint(source, made(ExportResult, "start"))
     ready = SimpleNamespace(float_model=source.float_model(recipe.model, None))
     return stage_keys(FINETUNE, recipe, inputs={"start": start}, ready=ready)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("leaves")
-    write_project(folder)
-    write_other_items(folder)
-    with variables_of(folder / "state") as root:
-        from tasks.engine.environment import default_variables
-
-        (root / "prefect").mkdir(parents=True)  # Prefect is imported below
-        os.environ |= default_variables(root) | {"OMP_NUM_THREADS": "2"}
-        yield folder
 
 
 @pytest.fixture

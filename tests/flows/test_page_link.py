@@ -2,8 +2,6 @@
 
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter
 from prefect.runtime import flow_run
 
 from flows.reports.document import (
@@ -18,6 +16,7 @@ from flows.reports.document import (
 from flows.reports.html import to_html
 from flows.reports.markdown import to_markdown
 from flows.reports.publish import Report, page_address, publish_page
+from tests.engine import artifacts_of
 
 TABLE = Table(("block", "tweak"), [(Cell("0", 0.0), "kept | <b>")], "By block")
 DOCUMENT = Document(
@@ -71,11 +70,7 @@ def published(page) -> dict:
         publish_page(Report("tiny", page.parent, DOCUMENT, {}))
         return flow_run.id
 
-    chosen = ArtifactFilter(flow_run_id={"any_": [publishing()]})
-    with get_client(sync_client=True) as client:
-        (found,) = client.read_artifacts(artifact_filter=chosen)
-    assert found.key == "tiny-page"
-    return found
+    return artifacts_of(publishing())["tiny-page"]
 
 
 def test_a_document_says_the_same_in_markdown():

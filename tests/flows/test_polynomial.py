@@ -16,6 +16,7 @@ from flows.recipes.polynomial import PolynomialRecipe
 from normtweak_core.errors import InputError
 from normtweak_core.polynomial.config import cells_of
 from normtweak_core.settings import known_keys
+from tests.engine import artifacts_of
 from tests.flows.page_reader import PageReader
 
 REPOSITORY = Path(__file__).parents[2]
@@ -236,9 +237,6 @@ def test_a_study_leaves_a_table_two_figures_and_the_numbers(first, command):
 
 @pytest.mark.timeout(300)
 def test_the_page_of_a_study_has_its_losses_claims_and_pictures_and_is_linked(first, command):
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter
-
     result, files, _ = first
     reader = PageReader(files["report.html"].decode())
     lines = files["table.md"].decode().splitlines()
@@ -255,9 +253,7 @@ def test_the_page_of_a_study_has_its_losses_claims_and_pictures_and_is_linked(fi
     cells = reader.table("width", "start", "loss")
     assert [cell["loss"] for cell in cells] == [f"{row['loss']:.5f}" for row in result["cells"]]
     assert reader.code == files["recipe.yaml"].decode()
-    chosen = ArtifactFilter(flow_run_id={"any_": [result["flow_run_id"]]})
-    with get_client(sync_client=True) as client:
-        found = {one.key: one for one in client.read_artifacts(artifact_filter=chosen)}
+    found = artifacts_of(result["flow_run_id"])
     assert set(found) == {f"tiny-study-{name}" for name in ("page", "cells", "training-progress")}
     assert found["tiny-study-training-progress"].data == 100.0
     rows = json.loads(found["tiny-study-cells"].data)

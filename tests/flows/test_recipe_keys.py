@@ -16,9 +16,8 @@ from tests.flows.stage_keys import (
     changed,
     quantize_keys,
     stage_keys,
-    write_other_items,
 )
-from tests.flows.tiny_model import recipe_values, variables_of, write_model, write_project
+from tests.flows.tiny_model import recipe_values
 
 # Another accepted value of each key. A new key of the recipe fails here until it is listed.
 OTHER = {
@@ -62,22 +61,6 @@ SYMMETRIC = {"quantization.levels": "ternary"}
 # What decides the registry or how a run ends: `test_leaf_effects`.
 NO_STAGE = {"name", "registry.alias", "export.verify_timeout", "on_problem", *GATE}
 ELSEWHERE = {"model.revision", "model.device", "ternary", "finetune"}
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("leaves")
-    write_project(folder)
-    write_other_items(folder)
-    write_model(folder / "other-model", seed=1)
-    with variables_of(folder / "state") as root:
-        import os
-
-        from tasks.engine.environment import default_variables
-
-        (root / "prefect").mkdir(parents=True)  # Prefect is imported below
-        os.environ |= default_variables(root) | {"OMP_NUM_THREADS": "2"}
-        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter
 from safetensors.torch import load_file
 
 from flows.checks.preflight import preflight
@@ -17,17 +15,10 @@ from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from tasks.engine.events import read_events
 from tasks.tables.drift import DRIFT, stages_of
+from tests.engine import artifacts_of
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 BLOCKS = 4
-
-
-@pytest.fixture(scope="module")
-def home(engine_environment, session_api):
-    """The state root of these tests; all runs of this file share it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NORMTWEAK_HOME", str(engine_environment))
-        yield engine_environment
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +54,18 @@ def run(recipe, home):
     return carry_out
 
 
-def on_the_page(flow_run_id: str) -> dict:
-    """Return the artifacts of a run by their key."""
-    chosen = ArtifactFilter(flow_run_id={"any_": [flow_run_id]})
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(artifact_filter=chosen)
-    return {one.key: one for one in found}
-
-
 def executed(result: dict) -> set[str]:
     """Return the stages that were not cached, blocks by their label alone."""
     return {name.rstrip("0123456789 ") for name, cached in result["cached"].items() if not cached}
+
+
+def to_be_done(recipe: dict, home: Path) -> list[str]:
+    """Return the stages that a run of the recipe would not find finished, by their headings."""
+    from flows.quantize import QUANTIZE
+
+    wanted = Recipe.parse(recipe)
+    plan = QUANTIZE.plan(wanted, preflight(wanted, home))
+    return [one.name for one in plan if one.cached < one.parts and one.name != "register"]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +75,7 @@ def first(run):
 
 def test_the_first_run_executes_everything_and_the_second_nothing(run, first, home):
     assert "block" in executed(first)
-    shown = on_the_page(first["flow_run_id"])
+    shown = artifacts_of(first["flow_run_id"])
     reports = {f"resume-test-{name}" for name in ("blocks", "page", "summary", "calibration")}
     stages = ("calibration", "blocks", "rtn-blocks", "final-tune", "evaluate", "evaluate-float")
     bars = {f"resume-test-{stage}-progress" for stage in stages}
@@ -93,7 +85,7 @@ def test_the_first_run_executes_everything_and_the_second_nothing(run, first, ho
     assert any("registered models:/resume-test/1 (candidate" in text for text in logs)
     again = run()
     assert executed(again) == set()
-    assert set(on_the_page(again["flow_run_id"])) == reports
+    assert set(artifacts_of(again["flow_run_id"])) == reports
     assert again["export_sha256"] == first["export_sha256"]
     assert again["metrics"] == first["metrics"]
     assert again["registered"]["version"] == first["registered"]["version"]
@@ -154,23 +146,20 @@ def test_a_change_redoes_only_what_reads_it(run, first, change, expected):
     assert bool(found) == bool(expected)
 
 
-# One file of each kind that a stage record refers to, and the stage that makes it.
+# The files that the records of a stage refer to, one of each kind.
 KINDS = {
-    "calibration/*.safetensors": "calibrate",
-    "calibration/*.parquet": "calibrate",
-    "calibration/*.json": "calibrate",
-    "blocks/*.safetensors": "block",
-    "blocks/*.json": "block",
-    "drift/*.safetensors": "block",
-    "final-tune/*.safetensors": "final tune",
-    "final-tune/*.json": "final tune",
-    "verification/*.json": "verify",
-    "export/model.safetensors": "export",
-    "export/config.json": "export",
-    "export/generation_config.json": "export",
-    "export/tokenizer.json": "export",
-    "export/normtweak.json": "export",
-    "export/verify/probe.safetensors": "export",
+    "calibrate": ("calibration/*.safetensors", "calibration/*.parquet", "calibration/*.json"),
+    "block": ("blocks/*.safetensors", "blocks/*.json", "drift/*.safetensors"),
+    "final tune": ("final-tune/*.safetensors", "final-tune/*.json"),
+    "verify": ("verification/*.json",),
+    "export": (
+        "export/model.safetensors",
+        "export/config.json",
+        "export/generation_config.json",
+        "export/tokenizer.json",
+        "export/normtweak.json",
+        "export/verify/probe.safetensors",
+    ),
 }
 
 
@@ -187,29 +176,52 @@ def files_of_the_run(first, home, pattern) -> list[Path]:
     ]
 
 
-@pytest.mark.parametrize(("pattern", "stage"), KINDS.items())
-def test_one_altered_byte_is_noticed_and_the_file_made_again(run, first, home, pattern, stage):
-    files = files_of_the_run(first, home, pattern)
+def flip(files: list[Path]) -> dict[Path, bytes]:
+    """Alter one bit of every file, and return what they were."""
     clean = {path: path.read_bytes() for path in files}
     assert clean
     for path, data in clean.items():
         flipped = bytearray(data)
         flipped[len(flipped) // 2] ^= 0x10
         path.write_bytes(bytes(flipped))
+    return clean
+
+
+def restore(clean: dict[Path, bytes]) -> None:
+    for path, data in clean.items():
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("stage", "pattern"), [(stage, one) for stage, kinds in KINDS.items() for one in kinds]
+)
+def test_one_altered_byte_is_noticed(first, recipe, home, stage, pattern):
+    clean = flip(files_of_the_run(first, home, pattern))
+    try:
+        assert to_be_done(recipe, home)[0] == {"block": "blocks"}.get(stage, stage)
+    finally:
+        restore(clean)
+    assert to_be_done(recipe, home) == []
+
+
+@pytest.mark.parametrize("stage", KINDS)
+def test_altered_files_are_made_again_and_nothing_else(run, first, home, stage):
+    files = {one: files_of_the_run(first, home, one) for one in KINDS[stage]}
+    clean = flip([path for paths in files.values() for path in paths])
     before = len(read_events(home))
     result = run()
-    assert executed(result) & {stage, "rtn"}, "nothing noticed the altered file"
+    assert executed(result) & {stage, "rtn"}
     assert executed(result) <= {stage, "rtn"}, "more was done again than that stage"
     assert result["export_sha256"] == first["export_sha256"]
     assert result["metrics"] == first["metrics"]
     # Other recipes of this root have such files too; this run makes its own again.
     remade = {home / e["path"] for e in read_events(home)[before:] if e["event"] == "published"}
-    mine = [path for path in clean if path in remade or pattern.startswith("export/")]
     if stage != "verify":  # its report holds how long it took
-        assert mine
-        assert all(path.read_bytes() == clean[path] for path in mine)
-    for path, data in clean.items():  # the next case would see a file that is left altered
-        path.write_bytes(data)
+        for paths in files.values():
+            mine = [path for path in paths if path in remade or stage == "export"]
+            assert mine
+            assert all(path.read_bytes() == clean[path] for path in mine)
+    restore(clean)  # the next case would see a file that is left altered
 
 
 def test_nothing_is_left_to_do_after_all_that(run, first):

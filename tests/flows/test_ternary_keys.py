@@ -5,8 +5,8 @@ import pytest
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.settings import known_keys
 from tasks.stages.training.segments import segment_ends
-from tests.flows.stage_keys import GATE, TASK_KEYS, changed, stage_keys, write_other_items
-from tests.flows.tiny_model import ternary_values, variables_of, write_model, write_project
+from tests.flows.stage_keys import GATE, TASK_KEYS, changed, stage_keys
+from tests.flows.tiny_model import ternary_values
 
 OTHER = {
     "seed": 1,
@@ -64,22 +64,6 @@ def keys_of(values: dict) -> dict[str, str]:
     from flows.ternary import TERNARY
 
     return stage_keys(TERNARY, TernaryRecipe.parse(values))
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("leaves")
-    write_project(folder)
-    write_other_items(folder)
-    write_model(folder / "other-model", seed=1)
-    with variables_of(folder / "state") as root:
-        import os
-
-        from tasks.engine.environment import default_variables
-
-        (root / "prefect").mkdir(parents=True)  # Prefect is imported below
-        os.environ |= default_variables(root) | {"OMP_NUM_THREADS": "2"}
-        yield folder
 
 
 def with_values(project, changes: dict) -> dict:

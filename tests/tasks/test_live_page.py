@@ -6,13 +6,13 @@ import time
 import httpx
 import pytest
 from prefect import flow, task
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import ArtifactFilter
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.runtime import flow_run
 
 from tasks.engine import live_page
 from tasks.engine.live_page import moving, show_bar, show_table
 from tasks.engine.progress import Progress
+from tests.engine import artifacts_of
 from tests.tasks.conftest import wait_until
 
 
@@ -22,11 +22,8 @@ def updates_often(engine, monkeypatch):
 
 
 def on_the_page(run_id: str) -> dict:
-    chosen = ArtifactFilter(flow_run_id={"any_": [run_id]})
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(artifact_filter=chosen)
-    assert len({one.key for one in found}) == len(found)
-    return {one.key: (one.type, one.data, one.description) for one in found}
+    found = artifacts_of(run_id)
+    return {key: (one.type, one.data, one.description) for key, one in found.items()}
 
 
 def test_a_stage_is_a_bar_from_its_start_to_its_end():

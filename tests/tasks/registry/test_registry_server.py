@@ -15,8 +15,6 @@ import mlflow.artifacts
 import pytest
 from mlflow.entities import LoggedModelStatus
 from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter
 from prefect.runtime import flow_run
 
 from flows.reports.publish import publish_registry_link
@@ -26,6 +24,7 @@ from tasks.models.export_folder import export_folder
 from tasks.registry.names import parse_address
 from tasks.registry.reachable import check_registry
 from tasks.registry.registered import download_export, download_reports, find_our_version
+from tests.engine import artifacts_of
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,7 @@ def check_linked(registered: dict, client) -> None:
         publish_registry_link("tiny", registered)
         return flow_run.id
 
-    chosen = ArtifactFilter(flow_run_id={"any_": [linking()]})
-    with get_client(sync_client=True) as prefect:
-        (found,) = prefect.read_artifacts(artifact_filter=chosen)
-    assert found.key == "tiny-registry"
+    found = artifacts_of(linking())["tiny-registry"]
     place = (
         r"\((http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs/([0-9a-f]{32})/artifacts/reports\)"
     )

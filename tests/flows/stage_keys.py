@@ -5,10 +5,13 @@ import hashlib
 import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 from flows.recipes.quantize import Recipe
 from tasks.engine.environment import state_root
 from tasks.results import FloatType
+
+NOTHING_FOUND = SimpleNamespace(float_model=None)  # by a preflight
 
 # Where aliases go: `test_leaf_effects`.
 GATE = {
@@ -49,7 +52,9 @@ def changed(values: dict, key: str, value: object) -> dict:
     return copy
 
 
-def stage_keys(pipeline, recipe, device: str = "cpu", inputs: dict | None = None, ready=None):
+def stage_keys(
+    pipeline, recipe, device: str = "cpu", inputs: dict | None = None, ready=NOTHING_FOUND
+):
     """Return the key of every part of a pipeline's stages, by its label.
 
     Each result that a stage returns is made up: its content is the key. Writes the manifest of an

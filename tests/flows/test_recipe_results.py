@@ -17,7 +17,7 @@ from normtweak_core.training.trainer import Trainer
 from tasks.engine.progress import Progress
 from tests.flows import test_finetune_keys, test_recipe_keys, test_ternary_keys
 from tests.flows.stage_bodies import Bodies, first_difference
-from tests.flows.stage_keys import TASK_KEYS, changed, write_other_items
+from tests.flows.stage_keys import NOTHING_FOUND, TASK_KEYS, changed, write_other_items
 from tests.flows.tiny_model import (
     VOCABULARY,
     recipe_values,
@@ -101,7 +101,7 @@ EVALUATED = ("export", "evaluate", "evaluate tasks", "evaluate float tasks")
 def quantization(values: dict, *upto: str):
     from flows.quantize import QUANTIZE
 
-    return carried_out(QUANTIZE, Recipe.parse(values), None, *(upto or EVALUATED))
+    return carried_out(QUANTIZE, Recipe.parse(values), NOTHING_FOUND, *(upto or EVALUATED))
 
 
 # A training scores tasks and makes its text by the same two functions, with sections of one type.
@@ -190,7 +190,7 @@ TERNARY = {"ternary.steps": 4, "ternary.save_every": 10}
 def ternary_training(values: dict):
     from flows.ternary import TERNARY
 
-    return carried_out(TERNARY, TernaryRecipe.parse(values), None, "export", "evaluate")
+    return carried_out(TERNARY, TernaryRecipe.parse(values), NOTHING_FOUND, "export", "evaluate")
 
 
 def leaves_of(module) -> dict:

@@ -19,6 +19,7 @@ from normtweak_core.export.formats.checks import (
     GPTQ_READER_DONE,
     check_exportable,
     check_ternary_exportable,
+    refuse_experts,
 )
 from tasks.engine.environment import REPOSITORY
 
@@ -58,6 +59,8 @@ def preflight(recipe: Any, root: Path, result: Path | None = None, evaluates: bo
 
 
 def _fits(recipe: Any, ready: Ready) -> None:
+    if ready.export is not None:
+        refuse_experts(ready.shape.linears, "fine-tuning")
     config = recipe.quantization if ready.export is None else ready.export.quantization
     reader = (REPOSITORY / GPTQ_READER_DONE).is_file()
     check_exportable(recipe.export, config, ready.shape.linears, reader_available=reader)

@@ -12,11 +12,12 @@ from flows.reports.figures.drift_channels import channel_figure
 from flows.reports.figures.drift_lines import drift_figure
 from flows.reports.publish import Report, Rows
 from flows.reports.run import VERDICTS, RunReports, Told, run_report
-from normtweak_core.quantization.report import BlockReport, LayerReport
+from normtweak_core.quantization.report import BlockReport, ExpertReport, LayerReport
 from normtweak_core.tweak.report import FinalTuneReport
 from tasks.engine.live_page import show_table
 from tasks.tables.blocks import BLOCKS, block_frame, tweak_outcome
 from tasks.tables.drift import DRIFT, drift_frame
+from tasks.tables.experts import EXPERTS, expert_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from normtweak_core.evaluate.channel_drift import ChannelDrift
     from tasks.tables.drift import Stage
 
-TABLE, DRIFT_TABLE = "blocks.parquet", "drift.parquet"
+TABLE, DRIFT_TABLE, EXPERT_TABLE = "blocks.parquet", "drift.parquet", "experts.parquet"
 PLOT, CHANNELS_PLOT = "drift.png", "drift-channels.png"
 TABLE_DESCRIPTION = (
     "Drift is |x_q - x_f| / |x_f| behind a block: rounded to nearest (RTN), as quantized, and "
@@ -32,6 +33,7 @@ TABLE_DESCRIPTION = (
 )
 BY_BLOCK, BY_CHANNEL = "Drift, block by block", "Drift, channel by channel"
 ERRORS = "Errors, block by block"
+EXPERTS_BY_BLOCK = "Experts, block by block"
 OF_LINEARS = ("damping", "ridge", "dead columns")
 NO_NORMS = "no norm of this model has a weight"
 OF_ERRORS = (
@@ -42,6 +44,12 @@ OF_ERRORS = (
 OF_DRIFT = (
     "|x_q - x_f| / |x_f| behind each block: how far the quantized stream is from the float stream "
     "on the calibration set."
+)
+OF_EXPERTS = (
+    "Calibration tokens that the router of the quantized stream gives to each expert, whose "
+    "Hessians come from them. An expert with fewer than quantization.experts.min_tokens times the "
+    "width of the hidden state is named, with what was done instead. Routed alike: the share of "
+    f"these choices that the float stream makes too. {EXPERT_TABLE} holds every expert."
 )
 OF_CHANNELS = (
     "Mean and variance of each channel on the calibration set against the float model's, in its "
@@ -92,10 +100,29 @@ class Reports(RunReports):
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
         config = self.recipe.quantization
-        return super().lineage() | {
-            "bits": str(config.bits),
-            "group_size": str(config.group_size or "channel"),
-            "method": config.method,
+        routed = {"experts": _experts_outcome(self.blocks)} if self.experts else {}
+        return (
+            super().lineage()
+            | routed
+            | {
+                "bits": str(config.bits),
+                "group_size": str(config.group_size or "channel"),
+                "method": config.method,
+            }
+        )
+
+    @property
+    def experts(self) -> list[ExpertReport]:
+        """The experts of all blocks; none of a dense model, or where no statistics were needed."""
+        return [one for block in self.blocks for one in block.experts]
+
+    def more_metrics(self) -> dict[str, float]:
+        """Return the tokens of the expert with fewest, and how many experts have few."""
+        if not self.experts:
+            return {}
+        return {
+            "experts/fewest_tokens": float(min(one.tokens for one in self.experts)),
+            "experts/with_few_tokens": float(sum(one.few for one in self.experts)),
         }
 
     def report(self) -> Report:
@@ -116,10 +143,16 @@ class Reports(RunReports):
                 ("float type", self.float_type.in_words()),
                 ("norm tweak", _tweaks_outcome(self.blocks)),
                 ("final tune", _final_outcome(self.final_tune)),
+                *([("experts", _experts_outcome(self.blocks))] if self.experts else []),
             ],
-            sections=[_drift_section(self), _channels_section(self), _errors_section(self.blocks)],
-            summary=[BY_BLOCK],
-            texts={"blocks.md": [BY_BLOCK, ERRORS]},
+            sections=[
+                _drift_section(self),
+                _channels_section(self),
+                _errors_section(self.blocks),
+                *([_experts_section(self.blocks)] if self.experts else []),
+            ],
+            summary=[BY_BLOCK, *([EXPERTS_BY_BLOCK] if self.experts else [])],
+            texts={"blocks.md": [BY_BLOCK, ERRORS, *([EXPERTS_BY_BLOCK] if self.experts else [])]},
             text="Calibration set",
             text_name="calibration",
         )
@@ -127,6 +160,8 @@ class Reports(RunReports):
             TABLE: (BLOCKS, blocks),
             DRIFT_TABLE: (DRIFT, drift_frame(self.drift)),
         }
+        if self.experts:
+            data[EXPERT_TABLE] = (EXPERTS, expert_frame(self.blocks))
         return run_report(self, told, data, {"blocks": (block_rows(blocks), TABLE_DESCRIPTION)})
 
 
@@ -256,6 +291,31 @@ def _errors_section(blocks: list[BlockReport]) -> Section:
         return Section(ERRORS, [table])
     figure = drift_figure(series, "relative error")
     return Section(ERRORS, [drawing(figure, "errors", OF_ERRORS), table])
+
+
+def _experts_outcome(blocks: list[BlockReport]) -> str:
+    """Return how the experts of all blocks got their statistics."""
+    experts = [one for block in blocks for one in block.experts]
+    few = sum(one.few for one in experts)
+    fewest = min(one.tokens for one in experts)
+    named = f"{few} with few tokens, named in the notes" if few else "all from their own tokens"
+    return f"{len(experts)}, the least used with {fewest} calibration tokens; {named}"
+
+
+def _experts_section(blocks: list[BlockReport]) -> Section:
+    rows = [
+        (
+            number(block.block, "d"),
+            number(len(block.experts), "d"),
+            " ".join(str(one.tokens) for one in block.experts),
+            number(block.routed_alike),
+            ", ".join(f"{one.expert}: {one.statistics}" for one in block.experts if one.few) or "-",
+        )
+        for block in blocks
+        if block.experts
+    ]
+    heads = ("block", "experts", "tokens of each", "routed alike", "with few tokens")
+    return Section(EXPERTS_BY_BLOCK, [OF_EXPERTS, Table(heads, rows, "Experts by block")])
 
 
 def _raised(value: float, raised: bool) -> Cell:

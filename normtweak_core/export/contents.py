@@ -1,5 +1,6 @@
 """The tensors of an export, made one at a time, and what a reader must find in their place."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,24 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from normtweak_core.errors import NonFiniteError
+from normtweak_core.experts.naming import Naming
+from normtweak_core.experts.stacked import find_routers
 from normtweak_core.export.formats.bitnet import check_conversion
 from normtweak_core.export.formats.checks import FloatTypeError, conv1d_error
 from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
 from normtweak_core.export.formats.table import BITNET, Format
-from normtweak_core.export.manifest import dtype_name, quantized_entry, tensor_entry
+from normtweak_core.export.manifest import (
+    dtype_name,
+    quantized_entry,
+    raw_bytes,
+    stack_entry,
+    tensor_entry,
+    tensor_sha256,
+)
 from normtweak_core.export.shards import ShardWriter
 from normtweak_core.export.stored import largest_absolute
 from normtweak_core.model.skeleton import LazyWeights, build_skeleton
-from normtweak_core.model.structure import find_blocks
+from normtweak_core.model.structure import find_blocks, find_linears, linear_weight
 from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.ternary.weight import TernaryLinear
 
@@ -58,9 +68,13 @@ class Contents:
         self._source = LazyWeights(model, source, torch.float32, "cpu")
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self._tied = dict(model.all_tied_weights_keys)
-        self.linears = frozenset(
-            name for name, module in model.named_modules() if isinstance(module, nn.Linear)
-        )
+        self.naming = Naming(model, self._source)
+        linears = find_linears(model)
+        self._linear_shapes = {
+            name: tuple(linear_weight(linear).shape) for name, linear in linears.items()
+        }
+        kept = [name for name, linear in linears.items() if not isinstance(linear, Conv1D)]
+        self.linears = frozenset([*kept, *find_routers(model)])
         self.block_prefix = f"{find_blocks(model).prefix}."
         self._check_names(model)
 
@@ -85,26 +99,50 @@ class Contents:
                 not numbers of the float type.
 
         """
+        if name in self.naming.stacks:
+            self._write_stack(name, shards)
+            return
         if self._is_layers(name):
             self._write_layer(name.removesuffix(".weight"), shards)
             return
         tensor = self._replaced[name] if name in self._replaced else self._read(name)
         stored = self._rounded(name, tensor)
-        shards.add(name, stored)
-        self.entries[name] = tensor_entry(stored)
+        shards.add(self.naming.tensor(name), stored)
+        self._note(name, tensor_entry(stored))
+
+    def _note(self, name: str, entry: dict[str, object]) -> None:
+        """Note what a reader must find, and where it is stored if under another name."""
+        stored = self.naming.tensor(name)
+        self.entries[name] = entry if stored == name else entry | {"stored": stored}
 
     def _write_layer(self, module: str, shards: ShardWriter) -> None:
-        layer = self._layers[module]
-        self._check_layer(module, layer)
-        packed = self.form.pack(layer, self.dtype)
-        for suffix, tensor in packed.items():
-            shards.add(f"{module}.{suffix}", tensor)
+        layer, packed = self._packed(module, shards)
         if self.form.dense:
             entry = quantized_entry(layer.dequantize().to(self.dtype), layer.scales.to(self.dtype))
-            self.entries[f"{module}.weight"] = entry
+            self._note(f"{module}.weight", entry)
             return
         for suffix, tensor in packed.items():
             self.entries[f"{module}.{suffix}"] = tensor_entry(tensor, quantized=suffix == "weight")
+
+    def _packed(self, module: str, shards: ShardWriter) -> tuple[Any, dict[str, Tensor]]:
+        """Store a quantized linear; return it, and what is stored."""
+        layer = self._layers[module]
+        self._check_layer(module, layer)
+        packed, stored = self.form.pack(layer, self.dtype), self.naming.linear(module)
+        for suffix, tensor in packed.items():
+            shards.add(f"{stored}.{suffix}", tensor)
+        return layer, packed
+
+    def _write_stack(self, name: str, shards: ShardWriter) -> None:
+        """Store the linears of a stacked weight one by one; a reader finds all in one tensor."""
+        digest, linears = hashlib.sha256(), []
+        for module in self.naming.stacks[name]:
+            layer, _ = self._packed(module, shards)
+            digest.update(raw_bytes(layer.dequantize().to(self.dtype)))
+            scales = tensor_sha256(layer.scales.to(self.dtype))
+            linears.append({"stored": self.naming.linear(module), "scales_sha256": scales})
+        entry = stack_entry(digest.hexdigest(), self._shapes[name], self.dtype, linears)
+        self.entries[name] = entry
 
     def _is_layers(self, name: str) -> bool:
         """Say whether a parameter of the float model comes from one of the layers."""
@@ -140,7 +178,7 @@ class Contents:
         return torch.equal(self._read(name), self._read(origin))
 
     def _check_layer(self, module: str, layer: QuantizedWeight | TernaryLinear) -> None:
-        shape = self._shapes[f"{module}.weight"]
+        shape = self._linear_shapes[module]
         if tuple(layer.codes.shape) != shape:
             raise ValueError(f"{module} must have {shape} codes; got {tuple(layer.codes.shape)}")
         if isinstance(layer, TernaryLinear):
@@ -176,8 +214,11 @@ class Contents:
             if isinstance(module, Conv1D) and name in self._layers:
                 raise conv1d_error(name)
         for name in self._layers:
-            if name not in self.linears:
+            if name not in self._linear_shapes:
                 raise ValueError(f"{name} is not a linear of this model")
+        stacked = {name for linears in self.naming.stacks.values() for name in linears}
+        if missing := sorted(stacked - self.quantized):
+            raise ValueError(f"every expert must be quantized; {missing[0]} is not")
         if self.form is BITNET:
             kept = model._keep_in_fp32_modules or ()
             check_conversion(self.linears, self.quantized, sorted(kept))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normtweak_core.experts.naming import RecordedNames
 from normtweak_core.export.float_type import DTYPES
 from normtweak_core.export.formats.scheme import Scheme, TernaryScheme, recorded_scheme
 from normtweak_core.export.formats.table import FORMATS, Format
@@ -18,7 +19,12 @@ class ExportedWeights:
     """What the files of an export hold: whole quantized linears, and every other parameter."""
 
     def __init__(
-        self, folder: Path, form: Format, scheme: Scheme | TernaryScheme, dtype: torch.dtype
+        self,
+        folder: Path,
+        form: Format,
+        scheme: Scheme | TernaryScheme,
+        dtype: torch.dtype,
+        entries: Mapping[str, Any],
     ):
         """Read the headers of the weight files.
 
@@ -27,8 +33,10 @@ class ExportedWeights:
             form: Its format.
             scheme: What its quantized linears share.
             dtype: The export dtype, to which a dequantized weight is rounded.
+            entries: What the manifest says of its tensors.
 
         """
+        self._names = RecordedNames(entries)
         self._stored = stored_tensors(folder)
         self._form, self._dtype = form, dtype
         self.scheme = scheme
@@ -50,17 +58,29 @@ class ExportedWeights:
 
     def __contains__(self, name: str) -> bool:
         """Say whether ``read`` returns this parameter of the float model."""
-        module, _, last = name.rpartition(".")
+        if name in self._names.stacks:
+            return True
+        module, _, last = (name := self._names.tensor(name)).rpartition(".")
         if module in self._quantized:
             return self._form.dense and (last == "weight" or name in self._stored)
         return name in self._stored
 
     def read(self, name: str) -> Tensor:
         """Return a parameter, dequantized where it is quantized."""
-        module, _, last = name.rpartition(".")
+        if name in self._names.stacks:
+            return self._stack(name)
+        module, _, last = (name := self._names.tensor(name)).rpartition(".")
         if module in self._quantized and last == "weight":
             return self.linear(module).dequantize().to(self._dtype)
         return read_tensor(self._stored[name], name)
+
+    def _stack(self, name: str) -> Tensor:
+        """Return a stacked weight, dequantized linear by linear."""
+        linears = self._names.stacks[name]
+        stack = torch.empty(self._names.shapes[name], dtype=self._dtype)
+        for part, module in zip(stack.view(len(linears), -1), linears, strict=True):
+            part.copy_(self.linear(module).dequantize().flatten())
+        return stack
 
     def linear(self, module: str) -> Any:
         """Return a quantized linear: a `TernaryLinear` of bitnet, else a `QuantizedWeight`."""
@@ -80,4 +100,4 @@ def exported_weights(folder: Path, manifest: Mapping[str, Any]) -> ExportedWeigh
     """Return what the files of a finished export hold, read as its manifest says."""
     export = manifest["export"]
     form, scheme = FORMATS[export["format"]], recorded_scheme(export)
-    return ExportedWeights(folder, form, scheme, DTYPES[export["dtype"]])
+    return ExportedWeights(folder, form, scheme, DTYPES[export["dtype"]], manifest["tensors"])

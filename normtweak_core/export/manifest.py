@@ -23,7 +23,7 @@ manifest itself is outside the payload and may hold times.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 import torch
@@ -45,8 +45,12 @@ TERNARY_LOGIT_TOLERANCE = {"float32": 5e-2, "float16": 1e-1, "bfloat16": 1.5e-1}
 
 def tensor_sha256(tensor: Tensor) -> str:
     """Return the SHA-256 of the tensor's raw bytes, row-major."""
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(raw.numpy()).hexdigest()
+    return hashlib.sha256(raw_bytes(tensor)).hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Return the tensor's raw bytes, row-major."""
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def tensor_entry(tensor: Tensor, quantized: bool = False) -> dict[str, object]:
@@ -67,6 +71,27 @@ def quantized_entry(weight: Tensor, scales: Tensor) -> dict[str, object]:
         scales: In the export dtype, [out, groups], whatever the layout of the format.
     """
     return tensor_entry(weight, quantized=True) | {"scales_sha256": tensor_sha256(scales)}
+
+
+def stack_entry(
+    sha256: str, shape: Sequence[int], dtype: torch.dtype, linears: Sequence[Mapping[str, str]]
+) -> dict[str, object]:
+    """Return what the manifest says about quantized linears that a reader finds in one tensor.
+
+    Args:
+        sha256: Of the tensor, as dequantized, in the export dtype.
+        shape: Its own.
+        dtype: The export dtype.
+        linears: Those in it, from top to bottom: under which name they are ``stored``, and the
+            ``scales_sha256`` as `quantized_entry` has it.
+    """
+    return {
+        "sha256": sha256,
+        "shape": list(shape),
+        "dtype": dtype_name(dtype),
+        "quantized": True,
+        "linears": [dict(one) for one in linears],
+    }
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from normtweak_core.errors import VerificationError
+from normtweak_core.experts.stacked import find_mixtures, find_routers, stacked_linears
 from normtweak_core.export.formats.bitnet import ROWS_PER_BYTE
 from normtweak_core.export.formats.packing import WORD, num_words
 from normtweak_core.export.verification.verify import read_manifest
@@ -102,17 +103,26 @@ def _predicted(
     manifest: Mapping[str, Any], model: PreTrainedModel, stored: Collection[str]
 ) -> dict[str, int]:
     """Return the bytes that every tensor should take, by its name."""
-    export = manifest["export"]
+    export, linears = manifest["export"], find_linears(model)
+    stacks = _stacks(model)
     sizes: dict[str, int] = {}
+
+    def add(linear: str, stored_as: str) -> None:
+        rows, columns = linear_weight(linears[linear]).shape
+        parts = _parts(export, rows, columns)
+        if f"{stored_as}.bias" in stored:
+            parts["bias"] = rows * BYTES[export["dtype"]]
+        sizes.update({f"{stored_as}.{part}": size for part, size in parts.items()})
+
     for name, entry in manifest["tensors"].items():
-        if entry["quantized"]:
-            rows, columns = linear_weight(model.get_submodule(name.removesuffix(".weight"))).shape
-            parts, linear = _parts(export, rows, columns), name.removesuffix("weight")
-            if f"{linear}bias" in stored:
-                parts["bias"] = rows * BYTES[export["dtype"]]
-            sizes |= {f"{linear}{part}": size for part, size in parts.items()}
+        stored_as = entry.get("stored", name)
+        if "linears" in entry:
+            for linear, one in zip(stacks[name], entry["linears"], strict=True):
+                add(linear, one["stored"])
+        elif entry["quantized"]:
+            add(name.removesuffix(".weight"), stored_as.removesuffix(".weight"))
         else:
-            sizes[name] = prod(entry["shape"]) * BYTES[entry["dtype"]]
+            sizes[stored_as] = prod(entry["shape"]) * BYTES[entry["dtype"]]
     return sizes
 
 
@@ -141,14 +151,24 @@ def _parts(export: Mapping[str, Any], rows: int, columns: int) -> dict[str, int]
     return parts
 
 
+def _stacks(model: PreTrainedModel) -> dict[str, list[str]]:
+    """Return, for each stacked weight, the linears in it."""
+    return {
+        stack: linears
+        for name, experts in find_mixtures(model).items()
+        for stack, linears in stacked_linears(name, experts).items()
+    }
+
+
 def _linears(
     model: PreTrainedModel, tensors: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, str], list[str]]:
     """Return the quantized linears, those kept in float and why, and those that are not there."""
     blocks, tied = f"{find_blocks(model).prefix}.", model.all_tied_weights_keys
+    inside = {name: stack for stack, names in _stacks(model).items() for name in names}
     quantized, kept, missing = [], {}, []
     for name in find_linears(model):
-        weight = f"{name}.weight"
+        weight = inside.get(name, f"{name}.weight")
         if (entry := tensors.get(weight)) is not None and entry["quantized"]:
             quantized.append(name)
         elif weight in tied:
@@ -159,6 +179,7 @@ def _linears(
             kept[name] = "no forward pass calls it"
         else:
             kept[name] = "outside the blocks"
+    kept |= {name: "router" for name in find_routers(model)}
     return quantized, kept, missing
 
 

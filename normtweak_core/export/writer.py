@@ -170,12 +170,14 @@ def _write(
         shards.finish()
         scheme = contents.scheme
         assert scheme is not None  # there is at least one layer
-        described = describe(
-            form, scheme, contents.linears, contents.quantized, contents.block_prefix
+        linears, quantized = (
+            frozenset(map(contents.naming.linear, names))
+            for names in (contents.linears, contents.quantized)
         )
+        described = describe(form, scheme, linears, quantized, contents.block_prefix)
         write_json(folder / "config.json", _model_config(source, dtype, described))
         _copy_texts(source, folder)
-        weights = ExportedWeights(folder, form, scheme, dtype)
+        weights = ExportedWeights(folder, form, scheme, dtype, contents.entries)
         _write_probe(folder, source, weights, dtype, rows)
         files = file_hashes(folder)
         record = ExportRecord(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normtweak_core.errors import InputError
+from normtweak_core.experts.names import MARK, first_odd_tensor
 from normtweak_core.given_files import read_json_object
 from normtweak_core.lazy import lazy
 from normtweak_core.model.checkpoint import check_floats, stored_names
@@ -92,7 +93,8 @@ def check_model_folder(folder: Path) -> None:
     """Accept a float decoder that this version can quantize, from its config.json alone.
 
     Raises:
-        InputError: The model is no decoder, needs its own code, mixes experts, or is quantized.
+        InputError: The model is no decoder, needs its own code, is quantized, or mixes experts
+            in a way that is not supported.
     """
     config = read_config(folder)
     check_decoder(config, str(folder))
@@ -136,24 +138,34 @@ def check_decoder(config: dict[str, Any], name: str) -> None:
 
 
 def check_experts(config: dict[str, Any], name: str, weights: Iterable[str]) -> None:
-    """Accept a model that mixes no experts.
+    """Accept a model that mixes no experts, or stores each matrix of each of them by itself.
 
     A config may count experts that no layer has (a DeepSeek of which all first layers are dense):
-    then the weights tell. A count that the family does not know is believed.
+    then the weights tell. A count that the family does not know is believed. Whether the model in
+    memory is one that can be quantized is seen later, from its modules. No weights are named where
+    they are not known yet.
 
     Raises:
-        InputError: It mixes experts.
+        InputError: It mixes experts in another way.
     """
+    weights = list(weights)
     for part in (config, config.get("text_config") or {}, config.get("ffn_config") or {}):
         for key in EXPERT_KEYS:
-            if part.get(key) and (
-                not _family_reads(config["model_type"], key)
-                or any(map(EXPERT_NAMES.search, weights))
-            ):
-                raise InputError(
-                    f"mixture-of-experts models are not supported yet; {name} has {key}: "
-                    f"{part[key]}. Choose a dense model."
-                )
+            if not part.get(key):
+                continue
+            known = _family_reads(config["model_type"], key)
+            if known and not any(map(EXPERT_NAMES.search, weights)):
+                continue
+            odd = first_odd_tensor(weights)
+            if known and odd is None and any(MARK in weight for weight in weights):
+                continue
+            found = f" and {odd}" if odd else ""
+            raise InputError(
+                "a mixture of experts must store each matrix of each expert as a tensor of its "
+                "own, without biases, as Mixtral and Qwen3-MoE do (...experts.0.w1.weight); "
+                f"{name} has {key}: {part[key]}{found}, which is not supported yet. Choose "
+                "another model."
+            )
 
 
 def quantization_method(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.initialization import meta_device_safe_creation_ops, no_tie_weights
 
 from normtweak_core.errors import InputError, NonFiniteError
+from normtweak_core.experts.merging import Merged, first_missing, merged
 from normtweak_core.model.architecture import (
     check_model_folder,
     first_line,
@@ -66,7 +67,8 @@ class LazyWeights:
 
     Both loading rules are those of ``from_pretrained``: names may lack or carry the base model's
     prefix and follow transformers' renamings; dtypes are the skeleton's, except for modules that
-    a half-precision model keeps in float32.
+    a half-precision model keeps in float32. A weight that stacks the matrices of experts is read
+    from them, one by one.
     """
 
     def __init__(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype, device: str):
@@ -90,6 +92,10 @@ class LazyWeights:
         """Return the names in memory of the stored tensors below a prefix ('' for all)."""
         return [name for name in self._stored if not prefix or name.startswith(prefix + ".")]
 
+    def stored_names(self, name: str) -> list[str]:
+        """Return the names in the files of what makes a tensor: of a stack, from top to bottom."""
+        return [stored for stored, _ in self._stored[name]]
+
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """Return the named tensors as fresh copies on the device, in the dtype of the model.
 
@@ -97,15 +103,14 @@ class LazyWeights:
             NonFiniteError: A tensor has a value that is NaN or infinite.
             InputError: A tensor has another shape than the config says.
         """
-        tensors = {}
-        for path in sorted({self._stored[name][1].file for name in names}):
-            inside = [name for name in names if self._stored[name][1].file == path]
+        tensors: dict[str, Tensor] = {}
+        parts = [(name, *part) for name in names for part in enumerate(self._stored[name])]
+        for path in sorted({place.file for _, _, (_, place) in parts}):
             try:
                 with safe_open(path, framework="pt", device="cpu") as file:
-                    for name in inside:
-                        tensors[name] = self._converted(
-                            name, file.get_tensor(self._stored[name][0])
-                        )
+                    for name, index, (stored_name, place) in parts:
+                        if place.file == path:
+                            self._put(tensors, name, index, file.get_tensor(stored_name))
             except SafetensorError as error:
                 raise InputError(
                     f"{path} must be a complete safetensors file; {first_line(error)}. "
@@ -121,9 +126,21 @@ class LazyWeights:
             prefix: Its name in the model.
         """
 
-    def _converted(self, name: str, stored: Tensor) -> Tensor:
-        """Return a checked copy of a tensor that shares memory with its file."""
+    def _put(self, tensors: dict[str, Tensor], name: str, index: int, stored: Tensor) -> None:
+        """Put a stored tensor, or one of several parts of a stack, where it belongs."""
+        count, (shape, _) = len(self._stored[name]), self._targets[name]
+        if count == 1:
+            tensors[name] = self._converted(name, stored)
+            return
+        part = self._converted(name, stored, torch.Size([shape[0] * shape[1] // count, shape[2]]))
+        if name not in tensors:
+            tensors[name] = torch.empty(shape, dtype=part.dtype, device=part.device)
+        tensors[name].view(count, *part.shape)[index] = part
+
+    def _converted(self, name: str, stored: Tensor, part: torch.Size | None = None) -> Tensor:
+        """Return a checked copy of what shares memory with its file; a part is one of a stack."""
         shape, dtype = self._targets[name]
+        shape = part or shape
         if stored.shape != shape:
             raise InputError(
                 f"the weight {name} must have the shape {list(shape)} that config.json implies; "
@@ -254,45 +271,63 @@ def _ignored(model: PreTrainedModel, unused: dict[str, StoredTensor]) -> set[str
     }
 
 
-Renamed = tuple[str, StoredTensor, str, str | None]
+Renamed = tuple[str, StoredTensor, str, Merged | None]
 
 
 def _renamed(model: PreTrainedModel, folder: Path) -> Iterator[Renamed]:
-    """Yield each stored tensor with its name in memory, and what it is one of several parts of."""
+    """Yield each stored tensor with its name in memory, and how it is merged with others there."""
     targets = dict.fromkeys(model.state_dict(), True)
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
     for stored_name, place in stored_tensors(folder).items():
-        name, merged = rename_source_key(
+        name, pattern = rename_source_key(
             stored_name, renamings, converters, model.base_model_prefix, targets
         )
         if name not in targets:  # a renaming may have hit a name that was right
-            name, merged = rename_source_key(stored_name, [], [], model.base_model_prefix, targets)
-        yield stored_name, place, name, merged
+            name, pattern = rename_source_key(stored_name, [], [], model.base_model_prefix, targets)
+        how = None if pattern is None else merged(converters, pattern, stored_name)
+        yield stored_name, place, name, how
 
 
-def _match_names(model: PreTrainedModel, folder: Path) -> dict[str, tuple[str, StoredTensor]]:
-    """Return, for each name in memory, the name in the files and the place of its tensor."""
+Parts = list[tuple[str, StoredTensor]]  # names in the files and places of what makes a tensor
+
+
+def _match_names(model: PreTrainedModel, folder: Path) -> dict[str, Parts]:
+    """Return what makes each tensor in memory: one stored tensor, or those of a stack in order."""
     check_weights(model, folder)
-    matched: dict[str, tuple[str, StoredTensor]] = {}
-    targets = set(model.state_dict())
-    for stored_name, place, name, merged in _renamed(model, folder):
+    matched: dict[str, dict[tuple[int, int] | None, tuple[str, StoredTensor]]] = {}
+    targets = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for stored_name, place, name, how in _renamed(model, folder):
         if name not in targets:
             continue
-        if merged is not None:
+        if how is not None and (how.place is None or len(targets[name]) != 3):
             raise InputError(
-                f"each weight must be stored as the model holds it; transformers makes {name} of "
-                f"several tensors of {folder}, {stored_name} among them, which is not supported "
-                "yet. Choose another model."
+                f"each weight must be stored as the model holds it, or expert by expert; "
+                f"transformers makes {name} of tensors of {folder} in another way, {stored_name} "
+                "among them, which is not supported yet. Choose another model."
             )
-        if name in matched:
+        parts, where = matched.setdefault(name, {}), None if how is None else how.place
+        if where in parts or (parts and None in (where, *parts)):
             raise InputError(
-                f"each weight must be stored once; {folder} holds {name} as {matched[name][0]} "
-                f"and as {stored_name}. Load it with transformers and save it again."
+                f"each weight must be stored once; {folder} holds {name} as "
+                f"{next(iter(parts.values()))[0]} and as {stored_name}. Load it with transformers "
+                "and save it again."
             )
-        matched[name] = (stored_name, place)
-    return matched
+        parts[where] = (stored_name, place)
+    return {name: _in_order(name, parts, targets[name], folder) for name, parts in matched.items()}
+
+
+def _in_order(name: str, parts: dict, shape: torch.Size, folder: Path) -> Parts:
+    """Return the parts of a tensor from top to bottom, once all of them are there."""
+    if None in parts:
+        return list(parts.values())
+    if missing := first_missing(parts, shape[0]):
+        raise InputError(
+            f"{folder} must hold every matrix of every expert; of {name} it lacks matrix "
+            f"{missing[1]} of expert {missing[0]}. Fetch or save the model again."
+        )
+    return [parts[place] for place in sorted(parts)]
 
 
 def _is_tied(model: PreTrainedModel, name: str, stored: dict) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from normtweak_core.errors import InputError
+from normtweak_core.experts.stacked import expert_linears, find_routers, is_mixture
 
 LINEARS = (nn.Linear, Conv1D)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # their kernels have 3 dimensions and more
@@ -48,7 +49,8 @@ def find_blocks(model: nn.Module) -> Blocks:
     """Return the model's blocks: the module list that holds most of its parameters.
 
     Raises:
-        InputError: No module list holds a linear layer in each entry, or the model mixes experts.
+        InputError: No module list holds a linear layer in each entry, or the model mixes experts
+            in a way that is not supported.
     """
     best, most = None, 0
     for name, module in model.named_modules():
@@ -70,11 +72,20 @@ def find_blocks(model: nn.Module) -> Blocks:
 def find_linears(block: nn.Module) -> dict[str, nn.Module]:
     """Return the linear layers of a block (nn.Linear or Conv1D) by their name inside it.
 
+    Those of experts, whose weights are stacked, are `ExpertLinear` views; what routes tokens to
+    experts is no linear here, whatever its type.
+
     Raises:
-        InputError: The block mixes experts.
+        InputError: The block mixes experts in a way that is not supported.
     """
     _refuse_experts(block)
-    return {name: module for name, module in block.named_modules() if isinstance(module, LINEARS)}
+    routers, found = find_routers(block), {}
+    for name, module in block.named_modules():
+        if isinstance(module, LINEARS) and name not in routers:
+            found[name] = module
+        elif is_mixture(module):
+            found |= expert_linears(name, module)
+    return found
 
 
 def find_norms(block: nn.Module) -> dict[str, Norm]:
@@ -111,17 +122,19 @@ def _has_linear(module: nn.Module) -> bool:
 
 
 def _refuse_experts(block: nn.Module) -> None:
-    """Raise InputError for a block with experts: several of one kind, and a router to each of them.
+    """Raise InputError for experts unknown to `is_mixture`: several of one kind, and a router.
 
     Several are a list of modules with linears, or weights stacked in three dimensions; a router is
     a weight beside them with a row for each. Heads are stacked too, but nothing routes to them.
     """
     for name, module in block.named_modules():
         count = _num_alike(module)
-        if count > 1 and _has_router(block, name, count):
+        if count > 1 and not is_mixture(module) and _has_router(block, name, count):
             raise InputError(
-                "mixture-of-experts models are not supported yet; "
-                f"{type(block).__name__} has experts at {name or 'its root'}. Choose a dense model."
+                "experts must be stacked as gate_up_proj [experts, 2 x inner, hidden] and "
+                "down_proj [experts, hidden, inner], without biases, as those of Mixtral and "
+                f"Qwen3-MoE are in transformers; {type(block).__name__} has other experts at "
+                f"{name or 'its root'}, which are not supported yet. Choose another model."
             )
 
 

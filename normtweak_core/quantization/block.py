@@ -88,6 +88,8 @@ def quantize_block(
         drift_tweaked=tweaked.relative_norm,
         mean_shift_quantized=quantized_drift.mean_shift,
         mean_shift_tweaked=tweaked.mean_shift,
+        experts=list(solved.experts.values()),
+        routed_alike=solved.routed_alike,
     )
     return QuantizedBlock(solved.layers, norms, report, Streams(x_f, x_q), quantized_drift, tweaked)
 

@@ -15,6 +15,25 @@ class PropagationConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
+    """Experts of a mixture that few calibration tokens are routed to; each is named in the report.
+
+    The others get their statistics from the tokens that are routed to them.
+    """
+
+    min_tokens: float = Field(
+        1.0,
+        ge=0,
+        description="Fewest routed tokens, as a multiple of the width of the hidden state: with "
+        "fewer than 1 the Hessian has not even full rank.",
+    )
+    few_tokens: Literal["all tokens", "none"] = Field(
+        "all tokens",
+        description="What the statistics of an expert with fewer come from: all tokens of the "
+        "block, as if it were routed all of them, or none, which rounds it to nearest.",
+    )
+
+
 class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
     """Width, grid and method of the quantized linears."""
 
@@ -35,6 +54,7 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
         0.01, ge=0, lt=1, description="Damping of the Hessian, a fraction of its mean diagonal."
     )
     propagation: PropagationConfig = PropagationConfig()
+    experts: ExpertsConfig = ExpertsConfig()
     activation_bits: SkipJsonSchema[None] = Field(None, exclude=True)  # no other value yet
 
     @model_validator(mode="after")

@@ -1,6 +1,8 @@
 """What happened to one block: the rows that users, artifacts and the registry read."""
 
-from pydantic import BaseModel
+from typing import Literal
+
+from pydantic import BaseModel, Field
 
 from normtweak_core.tweak.report import TweakReport
 
@@ -21,6 +23,19 @@ class LayerReport(BaseModel, frozen=True):
     output_error: float | None
 
 
+class ExpertReport(BaseModel, frozen=True):
+    """One expert of a mixture."""
+
+    expert: str
+    tokens: int  # calibration tokens that are routed to it
+    statistics: Literal["routed tokens", "all tokens", "none"]  # what its Hessians come from
+
+    @property
+    def few(self) -> bool:
+        """Whether they were too few for its own statistics."""
+        return self.statistics != "routed tokens"
+
+
 class BlockReport(BaseModel, frozen=True):
     """One block; drifts are |x_q - x_f| / |x_f| of its output stream."""
 
@@ -32,6 +47,10 @@ class BlockReport(BaseModel, frozen=True):
     drift_tweaked: float  # after the norm tweak
     mean_shift_quantized: float  # mean over channels of |mean(x_q - x_f)|
     mean_shift_tweaked: float
+    # Of a mixture, where statistics were needed. Left out where there are none.
+    experts: list[ExpertReport] = Field(default=[], exclude_if=lambda experts: not experts)
+    # Share of their (token, expert) pairs that the float router makes too.
+    routed_alike: float | None = Field(default=None, exclude_if=lambda share: share is None)
 
     def problems(self) -> list[str]:
         """Return what a person must act on, one sentence each."""
@@ -48,11 +67,20 @@ class BlockReport(BaseModel, frozen=True):
         return found + [f"block {self.block}: {name} left in float" for name in self.left_float]
 
     def notes(self) -> list[str]:
-        """Return what is good to know and asks for nothing: what was undone, having not helped."""
+        """Return what is good to know and asks for nothing.
+
+        Experts without statistics of their own, and what was undone, having not helped.
+        """
+        found = []
+        if few := [f"{one.expert} ({one.tokens})" for one in self.experts if one.few]:
+            source = next(one.statistics for one in self.experts if one.few)
+            what = "rounded to nearest" if source == "none" else f"statistics of {source}"
+            found = [f"block {self.block}: experts with few tokens, {what}: {', '.join(few)}"]
         if self.tweak is None or self.tweak.outcome != "rolled back":
-            return []
+            return found
         return [
+            *found,
             f"block {self.block}: norm tweak rolled back (held-out loss "
             f"{self.tweak.held_out_before:.4g} -> {self.tweak.held_out_after:.4g}, distance "
-            f"{self.tweak.distance_before:.4g} -> {self.tweak.distance_after:.4g})"
+            f"{self.tweak.distance_before:.4g} -> {self.tweak.distance_after:.4g})",
         ]

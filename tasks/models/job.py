@@ -12,6 +12,7 @@ from typing import Any
 
 from normtweak_core.calibration.hub_data import hub_data_revision
 from normtweak_core.errors import VerificationError
+from normtweak_core.experts.names import mixes_experts
 from normtweak_core.export.payload import GENERATION_CONFIG, relative_name
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import stored_dtype
@@ -67,6 +68,11 @@ class Job:
     def blocks(self) -> tuple[str, int]:
         """Checkpoint name of the block list, and the number of blocks."""
         return block_list(self.fingerprint.tensors)
+
+    @functools.cached_property
+    def mixes_experts(self) -> bool:
+        """Whether the model is a mixture of experts."""
+        return mixes_experts(self.fingerprint.tensors)
 
     @functools.cached_property
     def outside_blocks_sha256(self) -> str:

@@ -14,6 +14,7 @@ from tasks.engine.artifacts import publish, publish_json
 from tasks.engine.environment import state_root
 from tasks.engine.live_page import show_bar
 from tasks.engine.stage import Found, stage
+from tasks.models.job import Job
 from tasks.models.work import Work
 from tasks.results import BlockResult, FinalTuneResult
 from tasks.stages.chain import BlockChain, ChainSettings
@@ -26,17 +27,20 @@ storage = lazy("normtweak_core.quantization.storage")
 SHARE_DONE = {"begin": 0.0, "solve": 0.1, "tweak": 0.6, "finish": 0.9, "done": 1.0}
 
 
-def fields_read(config: QuantizationConfig) -> dict[str, Any]:
+def fields_read(config: QuantizationConfig, job: Job) -> dict[str, Any]:
     """Return the fields that can change a result: no key holds what its method never reads.
 
     Rounding to nearest has neither an order of columns nor a Hessian to damp, and a correction that
     is switched off has no ridge. So the baseline of every recipe is found whatever its GPTQ is.
+    Only where a mixture of experts needs statistics, it matters which of them have few tokens.
     """
     fields = config.model_dump(mode="json")
     if config.method == "rtn":
         del fields["act_order"], fields["percdamp"]
     if config.propagation.alpha == 0:
         del fields["propagation"]["ridge"]
+    if not job.mixes_experts or (config.method == "rtn" and config.propagation.alpha == 0):
+        del fields["experts"]
     return fields
 
 
@@ -64,7 +68,7 @@ def _read_by(settings: ChainSettings, work: Work, index: int) -> dict[str, Any]:
         "config": job.fingerprint.config_sha256,
         "weights": job.block_sha256(index),
         "outside": job.outside_blocks_sha256,
-        "quantization": fields_read(settings.quantization),
+        "quantization": fields_read(settings.quantization, job),
         "norm_tweak": tweak if tweak.enabled else None,
     }
 

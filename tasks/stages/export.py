@@ -59,7 +59,7 @@ def read_by_every_export(work: Work) -> dict[str, Any]:
 
 def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
     return read_by_every_export(work) | {
-        "quantization": fields_read(work.recipe.quantization),
+        "quantization": fields_read(work.recipe.quantization, work.job),
         "library": format_library(work.recipe.export.format),
     }
 

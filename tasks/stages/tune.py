@@ -30,7 +30,7 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
         "final_tune": work.recipe.final_tune,
         "seed": work.job.seed,
         "model": work.job.fingerprint.sha256,
-        "quantization": fields_read(work.recipe.quantization),
+        "quantization": fields_read(work.recipe.quantization, work.job),
     }
 
 

@@ -195,8 +195,9 @@ OPTIONS = {
     ),
     "a mixture of experts": (
         "--set model.source={0}/experts",
-        "mixture-of-experts models are not supported yet; {0}/experts has num_local_experts: 8. "
-        "Choose a dense model.",
+        "a mixture of experts must store each matrix of each expert as a tensor of its own, "
+        "without biases, as Mixtral and Qwen3-MoE do (...experts.0.w1.weight); {0}/experts has "
+        "num_local_experts: 8, which is not supported yet. Choose another model.",
     ),
     "a model without a tokenizer": (
         "--set model.source={0}/speechless",

@@ -44,6 +44,14 @@ NAMED = {
     "registry.promote_to": (
         "tests.flows.test_shared_export.test_recipes_of_one_export_keep_apart_what_is_theirs"
     ),
+    "quantization.experts.few_tokens": (
+        "tests.core.quantization.test_experts."
+        "test_starved_experts_are_rounded_to_nearest_where_the_recipe_says_so"
+    ),
+    "quantization.experts.min_tokens": (
+        "tests.core.quantization.test_experts."
+        "test_ties_and_an_expert_without_tokens_leave_none_uncalibrated"
+    ),
     "on_problem": "tests.flows.test_failing_runs.test_a_problem_ends_a_run_that_allows_none",
     "export.verify_timeout": (
         "tests.flows.test_recipe_results.test_a_verification_ends_when_the_recipe_says"

@@ -9,6 +9,7 @@ from flows.recipes.base import NOT_BUILT
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from normtweak_core.settings import known_keys
+from tests.core.export.test_experts_export import CONFIGS
 from tests.flows.stage_keys import (
     GATE,
     TASK_KEYS,
@@ -18,6 +19,7 @@ from tests.flows.stage_keys import (
     stage_keys,
 )
 from tests.flows.tiny_model import recipe_values
+from tests.tiny_exports import save_tiny_model
 
 # Another accepted value of each key. A new key of the recipe fails here until it is listed.
 OTHER = {
@@ -58,6 +60,8 @@ OTHER = {
 GENERATED = {"calibration.languages": ["latin"]}
 # Read only with a symmetric grid of 2 bits.
 SYMMETRIC = {"quantization.levels": "ternary"}
+# Read only of a mixture of experts.
+EXPERTS = {"quantization.experts.min_tokens": 2.0, "quantization.experts.few_tokens": "none"}
 # What decides the registry or how a run ends: `test_leaf_effects`.
 NO_STAGE = {"name", "registry.alias", "export.verify_timeout", "on_problem", *GATE}
 ELSEWHERE = {"model.revision", "model.device", "ternary", "finetune"}
@@ -73,6 +77,7 @@ def test_every_key_of_the_recipe_is_accounted_for():
         *OTHER,
         *GENERATED,
         *SYMMETRIC,
+        *EXPERTS,
         *TASK_KEYS,
         *NO_STAGE,
         *ELSEWHERE,
@@ -110,6 +115,22 @@ def test_the_levels_of_a_symmetric_grid_change_a_stage(project):
         changes = symmetric | {"quantization.levels": levels}
         other = quantize_keys(Recipe.parse(with_values(project, changes)))
         assert other["block 0"] != plain["block 0"]
+
+
+@pytest.mark.parametrize("key", EXPERTS)
+@pytest.mark.parametrize("mixture", [True, False])
+def test_few_tokens_matter_where_a_mixture_needs_statistics(key, mixture, project):
+    save_tiny_model(project / "mixture", CONFIGS["qwen3_moe"])
+    symmetric = {"quantization.symmetric": True, "quantization.group_size": 32}
+    if mixture:
+        symmetric["model.source"] = str(project / "mixture")
+    for method, read in (({}, mixture), (RTN, False)):
+        plain, other = (
+            quantize_keys(Recipe.parse(with_values(project, symmetric, method, change)))
+            for change in ({}, {key: EXPERTS[key]})
+        )
+        assert (plain["block 0"] != other["block 0"]) is read
+        assert (plain != other) is read
 
 
 # What rounding to nearest does not read, and what no method reads of a correction switched off.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError
+from normtweak_core.experts.names import mixes_experts, router_names
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.quantization.config import QuantizationConfig
@@ -37,6 +38,8 @@ class LinearShape:
 def linear_shapes(folder: Path) -> dict[str, LinearShape]:
     """Return the linears of the blocks by name, from the headers of the weight files alone.
 
+    What routes tokens to experts is none of them: it stays float.
+
     A weight whose bias has the length of its second dimension is a Conv1D's; where one is, square
     weights, which cannot tell, are taken for the same.
 
@@ -45,10 +48,13 @@ def linear_shapes(folder: Path) -> dict[str, LinearShape]:
 
     """
     stored = stored_tensors(folder)
+    routers = router_names({name: tensor.shape for name, tensor in stored.items()})
     weights = {
-        name.removesuffix(".weight"): tensor.shape
+        linear: tensor.shape
         for name, tensor in stored.items()
-        if _IN_BLOCK.search(name) and len(tensor.shape) == 2
+        if _IN_BLOCK.search(name)
+        and len(tensor.shape) == 2
+        and (linear := name.removesuffix(".weight")) not in routers
     }
     biases = {name: stored.get(f"{name}.bias") for name in weights}
     transposed = any(
@@ -90,6 +96,8 @@ def check_exportable(
                 f"quantization.group_size must divide every input width; {group_size} does not "
                 f"divide {shape.in_features} of {name}. Choose a divisor, or null for whole rows."
             )
+    if mixes_experts(linears):
+        _check_experts(export, quantization)
     if export.format == "gptq":
         _check_gptq(export, quantization, linears, reader_available)
     else:
@@ -108,6 +116,7 @@ def check_ternary_exportable(export: ExportConfig, linears: Mapping[str, LinearS
 
     """
     check_ternary_format(export)
+    refuse_experts(linears, "ternary training")
     for name, shape in linears.items():
         if shape.transposed:
             raise conv1d_error(name)
@@ -126,6 +135,23 @@ def check_ternary_format(export: ExportConfig) -> None:
         raise InputError(
             f"export.format of a ternary model must be bitnet; it is {export.format}, which holds "
             "no rounded activations. Use auto or bitnet."
+        )
+
+
+def refuse_experts(linears: Collection[str], what: str) -> None:
+    """Accept a model without experts.
+
+    Args:
+        linears: Names of its linears.
+        what: That cannot be done with them.
+
+    Raises:
+        InputError: It mixes experts.
+    """
+    if mixes_experts(linears):
+        raise InputError(
+            f"{what} needs a model without experts; this one is a mixture of experts, which can "
+            "be quantized (normtweak quantize). Choose a dense model."
         )
 
 
@@ -167,6 +193,26 @@ def _check_zero_points(
                 "quantization.symmetric to true, quantization.group_size to null, or "
                 "quantization.bits to 3 or 8."
             )
+
+
+def _check_experts(export: ExportConfig, quantization: QuantizationConfig) -> None:
+    """Refuse what transformers cannot open of a mixture of experts.
+
+    It makes the stacked weights while loading: from compressed-tensors without zero points
+    (transformers#47430). Of a gptq file it leaves the experts random.
+    """
+    if export.format == "gptq":
+        raise InputError(
+            "export.format: gptq holds no mixture of experts that transformers opens: it would "
+            "leave the experts random. Use compressed-tensors, with quantization.symmetric true."
+        )
+    if not quantization.symmetric:
+        raise InputError(
+            "must be true for a mixture of experts",
+            key="quantization.symmetric",
+            found="it is false, and transformers reads no zero points of experts",
+            remedy="set it to true",
+        )
 
 
 def _check_gptq(

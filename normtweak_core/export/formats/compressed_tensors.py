@@ -51,12 +51,15 @@ def unpack_linear(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWei
     return QuantizedWeight(codes, scales, zeros, scheme.bits, scheme.group_size, scheme.symmetric)
 
 
-def quantization_config(scheme: Scheme, float_linears: Sequence[str]) -> dict[str, object]:
+def quantization_config(
+    scheme: Scheme, float_linears: Sequence[str], experts: bool = False
+) -> dict[str, object]:
     """Return the ``quantization_config`` entry of config.json.
 
     Args:
         scheme: Width and grid of every quantized linear.
         float_linears: Full names of the linears that stay float, the output head among them.
+        experts: Whether quantized linears are those of experts.
 
     """
     weights = {
@@ -82,8 +85,8 @@ def quantization_config(scheme: Scheme, float_linears: Sequence[str]) -> dict[st
             }
         },
     }
-    if not scheme.symmetric:
-        # transformers 5.23 with compressed-tensors 0.20 expects unpacked zero points unless it
-        # dequantizes while loading.
+    if experts or not scheme.symmetric:
+        # transformers 5.23 with compressed-tensors 0.20 expects unpacked zero points, and has no
+        # place for the packed matrices of experts, unless it dequantizes while loading.
         config["dequantize"] = True
     return config

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normtweak_core.experts.names import mixes_experts
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.formats import bitnet, compressed_tensors, gptq, grid_layer
 from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
@@ -72,13 +73,15 @@ def describe(
     Args:
         form: The format.
         scheme: What the quantized linears share.
-        linears: Full names of all linears of the model.
+        linears: Full names of all linears of the model, and of what routes tokens to experts.
         quantized: Those of them that are quantized.
         block_prefix: What the names of the blocks' linears begin with, such as ``model.layers.``.
 
     """
     if form is COMPRESSED_TENSORS:
-        return compressed_tensors.quantization_config(scheme, sorted(linears - quantized))
+        return compressed_tensors.quantization_config(
+            scheme, sorted(linears - quantized), mixes_experts(quantized)
+        )
     if form is BITNET:
         return bitnet.quantization_config(scheme, sorted(linears - quantized))
     in_blocks = {name for name in linears if name.startswith(block_prefix)}

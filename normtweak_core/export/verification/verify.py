@@ -87,7 +87,11 @@ def verify_export(
         format=manifest["export"]["format"],
         payload_sha256=payload,
         num_tensors=report["tensors"],
-        num_quantized=sum(entry["quantized"] for entry in manifest["tensors"].values()),
+        num_quantized=sum(
+            len(entry.get("linears", (entry,)))
+            for entry in manifest["tensors"].values()
+            if entry["quantized"]
+        ),
         logit_difference=report["logits"]["difference"],
         logit_statistic=manifest["probe"].get("logit_statistic", "max"),
         logit_tolerance=manifest["probe"]["logit_tolerance"],

@@ -11,19 +11,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from greenlet import getcurrent, greenlet
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from normtweak_core.errors import InputError
-from normtweak_core.model.structure import find_linears
+from normtweak_core.experts.stacked import is_mixture
 from normtweak_core.quantization.linears.inputs import RunBlock
 from normtweak_core.quantization.streams import micro_batches
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Where passes stop: at the input of a linear, or behind its output."""
+    """Where passes stop: at the input of a linear, or behind its output.
+
+    Or at a mixture of experts, where a pass holds what they read and which of them each token goes
+    to, both in one tuple.
+    """
 
     layer: str
     behind: bool = False
@@ -67,8 +72,8 @@ class Passes:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def at(self, index: int) -> Iterator[Float[Tensor, "batch seq width"]]:
-        """Yield what each micro-batch of training windows holds at a stop.
+    def at(self, index: int) -> Iterator[Any]:
+        """Yield what each micro-batch of training windows holds at a stop: a tensor, or see `Stop`.
 
         Raises:
             InputError: The block does not come to it.
@@ -85,17 +90,17 @@ class Passes:
             self._hidden[part] = self._run(self._block, self._hidden[part])
         return self._hidden
 
-    def _held_at(self, index: int) -> Iterator[Tensor]:
+    def _held_at(self, index: int) -> Iterator[Any]:
         raise NotImplementedError
 
     def _ends(self) -> Iterator[Tensor]:
         raise NotImplementedError
 
-    def _reached(self, index: int, part: slice) -> Tensor:
+    def _reached(self, index: int, part: slice) -> Any:
         """Run one micro-batch up to a stop."""
-        caught: list[Tensor] = []
+        caught: list[Any] = []
 
-        def stop(tensor: Tensor) -> None:
+        def stop(tensor: Any) -> None:
             caught.append(tensor)
             raise _Reached
 
@@ -120,7 +125,7 @@ class FloatPasses(Passes):
     """Passes that are done at once, and hold what was seen at each stop until it is asked for."""
 
     def __enter__(self) -> "FloatPasses":
-        self._seen: list[list[Tensor]] = [[] for _ in self._stops]
+        self._seen: list[list[Any]] = [[] for _ in self._stops]
         for count, part in enumerate(self._held, start=1):
             self._hidden[part] = self._noted(part)
             for index, seen in enumerate(self._seen):
@@ -129,10 +134,10 @@ class FloatPasses(Passes):
         return self
 
     def _noted(self, part: slice) -> Tensor:
-        def note(index: int, before: int) -> Callable[[Tensor], None]:
-            def keep(tensor: Tensor) -> None:
+        def note(index: int, before: int) -> Callable[[Any], None]:
+            def keep(tensor: Any) -> None:
                 if len(self._seen[index]) == before:  # called once more, the first call counts
-                    self._seen[index].append(tensor.clone())  # some blocks go on to change it
+                    self._seen[index].append(_copy(tensor))  # some blocks go on to change it
 
             return keep
 
@@ -146,7 +151,7 @@ class FloatPasses(Passes):
             for handle in handles:
                 handle.remove()
 
-    def _held_at(self, index: int) -> Iterator[Tensor]:
+    def _held_at(self, index: int) -> Iterator[Any]:
         seen = self._seen[index]
         while seen:
             yield seen.pop(0)
@@ -174,7 +179,7 @@ class QuantizedPasses(Passes):
             if waiting:  # begun and not at its end: it ends here, not whenever it is collected
                 waiting.throw()
 
-    def _held_at(self, index: int) -> Iterator[Tensor]:
+    def _held_at(self, index: int) -> Iterator[Any]:
         for waiting in self._waiting:
             reached, tensor = waiting.switch()
             if reached != index:
@@ -196,7 +201,7 @@ class _Suspended(greenlet):
     next_stop = 0
 
 
-def _pause(index: int, tensor: Tensor) -> None:
+def _pause(index: int, tensor: Any) -> None:
     """Hand a tensor over and wait; a linear that is called once more is passed by."""
     current = getcurrent()
     if isinstance(current, _Suspended) and index == current.next_stop:
@@ -208,8 +213,18 @@ class _Reached(Exception):  # noqa: N818 - it is no error
     """Stops a forward pass where a tensor was wanted."""
 
 
-def _hook(block: nn.Module, stop: Stop, reached: Callable[[Tensor], None]) -> Any:
-    module = find_linears(block)[stop.layer]
+def _copy(arrived: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    return tuple(map(torch.clone, arrived)) if isinstance(arrived, tuple) else arrived.clone()
+
+
+def _hook(block: nn.Module, stop: Stop, reached: Callable[[Any], None]) -> Any:
+    module = block.get_submodule(stop.layer)
+    if is_mixture(module):
+        return module.register_forward_pre_hook(
+            # What every mixture of transformers is given, in this order.
+            lambda _, args, kwargs: reached((*args, *kwargs.values())[:2]),
+            with_kwargs=True,
+        )
     if stop.behind:
         return module.register_forward_hook(lambda _, args, output: reached(output))
     return module.register_forward_pre_hook(lambda _, args: reached(args[0]))

@@ -11,15 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from normtweak_core.experts.stacked import mixture_of
 from normtweak_core.memory import available_memory
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
 from normtweak_core.quantization.gptq import SolvedWeight, gptq, round_to_nearest, split_rows
 from normtweak_core.quantization.grid import GridSpec
 from normtweak_core.quantization.hessian import InputStatistics, corrected_weight
+from normtweak_core.quantization.linears.experts import RoutedInputs, expert_statistics
 from normtweak_core.quantization.linears.inputs import RunBlock, linear_groups
 from normtweak_core.quantization.linears.passes import FloatPasses, QuantizedPasses, Stop
 from normtweak_core.quantization.plan import BlockPlan
-from normtweak_core.quantization.report import LayerReport
+from normtweak_core.quantization.report import ExpertReport, LayerReport
 from normtweak_core.quantization.streams import Streams, micro_batches
 from normtweak_core.quantization.weight import QuantizedWeight
 
@@ -33,6 +35,8 @@ class SolvedLinears:
 
     layers: dict[str, QuantizedWeight] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
+    experts: dict[str, ExpertReport] = field(default_factory=dict)
+    routed_alike: float | None = None  # see `RoutedInputs`
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class LinearGroup:
     """Float linears that read the same tensor, in the order in which they are called."""
 
     modules: dict[str, nn.Module]  # by name in the block
+    mixture: str | None = None  # name of the mixture of experts of which they are all linears
 
     @property
     def first(self) -> str:
@@ -106,22 +111,28 @@ def quantize_linears(
     done, settings = SolvedLinears(), plan.quantization
     linears = find_linears(block)
     groups = [
-        LinearGroup({name: linears[name] for name in names})
+        LinearGroup({name: linears[name] for name in names}, mixture_of(block, names[0]))
         for names in linear_groups(block, run, streams.x_f[:1])
     ]
     propagated = settings.propagation.alpha > 0
     informed = settings.method == "gptq" or propagated  # the bare RTN needs no data
-    ours_at = [Stop(group.first) for group in groups if informed]
-    wanted_at = [Stop(group.first, group.by_outputs) for group in groups if propagated]
+    ours_at = [Stop(group.mixture or group.first) for group in groups if informed]
+    wanted_at = [
+        Stop(group.mixture or group.first, group.by_outputs) for group in groups if propagated
+    ]
     held = _held_micro_batches(groups, streams, propagated)
     with (
         FloatPasses(block, run, streams.x_f, streams.num_training, wanted_at, held) as wanted_of,
         QuantizedPasses(quantized, run, streams.x_q, streams.num_training, ours_at, held) as ours,
     ):
         for index, group in enumerate(groups):
+            wanted = wanted_of.at(index) if propagated else None
+            if group.mixture is not None:
+                inputs = RoutedInputs.of(ours.at(index), wanted) if informed else None
+                _solve_mixture(group, inputs, block, quantized, plan, done)
+                continue
             H = WC = None
             if informed:
-                wanted = wanted_of.at(index) if propagated else None
                 H, WC = group.statistics(ours.at(index), wanted)
             _solve_group(group, H, WC, quantized, plan, done)
         return done, Streams(wanted_of.finish(), ours.finish())
@@ -131,15 +142,43 @@ def _held_micro_batches(groups: list[LinearGroup], streams: Streams, propagated:
     """Return how many micro-batches may wait in memory, in the share of it that is theirs."""
     hidden, before, floats, noted = streams.x_q.shape[2], 0, 0, 0
     for group in groups:
-        rows, columns = sum(len(weight) for weight in group.weights), group.weights[0].shape[1]
+        weights = [linear_weight(module) for module in group.modules.values()]
+        rows, columns = sum(len(weight) for weight in weights), weights[0].shape[1]
+        if group.mixture is not None:  # their own intermediates wait for nothing
+            rows = columns
         # The residual, the input of the part of the block that is at work, what the linears before
         # gave it, and what these read.
         floats, before = max(floats, 2 * hidden + before + columns), rows
         noted += rows if group.by_outputs else columns
     size = micro_batches(streams.x_q)[0].stop * streams.x_q.shape[1]
     needed = size * (floats + propagated * noted) * streams.x_q.element_size()
-    device = groups[0].weights[0].device
+    device = linear_weight(next(iter(groups[0].modules.values()))).device
     return int(SUSPENDED_SHARE * available_memory(str(device)) // needed)
+
+
+def _solve_mixture(
+    group: LinearGroup,
+    inputs: RoutedInputs | None,
+    block: nn.Module,
+    quantized: nn.Module,
+    plan: BlockPlan,
+    done: SolvedLinears,
+) -> None:
+    """Solve a mixture of experts, one after the other; without inputs they need no statistics."""
+    if inputs is None:
+        for name, module in group.modules.items():
+            _solve_group(LinearGroup({name: module}), None, None, quantized, plan, done)
+        return
+    done.routed_alike = inputs.alike
+    experts = (part.get_submodule(group.mixture) for part in (block, quantized))
+    rule = plan.quantization.experts
+    for names, statistics, report in expert_statistics(*experts, group.mixture, inputs, rule):
+        done.experts[report.expert] = report
+        solved, H, WC = LinearGroup({name: group.modules[name] for name in names}), None, None
+        if statistics is not None:
+            H = statistics.hessian()
+            WC = None if inputs.x_f is None else torch.cat(solved.weights) @ statistics.cross()
+        _solve_group(solved, H, WC, quantized, plan, done)
 
 
 def _solve_group(
@@ -173,7 +212,7 @@ def _solve(W: Tensor, H: Tensor | None, plan: BlockPlan) -> SolvedWeight:
     spec = GridSpec(
         settings.bits, settings.symmetric, settings.mse_grid, plan.export_dtype, settings.levels
     )
-    if settings.method == "rtn":
+    if settings.method == "rtn" or H is None:
         return round_to_nearest(W, settings.group_size, spec)
     return gptq(
         W,

@@ -98,10 +98,37 @@ ODD_FAMILIES = {
     "deepseek_v2": lambda: hf.DeepseekV2Config(**COMMON | LATENT, first_k_dense_replace=3),
 }
 
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+DEEPSEEK = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "n_shared_experts": 1}
+DEEPSEEK |= {"first_k_dense_replace": 1, "norm_topk_prob": True}
+
+# Mixtures of experts whose weights transformers stacks from stored matrices of each.
+MIXTURES = {
+    "mixtral": lambda: hf.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(**HEADED, **EXPERTS, num_experts=4),
+    "qwen2_moe": lambda: hf.Qwen2MoeConfig(
+        **GROUPED, **EXPERTS, num_experts=4, shared_expert_intermediate_size=16
+    ),
+    "olmoe": lambda: hf.OlmoeConfig(**GROUPED, num_experts=4, num_experts_per_tok=2),
+    "deepseek_v3": lambda: hf.DeepseekV3Config(**COMMON | LATENT | EXPERTS | DEEPSEEK),
+    "glm4_moe": lambda: hf.Glm4MoeConfig(**HEADED | EXPERTS | DEEPSEEK),
+    "lfm2_moe": lambda: hf.Lfm2MoeConfig(
+        **GROUPED,
+        **EXPERTS,
+        num_experts=4,
+        num_dense_layers=1,
+        layer_types=["conv", "full_attention", "conv"],
+    ),
+    "hunyuan_moe": lambda: hf.HunYuanMoEV1Config(**HEADED, num_experts=4, moe_topk=2),
+    "phimoe": lambda: hf.PhimoeConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
+}
+
 
 def build(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return a tiny model with every parameter drawn at random, norms and biases too."""
-    model = hf.AutoModelForCausalLM.from_config((FAMILIES | ODD_FAMILIES)[family](), dtype=dtype)
+    model = hf.AutoModelForCausalLM.from_config(
+        (FAMILIES | ODD_FAMILIES | MIXTURES)[family](), dtype=dtype
+    )
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in model.parameters():

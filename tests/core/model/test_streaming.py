@@ -2,7 +2,7 @@ import gc
 
 import pytest
 import torch
-from families import FAMILIES, ODD_FAMILIES, left_padding, save, tokens
+from families import FAMILIES, MIXTURES, ODD_FAMILIES, left_padding, save, tokens
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -49,7 +49,7 @@ def assert_streams_exactly(folder, dtype=torch.float32, attention_mask=None):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("family", [*FAMILIES, *ODD_FAMILIES])
+@pytest.mark.parametrize("family", [*FAMILIES, *ODD_FAMILIES, *MIXTURES])
 def test_block_by_block_equals_the_models_own_forward_exactly(family, padded, tmp_path):
     mask = left_padding(tokens()) if padded else None
     assert_streams_exactly(save(family, tmp_path), attention_mask=mask)
@@ -61,14 +61,14 @@ def test_half_precision_equals_from_pretrained_exactly(family, dtype, tmp_path):
     assert_streams_exactly(save(family, tmp_path), dtype, left_padding(tokens()))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "mixtral", "qwen3_moe"])
 def test_a_sharded_checkpoint_streams_the_same(family, tmp_path):
     save(family, tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     assert_streams_exactly(tmp_path)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *ODD_FAMILIES])
+@pytest.mark.parametrize("family", [*FAMILIES, *ODD_FAMILIES, *MIXTURES])
 def test_every_parameter_and_buffer_equals_that_of_from_pretrained(family, tmp_path):
     model = from_pretrained(save(family, tmp_path), torch.bfloat16)
     streamed = StreamedModel(tmp_path, torch.bfloat16, "cpu")

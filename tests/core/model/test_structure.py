@@ -2,6 +2,7 @@ import pytest
 import torch
 import transformers as hf
 from families import FAMILIES, GROUPED, ODD_FAMILIES, build, save
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from normtweak_core.errors import InputError
@@ -151,16 +152,16 @@ def test_a_weight_of_another_shape_is_refused():
 @pytest.mark.parametrize(
     "config",
     [
-        hf.MixtralConfig(**GROUPED, num_local_experts=4),
-        hf.Qwen3MoeConfig(**GROUPED, num_experts=4, moe_intermediate_size=16, head_dim=8),
+        hf.GptOssConfig(**GROUPED, num_local_experts=4, head_dim=8),
+        hf.Llama4TextConfig(**GROUPED, num_local_experts=4, head_dim=8, intermediate_size_mlp=48),
     ],
-    ids=["mixtral", "qwen3_moe"],
+    ids=["with biases and interleaved", "turned around"],
 )
-def test_a_mixture_of_experts_is_refused(config):
+def test_experts_of_another_layout_are_refused(config):
     model = on_meta(config)
-    with pytest.raises(InputError, match="mixture-of-experts models are not supported yet"):
+    with pytest.raises(InputError, match="experts must be stacked as gate_up_proj"):
         find_blocks(model)
-    with pytest.raises(InputError, match=r"has experts at .*Choose a dense model"):
+    with pytest.raises(InputError, match=r"has other experts at .*Choose another model"):
         find_linears(model.model.layers[0])
 
 
@@ -185,7 +186,7 @@ def block_with(part, router=None):
     "part", [nn.ModuleList([nn.Linear(4, 4) for _ in range(3)]), Stacked(3, 4, 4)]
 )
 def test_several_of_one_kind_are_experts_where_something_routes_to_each(part):
-    with pytest.raises(InputError, match=r"Module has experts at mixer\.part"):
+    with pytest.raises(InputError, match=r"Module has other experts at mixer\.part"):
         find_linears(block_with(part, nn.Linear(4, 3)))
     find_linears(block_with(part, nn.Linear(3, 4)))
     find_linears(block_with(part))
@@ -201,7 +202,12 @@ def test_a_config_that_counts_experts_is_told_by_the_weights(tmp_path):
     config = ODD_FAMILIES["deepseek_v2"]()
     config.first_k_dense_replace, config.n_routed_experts = 2, 4
     hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"not supported yet; .* has n_routed_experts: 4"):
+    check_model_folder(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.2.mlp.experts.0.down_proj.bias"] = torch.zeros(32)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"n_routed_experts: 4 and .*experts.0.down_proj.bias"):
         check_model_folder(tmp_path)
 
 

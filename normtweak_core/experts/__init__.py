@@ -1,0 +1,1 @@
+"""Mixtures of experts: their names in checkpoints, and their matrices in stacked weights."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from normtweak_core.errors import InputError
+from normtweak_core.experts.stacked import find_mixtures
 from normtweak_core.memory import available_memory
 
 MAX_WINDOWS = 128  # more of them than this make a token hardly cheaper
@@ -88,6 +89,8 @@ def window_bytes(model: PreTrainedModel, length: int) -> int:
         length: Tokens of the window.
     """
     name = cache_name(model)
+    if model.device.type == "meta" and find_mixtures(model):
+        model.set_experts_implementation("batched_mm")  # the default multiplies only bfloat16 there
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     out = model(input_ids=token, use_cache=True)
     logits = out.logits.shape[-1] * (out.logits.itemsize + 2 * 4)  # with two float32 copies

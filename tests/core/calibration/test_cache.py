@@ -109,6 +109,13 @@ def test_a_large_model_is_measured_without_its_weights():
     assert window_bytes(model, 2048) == 4 * 2 * 8 * 128 * 2048 * 2 + 32_000 * (2 + 4 + 4)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "deepseek_v3"])
+def test_a_mixture_of_experts_takes_as_much_without_its_weights(family):
+    model = build(family)
+    expected = window_bytes(model, 64)
+    assert window_bytes(model.to("meta"), 64) == expected
+
+
 def test_as_many_windows_as_half_of_the_memory_holds():
     free = available_memory("cpu")
     assert windows_at_once(free // 40, "cpu") in (19, 20, 21)  # others come and go

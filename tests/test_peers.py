@@ -82,4 +82,4 @@ def test_what_failed_stays_and_says_why(page):
 
 
 def test_quality_stands_beside_that_of_the_float_model(page):
-    assert "| llama | 4 | normtweak | GPTQ | 11 | 1.1000 | 30 | 30 | 50 | 1.5 |" in page[0]
+    assert "| llama | 4 | normtweak | GPTQ | 11.0000 | 1.1000 | 30 | 30 | 50 | 1.5 |" in page[0]

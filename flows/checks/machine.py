@@ -211,7 +211,7 @@ def writing(
     skeleton = skeletons.build_skeleton(folder, getattr(torch, dtype))
     each = cache.window_bytes(skeleton, length)
     model = shape.parameters * DTYPE_BYTES[dtype]
-    return Writing(min(samples, cache.windows_at_once(each, device, taken=model)), each)
+    return Writing(cache.windows_at_once(each, samples, device, taken=model), each)
 
 
 def measured_speed() -> float:

@@ -8,6 +8,7 @@ another order. Layers with a window that slides or a state of constant size stay
 """
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -118,13 +119,18 @@ def _tensor_bytes(value: Any) -> int:
     return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
-def windows_at_once(bytes_each: int, device: str, taken: int = 0) -> int:
-    """Return how many windows are written together: as many as a share of what is free holds.
+def windows_at_once(bytes_each: int, samples: int, device: str, taken: int = 0) -> int:
+    """Return how many windows are written together: in as few batches as what is free allows.
+
+    The batches are of equal size, which then hardly depends on what happens to be free: in bfloat16
+    a window may depend on the size of its batch.
 
     Args:
         bytes_each: As `window_bytes` counts them.
+        samples: Windows in all.
         device: Where the model is.
         taken: Bytes that something else will take before.
     """
     share = SHARES[torch.device(device).type] * (available_memory(device) - taken)
-    return max(1, min(MAX_WINDOWS, int(share) // bytes_each))
+    most = max(1, min(MAX_WINDOWS, int(share) // bytes_each))
+    return math.ceil(samples / math.ceil(samples / most))

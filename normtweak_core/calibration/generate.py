@@ -12,7 +12,8 @@ transformers' defaults, pinned here). We differ in three points:
   have probability zero, and a document is not ended before MIN_DOCUMENT tokens;
 * every window has its own random stream, indexed by position: the noise of (seed, window, position)
   is the same whichever windows are written beside it. Logits may differ in their last bit between
-  batches of different size, which changes a window only where a draw falls on that bit.
+  batches of different size, which changes a window where a draw falls on that bit: hardly ever in
+  float32, often in bfloat16, whose last bit is large.
 """
 
 import logging
@@ -105,7 +106,7 @@ def generate_windows(
     first_tokens = find_first_tokens(tokenizer, probabilities, languages)
     rules = _rules(model, tokenizer, first_tokens, len(probabilities))
     each = window_bytes(model, length)
-    batch_size = min(samples, batch_size or windows_at_once(each, str(model.device)))
+    batch_size = batch_size or windows_at_once(each, samples, str(model.device))
     started = time.monotonic()
     windows, documents = [], 0
     for start in range(0, samples, batch_size):

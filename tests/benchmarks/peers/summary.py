@@ -144,7 +144,7 @@ def quality_cells(row: Found) -> list[Any]:
         return [*model, row["error"].replace("|", "/"), "", "", "", "", ""]
     return [
         *model,
-        row["perplexity"],
+        f"{row['perplexity']:.4f}",
         f"{row['perplexity'] / row['perplexity_float']:.4f}",
         row["cpu_seconds"],
         row["seconds"],

@@ -1,7 +1,7 @@
 """Each expert of a mixture is quantized from the tokens routed to it, or says otherwise."""
 
 import copy
-import gc
+import weakref
 
 import pytest
 import torch
@@ -14,7 +14,6 @@ from normtweak_core.quantization.block import quantize_block
 from normtweak_core.quantization.config import ExpertsConfig, QuantizationConfig
 from normtweak_core.quantization.gptq import round_to_nearest
 from normtweak_core.quantization.grid import GridSpec
-from normtweak_core.quantization.hessian import InputStatistics
 from normtweak_core.quantization.linears.experts import RoutedInputs, expert_statistics
 from normtweak_core.quantization.linears.passes import FloatPasses, QuantizedPasses, Stop
 from normtweak_core.quantization.plan import BlockPlan
@@ -138,12 +137,13 @@ def test_statistics_are_those_of_the_tokens_that_the_quantized_router_sends(
 def test_no_more_than_the_statistics_of_two_groups_are_in_memory(walk, pair, streams):
     block, quantized = pair
     inputs = inputs_of(block, quantized, streams, walk)
-    alive = []
-    for _, _, _ in expert_statistics(
+    seen, alive = [], []
+    for _, found, _ in expert_statistics(
         block.mlp.experts, quantized.mlp.experts, MIXTURE, inputs, ExpertsConfig()
     ):
-        gc.collect()
-        alive.append(sum(isinstance(one, InputStatistics) for one in gc.get_objects()))
+        seen.append(weakref.ref(found))
+        alive.append(sum(one() is not None for one in seen))
+    assert len(alive) == 2 * EXPERTS
     assert max(alive) <= 2  # those just yielded, and what the loop still holds
 
 

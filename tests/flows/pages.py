@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.flows.command_line import REPOSITORY, clean_environment
+
 REQUIRED = "NORMTWEAK_REQUIRE_BROWSER"
 # A first start makes two databases, which takes long on a busy machine.
 SECONDS_TO_START = 240
@@ -38,13 +39,6 @@ FLAGS = (
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
-
-
-def clean_environment(root: Path, **more: str) -> dict[str, str]:
-    """Return the variables of a person who has set nothing but the state root."""
-    ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return clean | {"NORMTWEAK_HOME": str(root), "OMP_WAIT_POLICY": "PASSIVE"} | more
 
 
 class Command:

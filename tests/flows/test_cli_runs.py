@@ -1,11 +1,9 @@
 """A run that cannot go on, as a person meets it: exit code, last line, log, state in Prefect."""
 
-import os
 import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from tasks.engine.events import read_events
 from tests.engine import with_database
+from tests.flows.command_line import normtweak
 from tests.flows.tiny_model import write_project
 from tests.tiny_exports import save_tiny_model, tiny_config
-
-REPOSITORY = Path(__file__).parents[2]
 
 # The first start makes Prefect's database, which takes long on a busy machine.
 pytestmark = pytest.mark.timeout(400)
@@ -34,18 +31,9 @@ class Typed:
         self.process: subprocess.Popen | None = None
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen:
-        ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         with self.text.open("wb") as text:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", *arguments],
-                cwd=REPOSITORY,
-                env=clean
-                | {"NORMTWEAK_HOME": str(self.root), "OMP_WAIT_POLICY": "PASSIVE"}
-                | variables,
-                stdout=subprocess.DEVNULL,
-                stderr=text,
-            )
+            streams = {"stdout": subprocess.DEVNULL, "stderr": text}
+            self.process = normtweak(self.root, *arguments, **streams, **variables)
         return self.process
 
     def stop(self) -> None:

@@ -1,17 +1,14 @@
 """Whole runs on a CUDA device: what they register is as good as what the CPU makes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.flows.command_line import normtweak
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,21 +17,11 @@ pytestmark = [
 ]
 
 
-def start(root, *arguments):
-    ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=REPOSITORY,
-        env=clean | {"NORMTWEAK_HOME": str(root)},
-    )
-
-
 def finished(root, command, recipe, device, *settings):
     result = root / f"{device}.json"
     root.mkdir(exist_ok=True)
     options = [word for one in (f"model.device={device}", *settings) for word in ("--set", one)]
-    run = start(root, command, f"conf/{recipe}.yaml", *options, "--result", str(result))
+    run = normtweak(root, command, f"conf/{recipe}.yaml", *options, "--result", str(result))
     assert run.wait(500) == 0
     return json.loads(result.read_text())
 
@@ -64,7 +51,7 @@ def test_a_ternary_training_killed_on_the_device_ends_in_the_same_export(tmp_pat
     whole = finished(tmp_path / "whole", "ternary", "ternary-quickstart", "cuda", *settings)
     killed = tmp_path / "killed"
     options = [word for one in ("model.device=cuda", *settings) for word in ("--set", one)]
-    run = start(killed, "ternary", "conf/ternary-quickstart.yaml", *options)
+    run = normtweak(killed, "ternary", "conf/ternary-quickstart.yaml", *options)
     try:
         deadline = time.monotonic() + 300
         while not list(Path(killed).glob("**/step-*")) and time.monotonic() < deadline:

@@ -1,7 +1,5 @@
 import dataclasses
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,9 +18,8 @@ from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from tasks.engine.progress import readable_seconds
+from tests.flows.command_line import normtweak
 from tests.flows.tiny_model import recipe_values, ternary_values, write_project
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +31,12 @@ def project(tmp_path_factory):
 
 def plan_of(project, recipe: Path) -> str:
     """Return what `normtweak plan` prints on a root that does not exist."""
-    ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "plan", str(recipe)],
-        cwd=REPOSITORY,
-        env=clean | {"NORMTWEAK_HOME": str(project / "state"), "TMPDIR": str(project)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    running = normtweak(project / "state", "plan", recipe, **pipes, TMPDIR=str(project))
+    told, errors = running.communicate(timeout=100)
+    assert running.returncode == 0, errors.decode()
+    assert errors == b""
+    return told.decode()
 
 
 @pytest.fixture(scope="module")

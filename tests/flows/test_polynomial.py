@@ -2,10 +2,8 @@
 
 import base64
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,9 +15,9 @@ from normtweak_core.errors import InputError
 from normtweak_core.polynomial.config import cells_of
 from normtweak_core.settings import known_keys
 from tests.engine import artifacts_of
+from tests.flows.command_line import REPOSITORY, normtweak
 from tests.flows.page_reader import PageReader
 
-REPOSITORY = Path(__file__).parents[2]
 TINY = {
     "name": "tiny-study",
     "device": "cpu",
@@ -161,22 +159,15 @@ class Command:
         self.process: subprocess.Popen | None = None
 
     def start(self, *options: str) -> subprocess.Popen:
-        ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        words = ("polynomial", self.folder / "recipe.yaml", "--result", self.folder / "result.json")
         with (
             (self.folder / "out.txt").open("wb") as out,
             (self.folder / "err.txt").open("wb") as err,
         ):
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "polynomial", self.folder / "recipe.yaml",
-                 "--result", self.folder / "result.json", *options],
-                cwd=REPOSITORY,
-                env=clean
-                | {"NORMTWEAK_HOME": str(self.root), "OMP_WAIT_POLICY": "PASSIVE"}
-                | {"PREFECT_API_URL": self.server},
-                stdout=out,
-                stderr=err,
-            )  # fmt: skip
+            streams = {"stdout": out, "stderr": err}
+            self.process = normtweak(
+                self.root, *words, *options, **streams, PREFECT_API_URL=self.server
+            )
         return self.process
 
     def run(self, *options: str) -> dict:

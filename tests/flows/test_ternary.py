@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import pytest
 import yaml
 
 from tasks.engine.events import read_events
+from tests.flows.command_line import normtweak
 from tests.flows.in_process import rebuild_result
 from tests.tiny_exports import save_tiny_model, tiny_config
 
-REPOSITORY = Path(__file__).parents[2]
 # The suite kills once; `make kill-test-ternary` kills ten times.
 KILLS = int(os.environ.get("NORMTWEAK_TERNARY_KILLS", "1"))
 
@@ -35,17 +34,8 @@ class Runs:
         return self.command("ternary", str(self.recipe), "--result", str(self.result))
 
     def command(self, *arguments: str) -> subprocess.Popen:
-        ours = ("NORMTWEAK_", "PREFECT_", "MLFLOW_")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", *arguments],
-            cwd=REPOSITORY,
-            env=clean
-            | {"NORMTWEAK_HOME": str(self.root), "OMP_WAIT_POLICY": "PASSIVE"}
-            | {"PREFECT_API_URL": self.server},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return normtweak(self.root, *arguments, **pipes, PREFECT_API_URL=self.server)
 
     def finish(self) -> dict:
         run = self.start()

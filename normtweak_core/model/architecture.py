@@ -143,11 +143,13 @@ def check_experts(config: dict[str, Any], name: str, weights: Iterable[str]) -> 
     A config may count experts that no layer has (a DeepSeek of which all first layers are dense):
     then the weights tell. A count that the family does not know is believed. Whether the model in
     memory is one that can be quantized is seen later, from its modules. No weights are named where
-    they are not known yet.
+    they are not known yet. A quantized model is only measured, by whoever opens its format.
 
     Raises:
         InputError: It mixes experts in another way.
     """
+    if config.get("quantization_config"):
+        return
     weights = list(weights)
     for part in (config, config.get("text_config") or {}, config.get("ffn_config") or {}):
         for key in EXPERT_KEYS:

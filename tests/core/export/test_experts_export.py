@@ -16,9 +16,12 @@ from normtweak_core.export.formats.checks import (
     linear_shapes,
 )
 from normtweak_core.export.loading import load_export
+from normtweak_core.export.opening import load_quantized
 from normtweak_core.export.sizes import size_check
 from normtweak_core.export.verification import reader
 from normtweak_core.export.writer import write_export
+from normtweak_core.model.config import ModelConfig
+from normtweak_core.model.source import check_model_folder, resolve_source
 from normtweak_core.model.structure import find_linears, linear_weight
 from normtweak_core.quantization.config import QuantizationConfig
 from tests.tiny_exports import read_json, round_to_nearest, save_tiny_model
@@ -85,6 +88,16 @@ def test_the_stock_reader_finds_every_expert_bit_for_bit(family, exports, source
         assert torch.equal(linear_weight(found[name]), weight.dequantize().half()), name
     ours = load_export(folder, sources[family], torch.float16, "cpu").state_dict()
     assert all(torch.equal(ours[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_an_export_is_opened_to_be_measured_and_not_to_be_quantized_again(exports, sources):
+    folder, _ = exports["mixtral"]
+    assert resolve_source(ModelConfig(source=str(folder))).path == folder
+    with pytest.raises(InputError, match=r"is already quantized \(compressed-tensors\)"):
+        check_model_folder(folder)
+    opened = load_quantized(folder, torch.float16, "cpu").state_dict()
+    ours = load_export(folder, sources["mixtral"], torch.float16, "cpu").state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in opened.items())
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -4,8 +4,10 @@ import argparse
 import json
 
 import pytest
+import torch
 
 from tests.benchmarks.peers.__main__ import TOOLS, planned
+from tests.benchmarks.peers.cases import quantized_share
 from tests.benchmarks.peers.summary import MEBI, write_summary
 
 
@@ -54,11 +56,11 @@ def page(tmp_path):
         cost("autoround", "default", 6, 0, **measured(1, 1, 1)),
         told
         | {"tool": "llm-compressor", "setting": "GPTQ", "perplexity": 12.0}
-        | {"perplexity_float": 10.0}
+        | {"perplexity_float": 10.0, "quantized": 0.4}
         | measured(20, 20, 100),
         told
         | {"tool": "normtweak", "setting": "GPTQ", "perplexity": 11.0}
-        | {"perplexity_float": 10.0}
+        | {"perplexity_float": 10.0, "quantized": 0.4}
         | measured(30, 30, 50),
         told | {"tool": "gptqmodel", "setting": "GPTQ", "error": "ValueError: 172 | 32"},
     ]
@@ -77,9 +79,19 @@ def test_a_block_costs_what_six_take_more_than_two(page):
 def test_what_failed_stays_and_says_why(page):
     lines, out = page
     assert "| autoround | default | out of patience |  |  |  |  |  |" in lines
-    assert "| llama | 4 | gptqmodel | GPTQ | ValueError: 172 / 32 |  |  |  |  |  |" in lines
+    assert "| llama | 4 | gptqmodel | GPTQ | ValueError: 172 / 32 |  |  |  |  |  |  |" in lines
     assert (out / "peers.png").stat().st_size > 10_000
 
 
 def test_quality_stands_beside_that_of_the_float_model(page):
-    assert "| llama | 4 | normtweak | GPTQ | 11.0000 | 1.1000 | 30 | 30 | 50 | 1.5 |" in page[0]
+    assert (
+        "| llama | 4 | normtweak | GPTQ | 11.0000 | 1.1000 | 40% | 30 | 30 | 50 | 1.5 |" in page[0]
+    )
+
+
+def test_a_linear_that_a_tool_left_alone_is_not_counted():
+    noise = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    rounded = (noise * 2).round().clamp(-8, 7) * 0.5
+    assert quantized_share([rounded, noise[:, :32]], 4, None) == 2 / 3
+    assert quantized_share([rounded], 4, 32) == 1
+    assert quantized_share([noise], 4, 32) == 0

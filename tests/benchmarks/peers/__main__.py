@@ -137,8 +137,7 @@ def done(run: Run, tool: ModuleType, threads: int) -> dict[str, Any]:
             return told | {"error": lines[-1].strip() if lines else f"exit {ended.returncode}"}
         told |= json.loads(Path(job.result).read_text())
         if job.weights:
-            told["perplexity_float"] = case.perplexity()
-            told["perplexity"] = case.perplexity(load_file(job.weights))
+            told |= case.judged(load_file(job.weights))
     return told
 
 

@@ -17,6 +17,7 @@ from normtweak_core.evaluate.divergence import perplexity
 from normtweak_core.evaluate.text import HELD_OUT_TEXT
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.source import reference_folder
+from normtweak_core.model.structure import find_blocks, find_linears
 from normtweak_core.randomness import generator
 from tests.benchmarks.peers.environments import PEERS
 from tests.benchmarks.results import REPOSITORY
@@ -67,19 +68,44 @@ class Case:
             save_file({"input_ids": made[0].contiguous()}, calibration)
         return calibration, judged if judged.is_file() else None
 
-    def perplexity(self, weights: dict[str, Tensor] | None = None) -> float:
-        """Return that of the float model, or with other weights in it.
+    def judged(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """Return the perplexity of the float model and with other weights in it.
 
         Raises:
             RuntimeError: A weight is none of the model's, or of another shape.
         """
         model = load_causal_lm(self.folder(), torch.float32, "cpu")
-        if weights is not None:
-            lost = model.load_state_dict(weights, strict=False)
-            if lost.unexpected_keys:
-                raise RuntimeError(f"weights that the model does not have: {lost.unexpected_keys}")
-        judged = self.tokens()[1]
-        return perplexity(model, load_file(judged)["input_ids"]).perplexity.mean
+        held_out = load_file(self.tokens()[1])["input_ids"]
+        before = perplexity(model, held_out).perplexity.mean
+        lost = model.load_state_dict(weights, strict=False)
+        if lost.unexpected_keys:
+            raise RuntimeError(f"weights that the model does not have: {lost.unexpected_keys}")
+        linears = [
+            one for block in find_blocks(model).modules for one in find_linears(block).values()
+        ]
+        return {
+            "perplexity_float": before,
+            "perplexity": perplexity(model, held_out).perplexity.mean,
+            "quantized": quantized_share(
+                [one.weight for one in linears], self.bits, self.group_size
+            ),
+        }
+
+
+def quantized_share(weights: list[Tensor], bits: int, group_size: int | None) -> float:
+    """Return the share of weights that lie on grids: a tool may leave a linear as it was.
+
+    Args:
+        weights: Of all linears in blocks, out x in.
+        bits: A group has at most two to that power different values.
+        group_size: Wider than that; None: the whole row.
+    """
+    on_grid = [
+        one.numel()
+        for one in weights
+        if len(one.detach()[0, : group_size or one.shape[1]].unique()) <= 2**bits
+    ]
+    return sum(on_grid) / sum(one.numel() for one in weights)
 
 
 QUALITY = [

@@ -21,6 +21,7 @@ QUALITY_HEADER = [
     "setting",
     "perplexity",
     "/ float",
+    "of the linears quantized",
     "CPU s",
     "wall s",
     "MiB above start",
@@ -141,11 +142,12 @@ def quality_cells(row: Found) -> list[Any]:
     """Return the table's row of a run; what failed says why."""
     model = [row["model"], row["bits"], row["tool"], row["setting"]]
     if "error" in row:
-        return [*model, row["error"].replace("|", "/"), "", "", "", "", ""]
+        return [*model, row["error"].replace("|", "/"), "", "", "", "", "", ""]
     return [
         *model,
         f"{row['perplexity']:.4f}",
         f"{row['perplexity'] / row['perplexity_float']:.4f}",
+        f"{row['quantized']:.0%}",
         row["cpu_seconds"],
         row["seconds"],
         row["above_start_bytes"] / MEBI,

@@ -18,7 +18,7 @@ from flows.pipeline.declared import Pipeline
 from flows.pipeline.execution import Execution
 from flows.pipeline.measuring import FLOAT, measured
 from flows.pipeline.operated import operated
-from flows.pipeline.run import Run, with_export_sizes
+from flows.pipeline.run import Run, kept_within, with_export_sizes
 from flows.pipeline.run_name import run_name
 from flows.quantize import QUANTIZE, block_report, final_report
 from flows.recipes.ablation import AblationRecipe, PlannedCell, planned_cells
@@ -53,6 +53,11 @@ def ablate(recipe: AblationRecipe) -> dict[str, Any]:
         log.warning("%s", warning)
     job = open_job(recipe.model, recipe.seed)
     run = Run(recipe, job, recipe.calibration, execution=Execution(QUANTIZE.all_told))
+    with kept_within(recipe):
+        return _ablated(recipe, run)
+
+
+def _ablated(recipe: AblationRecipe, run: Run) -> dict[str, Any]:
     text = ABLATE.walk(run, run.execution.visit).get("training text")
     planned = planned_cells(recipe, str(state_root() / text.text.path) if text else "")
     distinct: dict[str, PlannedCell] = {}

@@ -1,5 +1,6 @@
 """Bytes that this process may still take: of the machine, of its control group, of a device."""
 
+import contextlib
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,27 @@ torch = lazy("torch")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
+_most: int | None = None  # bytes that this process shall hold
+
+
+@contextlib.contextmanager
+def limited(most: int | None) -> Iterator[None]:
+    """Count no more than so many bytes of the machine as this process' own; None: all there are.
+
+    Nothing is refused: what asks how much is free gets less. A GPU's memory is not counted.
+    """
+    global _most
+    before, _most = _most, most
+    try:
+        yield
+    finally:
+        _most = before
+
 
 def available_memory(device: str) -> int:
     """Return the bytes free on a device: a GPU's own, or the machine's within this process' limits.
 
-    Limits are those of its control groups (versions 1 and 2) and of its address space.
+    Limits are those of its control groups (versions 1 and 2), of its address space, and `limited`.
     """
     if device.partition(":")[0] == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -26,6 +43,8 @@ def available_memory(device: str) -> int:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         left.append(limit - psutil.Process().memory_info().vms)
+    if _most is not None:
+        left.append(_most - psutil.Process().memory_info().rss)
     return max(0, min(left))
 
 

@@ -17,6 +17,8 @@ HINTS = {
     "name": "letters, digits, dots, dashes and underscores, a letter or digit first",
     "alias": "letters, digits, dashes and underscores",
     "languages": "auto, null or a list of scripts",
+    "memory": "a number of bytes, such as 2GiB",
+    "disk": "a number of bytes, such as 50GB",
     "group_size": "a number of columns of at least 1, or null for whole rows",
 }
 REQUIRED = {

@@ -8,7 +8,8 @@ from pathlib import Path
 from flows.checks.given_texts import read_text
 from flows.checks.inputs import Ready, check_inputs, check_machine
 from flows.checks.known_tokens import check_tokens
-from flows.checks.machine import FIXED_DISK, disk_bytes
+from flows.checks.limits import check_disk_limit, check_memory
+from flows.checks.machine import FIXED_DISK, disk_bytes, memory_bytes
 from flows.checks.remaining import Shares, has_results, quantize_shares
 from flows.recipes.ablation import AblationRecipe, planned_cells
 from flows.recipes.file import recipe_sha256
@@ -50,6 +51,10 @@ def preflight(recipe: AblationRecipe, root: Path, result: Path | None = None) ->
         check_exportable(cell.export, cell.quantization, found.shape.linears, reader_available=True)
     ready = replace(found, warnings=warnings)
     disk = _disk(cells, ready)
+    check_disk_limit(recipe, disk)
+    needs = partial(memory_bytes, shape=found.shape, length=found.length)
+    for cell in cells:
+        check_memory(cell, "quantize", "calibration", needs)
     there = partial(_there, recipe, cells, ready, root)
     return check_machine(ready, disk, recipe.model, root, there)
 

@@ -6,14 +6,21 @@ and nothing is written.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flows.checks.finetune import require_same_model, start_of
 from flows.checks.inputs import Ready, check_inputs, check_machine
-from flows.checks.machine import ModelShape, disk_bytes
+from flows.checks.limits import check_disk_limit, check_memory
+from flows.checks.machine import ModelShape, disk_bytes, memory_bytes
 from flows.checks.remaining import shares_there
-from flows.checks.training import finetune_disk, ternary_disk
+from flows.checks.training import (
+    finetune_disk,
+    finetune_memory,
+    ternary_disk,
+    ternary_memory,
+)
 from flows.recipes.kinds import FINETUNE, QUANTIZE, TERNARY, kind_of
 from normtweak_core.export.formats.checks import (
     GPTQ_READER_DONE,
@@ -30,6 +37,7 @@ class OwnChecks:
 
     fits: Callable[[Any, Ready], None]  # whether its format can hold the model
     disk: Callable[[Any, ModelShape, int], dict[str, int]]  # bytes that a run writes at most
+    memory: Callable[[Any, ModelShape, int], dict[str, int]]  # bytes at the peak of each stage
     start: Callable[[Any, Path], dict[str, Any]] = lambda recipe, root: {}  # fields of `Ready`
 
 
@@ -45,7 +53,7 @@ def preflight(recipe: Any, root: Path, result: Path | None = None, evaluates: bo
     Raises:
         InputError: A folder cannot be written, the model or export is not there, not the right one
             or unsuitable, a text is missing, empty or malformed, the format cannot hold the model,
-            or the disk is too small.
+            the disk is too small, or a stage does not keep within the limits.
     """
     kind = kind_of(recipe.model_dump())
     own = OWN[kind.name]
@@ -55,6 +63,9 @@ def preflight(recipe: Any, root: Path, result: Path | None = None, evaluates: bo
     ready = replace(check_inputs(model, data, measured, root, result, kind.data), **start)
     own.fits(recipe, ready)
     disk = own.disk(recipe, ready.shape, ready.length)
+    check_disk_limit(recipe, disk)
+    needs = partial(own.memory, shape=ready.shape, length=ready.length)
+    check_memory(recipe, kind.name, kind.data, needs)
     return check_machine(ready, disk, recipe.model, root, shares_there(recipe, ready, root))
 
 
@@ -69,10 +80,11 @@ def _fits(recipe: Any, ready: Ready) -> None:
 
 
 OWN = {
-    QUANTIZE.name: OwnChecks(_fits, disk_bytes),
+    QUANTIZE.name: OwnChecks(_fits, disk_bytes, memory_bytes),
     TERNARY.name: OwnChecks(
         lambda recipe, ready: check_ternary_exportable(recipe.export, ready.shape.linears),
         ternary_disk,
+        ternary_memory,
     ),
-    FINETUNE.name: OwnChecks(_fits, finetune_disk, start_of),
+    FINETUNE.name: OwnChecks(_fits, finetune_disk, finetune_memory, start_of),
 }

@@ -16,18 +16,12 @@ from flows.checks.machine import (
     existing_folder,
     free_bytes,
     measured_speed,
-    memory_bytes,
     quantize_work,
     time_estimate,
     writing,
 )
-from flows.checks.preflight import preflight
-from flows.checks.training import (
-    finetune_memory,
-    finetune_work,
-    ternary_memory,
-    ternary_work,
-)
+from flows.checks.preflight import OWN, preflight
+from flows.checks.training import finetune_work, ternary_work
 from flows.commands.command import Command, add_recipe
 from flows.commands.execution import print_line
 from flows.commands.failures import EXIT_OK
@@ -119,18 +113,18 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
     if isinstance(recipe, TernaryRecipe):
         tokens = recipe.ternary.steps * recipe.ternary.batch * length
         becomes = f"to ternary, trained for {tokens:,} tokens"
-        needs = ternary_memory, ternary_work
+        work_of = ternary_work
     elif isinstance(recipe, FinetuneRecipe):
         export = ready.export
         tokens = recipe.finetune.steps * recipe.finetune.batch * length
         grid = f"{export.bits} bits ({_groups(export.group_size)})"
         becomes = f"trained on at {grid}, end to end for {tokens:,} tokens"
-        needs = finetune_memory, finetune_work
+        work_of = finetune_work
     else:
         config = recipe.quantization
         becomes = f"to {config.bits} bits ({config.method}, {_groups(config.group_size)})"
-        needs = memory_bytes, quantize_work
-    memory, work = (of(recipe, shape, length) for of in needs)
+        work_of = quantize_work
+    memory, work = (of(recipe, shape, length) for of in (OWN[kind.name].memory, work_of))
     data, text = kind.data_of(recipe), None
     if data.source == "generated":
         text = writing(ready.source.path, shape, recipe.model.dtype, device, data.samples, length)

@@ -15,6 +15,7 @@ from flows.checks.preflight import preflight
 from flows.pipeline.declared import Finished, Pipeline
 from flows.pipeline.execution import Execution, Told
 from flows.pipeline.kept_files import keep_for_rebuild
+from flows.pipeline.limits import within
 from flows.pipeline.measuring import EVALUATE_FLOAT, FLOAT, SCORE_FLOAT, beside_float, measured
 from flows.pipeline.operated import milestones
 from flows.pipeline.places import NOTHING, place_tags
@@ -111,9 +112,9 @@ class RecipePipeline(Pipeline):
         for warning in ready.warnings:
             log.warning("%s", warning)
         run = self.begin(recipe, ready, began=began)
-        with keys_called({"calibration": self.kind.data}):
+        with kept_within(recipe), keys_called({"calibration": self.kind.data}):
             found = self.walk(run, run.execution.visit, self.inputs(ready, True))
-        return self._end(run, found)
+            return self._end(run, found)
 
     def rebuild(
         self, recipe: Any, revisions: dict[str, str], float_type: FloatType | None
@@ -127,7 +128,7 @@ class RecipePipeline(Pipeline):
         """
         ready = preflight(recipe, state_root(), evaluates=False)
         run = self.begin(recipe, ready, revisions, is_rebuild=True)
-        with keys_called({"calibration": self.kind.data}):
+        with kept_within(recipe), keys_called({"calibration": self.kind.data}):
             pipeline = self.upto("export")
             inputs = self.inputs(ready, True)
             inputs |= {} if float_type is None else {"float type": float_type}
@@ -195,6 +196,11 @@ class RecipePipeline(Pipeline):
             "problems": reports.problems(),
             "notes": reports.notes(),
         } | training
+
+
+def kept_within(recipe: Any) -> AbstractContextManager[None]:
+    """Return a context in which the limits of a recipe are obeyed."""
+    return within(recipe.limits.memory, recipe.limits.threads)
 
 
 def facts_of(found: Found) -> dict[str, str]:

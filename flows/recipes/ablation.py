@@ -5,7 +5,8 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from flows.recipes.base import BaseRecipe
+from flows.recipes.base import BaseRecipe, changed
+from flows.recipes.limits import LimitsConfig
 from flows.recipes.quantize import QuantizedExport, Recipe
 from normtweak_core.ablation.config import (
     KEYS,
@@ -43,6 +44,7 @@ class AblationRecipe(BaseRecipe, frozen=True, extra="forbid"):
     evaluation: EvaluationConfig = EvaluationConfig()
     export: QuantizedExport = QuantizedExport()
     ablation: AblationConfig = AblationConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     @classmethod
     def refuse(cls, data: dict[str, Any]) -> None:
@@ -150,10 +152,4 @@ def base_recipe(recipe: AblationRecipe, seed: int, changes: dict[str, Any] | Non
         InputError: No recipe of quantize holds these values together.
     """
     data = recipe.model_dump(mode="json", exclude={"ablation"}) | {"seed": seed}
-    for key, value in (changes or {}).items():
-        *sections, leaf = key.split(".")
-        place = data
-        for section in sections:
-            place = place[section]
-        place[leaf] = value
-    return Recipe.parse(data)
+    return changed(Recipe.parse(data), changes or {})

@@ -117,6 +117,22 @@ class RegisteredRecipe(BaseRecipe, frozen=True, extra="forbid"):
         return self
 
 
+def changed(recipe: Any, values: dict[str, Any]) -> Any:
+    """Return a recipe with other values, by full key.
+
+    Raises:
+        InputError: No recipe of its kind holds them together.
+    """
+    data = recipe.model_dump(mode="json")
+    for key, value in values.items():
+        *sections, leaf = key.split(".")
+        place = data
+        for section in sections:
+            place = place[section]
+        place[leaf] = value
+    return type(recipe).parse(data)
+
+
 def refuse_unread(data: dict[str, Any], unread: tuple[str, ...], section: str) -> None:
     """Refuse sections of other recipes in that of a training.
 

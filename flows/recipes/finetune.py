@@ -5,6 +5,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from flows.recipes.base import RegisteredRecipe, RegistryConfig, refuse_unread
+from flows.recipes.limits import LimitsConfig
 from flows.recipes.quantize import TERNARY_FORMATS, QuantizedExport
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
@@ -38,6 +39,7 @@ class FinetuneRecipe(RegisteredRecipe, frozen=True, extra="forbid"):
     gate: GateConfig = GateConfig()
     export: QuantizedExport = QuantizedExport()
     registry: RegistryConfig = RegistryConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     @classmethod
     def refuse(cls, data: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from flows.recipes.base import RegisteredRecipe, RegistryConfig, looked_up
+from flows.recipes.limits import LimitsConfig
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
@@ -51,6 +52,7 @@ class Recipe(RegisteredRecipe, frozen=True, extra="forbid"):
     gate: GateConfig = GateConfig()
     export: QuantizedExport = QuantizedExport()
     registry: RegistryConfig = RegistryConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     @classmethod
     def refuse(cls, data: dict[str, Any]) -> None:

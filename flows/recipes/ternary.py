@@ -5,6 +5,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from flows.recipes.base import RegisteredRecipe, RegistryConfig, refuse_unread
+from flows.recipes.limits import LimitsConfig
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig
 from normtweak_core.export.config import ExportConfig, Format
@@ -36,6 +37,7 @@ class TernaryRecipe(RegisteredRecipe, frozen=True, extra="forbid"):
     gate: GateConfig = GateConfig()
     export: TernaryExport = TernaryExport()
     registry: RegistryConfig = RegistryConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     @classmethod
     def refuse(cls, data: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """float16 on a CPU at the speed of float32, with the numbers of float16."""
 
-import types
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -16,11 +14,13 @@ def sum_in_float32(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.forward = types.MethodType(_forward, module)
+            # No method of its own, which would hold it: a block is freed once it has run.
+            module.__class__ = _SummedInFloat32
 
 
-def _forward(self: nn.Linear, x: Tensor) -> Tensor:
-    if x.dtype is not torch.float16 or x.device.type != "cpu":
-        return linear(x, self.weight, self.bias)
-    bias = None if self.bias is None else self.bias.float()
-    return linear(x.float(), self.weight.float(), bias).to(x.dtype)
+class _SummedInFloat32(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype is not torch.float16 or x.device.type != "cpu":
+            return linear(x, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.float()
+        return linear(x.float(), self.weight.float(), bias).to(x.dtype)

@@ -15,7 +15,7 @@ import torch
 from tests.benchmarks.memory import fresh_process, reset_peak, rss_bytes
 from tests.benchmarks.results import DEFAULT_OUT, machine, write_results
 
-WINDOWS, LENGTH, VOCABULARY = 8, 256, 8192
+WINDOWS, LENGTH, VOCABULARY = 2, 128, 512
 WAYS = ("whole models", "block by block")
 
 

@@ -1,7 +1,9 @@
 """Models walked block by block predict what whole models do, bit for bit, in flat memory."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -62,6 +64,20 @@ def test_what_a_walk_finds_is_what_whole_models_find(source, tmp_path, form):
     assert found[0] != found[1]
     assert found[0].kl.mean > 1e-4
     assert perplexity(reference, windows) == expected[0].float_result
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_block_of_an_export_is_freed_when_nobody_holds_it(source, tmp_path, form):
+    """At once: what waits for the garbage collector is in memory as well."""
+    folder = exported(source, tmp_path / "out", form)
+    streamed = stream_export(folder, source, torch.float16, "cpu")
+    streamed.embed(torch.zeros(1, 2, dtype=torch.int64))
+    gc.disable()
+    try:
+        block = weakref.ref(streamed.load_block(1))
+        assert block() is None
+    finally:
+        gc.enable()
 
 
 def test_a_held_model_is_walked_like_one_on_disk_and_then_freed(source):

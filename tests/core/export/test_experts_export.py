@@ -15,7 +15,7 @@ from normtweak_core.export.formats.checks import (
     check_ternary_exportable,
     linear_shapes,
 )
-from normtweak_core.export.loading import load_export
+from normtweak_core.export.loading import load_export, stream_export
 from normtweak_core.export.opening import load_quantized
 from normtweak_core.export.sizes import size_check
 from normtweak_core.export.verification import reader
@@ -98,6 +98,15 @@ def test_an_export_is_opened_to_be_measured_and_not_to_be_quantized_again(export
     opened = load_quantized(folder, torch.float16, "cpu").state_dict()
     ours = load_export(folder, sources["mixtral"], torch.float16, "cpu").state_dict()
     assert all(torch.equal(ours[name], tensor) for name, tensor in opened.items())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_mixture_read_block_by_block_computes_what_the_whole_one_does(family, exports, sources):
+    folder, source = exports[family][0], sources[family]
+    ids = torch.arange(60).view(3, 20)
+    with torch.no_grad():
+        whole = load_export(folder, source, torch.float32, "cpu")(ids, use_cache=False).logits
+        assert torch.equal(stream_export(folder, source, torch.float32, "cpu").logits(ids), whole)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

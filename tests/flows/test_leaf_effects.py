@@ -52,6 +52,11 @@ NAMED = {
         "tests.core.quantization.test_experts."
         "test_ties_and_an_expert_without_tokens_leave_none_uncalibrated"
     ),
+    "limits.memory": ("tests.flows.test_limits.test_a_run_within_its_limits_writes_the_same_bytes"),
+    "limits.disk": "tests.flows.test_limits.test_a_run_that_may_write_more_is_refused",
+    "limits.threads": (
+        "tests.flows.test_limits.test_threads_are_those_of_the_recipe_and_then_those_before"
+    ),
     "on_problem": "tests.flows.test_failing_runs.test_a_problem_ends_a_run_that_allows_none",
     "export.verify_timeout": (
         "tests.flows.test_recipe_results.test_a_verification_ends_when_the_recipe_says"

@@ -23,6 +23,9 @@ GATE = {
     "registry.promote_to",
 }
 
+# What a run may take; its values are what a test of equal keys gives them.
+LIMITS = {"limits.memory": 8 << 30, "limits.disk": 8 << 30, "limits.threads": 3}
+
 TASK_ITEMS = Path(__file__).parents[1] / "data" / "tasks"
 # Keys that only named tasks read: another value, and what stands beside it before and after.
 TASKED = {"evaluation.data": str(TASK_ITEMS), "evaluation.tasks": ["piqa"]}

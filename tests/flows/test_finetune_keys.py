@@ -10,7 +10,7 @@ from flows.recipes.finetune import FinetuneRecipe
 from normtweak_core.finetune.source import ExportSource
 from normtweak_core.settings import known_keys
 from tasks.results import ExportResult
-from tests.flows.stage_keys import GATE, TASK_KEYS, changed, made, stage_keys
+from tests.flows.stage_keys import GATE, LIMITS, TASK_KEYS, changed, made, stage_keys
 from tests.flows.tiny_model import recipe_values
 
 OTHER = {
@@ -49,6 +49,7 @@ NO_BYTE = {
     "finetune.save_every": 7,
     "finetune.gradient_checkpointing": True,
     "export.verify_timeout": 9,
+    **LIMITS,
 }
 NO_STAGE = {*NO_BYTE, "quantization", *GATE}
 # The export and its float model count by their content; the float type must be the export's.

@@ -12,6 +12,7 @@ from normtweak_core.settings import known_keys
 from tests.core.export.test_experts_export import CONFIGS
 from tests.flows.stage_keys import (
     GATE,
+    LIMITS,
     TASK_KEYS,
     TASKED,
     changed,
@@ -63,7 +64,7 @@ SYMMETRIC = {"quantization.levels": "ternary"}
 # Read only of a mixture of experts.
 EXPERTS = {"quantization.experts.min_tokens": 2.0, "quantization.experts.few_tokens": "none"}
 # What decides the registry or how a run ends: `test_leaf_effects`.
-NO_STAGE = {"name", "registry.alias", "export.verify_timeout", "on_problem", *GATE}
+NO_STAGE = {"name", "registry.alias", "export.verify_timeout", "on_problem", *GATE, *LIMITS}
 ELSEWHERE = {"model.revision", "model.device", "ternary", "finetune"}
 
 
@@ -199,7 +200,7 @@ def test_changing_a_key_of_generation_changes_the_calibration(key, project):
 @pytest.mark.parametrize("key", sorted(NO_STAGE))
 def test_what_belongs_to_the_registry_or_the_end_of_a_run_redoes_no_stage(key, project, base):
     values = {"name": "b", "registry.alias": "b", "registry.promote_to": "b", "on_problem": "fail"}
-    values |= {"gate.confidence": 0.9, "gate.max_accuracy_drop": {"piqa": 0.5}}
+    values |= LIMITS | {"gate.confidence": 0.9, "gate.max_accuracy_drop": {"piqa": 0.5}}
     tasks = TASKED if "drop" in key else {}
     plain = Recipe.parse(with_values(project, tasks))
     recipe = Recipe.parse(with_values(project, tasks, {key: values.get(key, 0.5)}))

@@ -5,7 +5,7 @@ import pytest
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.settings import known_keys
 from tasks.stages.training.segments import segment_ends
-from tests.flows.stage_keys import GATE, TASK_KEYS, changed, stage_keys
+from tests.flows.stage_keys import GATE, LIMITS, TASK_KEYS, changed, stage_keys
 from tests.flows.tiny_model import ternary_values
 
 OTHER = {
@@ -56,7 +56,7 @@ NO_BYTE = {
     "ternary.gradient_checkpointing": True,
     "export.verify_timeout": 9,
 }
-NO_STAGE = {"name", "registry.alias", "ternary.activation_bits", *NO_BYTE, *GATE}
+NO_STAGE = {"name", "registry.alias", "ternary.activation_bits", *NO_BYTE, *GATE, *LIMITS}
 ELSEWHERE = {"model.revision", "model.device", "export.format"}
 
 

@@ -6,8 +6,8 @@ reports, tags and metrics of registered versions, columns of tables: never times
 no key of a stage, so that two records are equal wherever the results are.
 
 `--against FILE` compares; exit code 1 where something differs or is gone. What is new is told and
-is no difference. `record.json` beside this file holds the results of the commit before the tree
-was redrawn (63b0e03); `make proof` compares with it.
+is no difference. `record.json` beside this file holds the results since a block is computed once
+while it is solved (cfd3080, in whose last digits they differ from before); `make proof` compares.
 
 Floating point differs in its last bits between processors and releases of torch, and codes, hashes
 and choices follow: against a record of another machine hashes and choices are left out, and

@@ -16,9 +16,10 @@ from prefect import flow
 from flows.checks.ablation import preflight
 from flows.pipeline.declared import Pipeline
 from flows.pipeline.execution import Execution
+from flows.pipeline.limits import within
 from flows.pipeline.measuring import FLOAT, measured
 from flows.pipeline.operated import operated
-from flows.pipeline.run import Run, kept_within, with_export_sizes
+from flows.pipeline.run import Run, with_export_sizes
 from flows.pipeline.run_name import run_name
 from flows.quantize import QUANTIZE, block_report, final_report
 from flows.recipes.ablation import AblationRecipe, PlannedCell, planned_cells
@@ -53,7 +54,7 @@ def ablate(recipe: AblationRecipe) -> dict[str, Any]:
         log.warning("%s", warning)
     job = open_job(recipe.model, recipe.seed)
     run = Run(recipe, job, recipe.calibration, execution=Execution(QUANTIZE.all_told))
-    with kept_within(recipe):
+    with within(recipe.limits):
         return _ablated(recipe, run)
 
 

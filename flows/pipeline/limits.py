@@ -5,18 +5,19 @@ import os
 import sys
 from collections.abc import Iterator
 
+from flows.recipes.limits import LimitsConfig
 from normtweak_core.memory import limited
 
 THREADS = "OMP_NUM_THREADS"
 
 
 @contextlib.contextmanager
-def within(memory: int | None, threads: int | None) -> Iterator[None]:
-    """Take no more bytes of memory and threads than these while the context lasts; None: no limit.
+def within(limits: LimitsConfig) -> Iterator[None]:
+    """Take no more memory and threads than a recipe allows while the context lasts.
 
     Processes that are started in it, such as the reader of an export, have as many threads.
     """
-    with limited(memory), _threads(threads):
+    with limited(limits.memory), _threads(limits.threads):
         yield
 
 

@@ -112,7 +112,7 @@ class RecipePipeline(Pipeline):
         for warning in ready.warnings:
             log.warning("%s", warning)
         run = self.begin(recipe, ready, began=began)
-        with kept_within(recipe), keys_called({"calibration": self.kind.data}):
+        with within(recipe.limits), keys_called({"calibration": self.kind.data}):
             found = self.walk(run, run.execution.visit, self.inputs(ready, True))
             return self._end(run, found)
 
@@ -128,7 +128,7 @@ class RecipePipeline(Pipeline):
         """
         ready = preflight(recipe, state_root(), evaluates=False)
         run = self.begin(recipe, ready, revisions, is_rebuild=True)
-        with kept_within(recipe), keys_called({"calibration": self.kind.data}):
+        with within(recipe.limits), keys_called({"calibration": self.kind.data}):
             pipeline = self.upto("export")
             inputs = self.inputs(ready, True)
             inputs |= {} if float_type is None else {"float type": float_type}
@@ -196,11 +196,6 @@ class RecipePipeline(Pipeline):
             "problems": reports.problems(),
             "notes": reports.notes(),
         } | training
-
-
-def kept_within(recipe: Any) -> AbstractContextManager[None]:
-    """Return a context in which the limits of a recipe are obeyed."""
-    return within(recipe.limits.memory, recipe.limits.threads)
 
 
 def facts_of(found: Found) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from flows.rebuilding.recorded import Recorded
+from flows.recipes.base import put
 from flows.recipes.file import apply_override
 from flows.recipes.kinds import FINETUNE
 from normtweak_core.errors import InputError
@@ -66,9 +67,9 @@ def _values_with_places(recorded: Recorded, overrides: list[str]) -> dict[str, A
     values, kind = copy.deepcopy(recorded.values), recorded.kind
     for key in kind.places:
         if (place := recorded.place(key)) is not None:
-            _put(values, key, place)
+            put(values, key, place)
     if kind.source == "model.source" and (commit := recorded.tag("source_revision")):
-        _put(values, "model.revision", commit)
+        put(values, "model.revision", commit)
     for override in overrides:
         key = override.partition("=")[0]
         if key not in kind.places:
@@ -79,19 +80,11 @@ def _values_with_places(recorded: Recorded, overrides: list[str]) -> dict[str, A
             )
         apply_override(values, override)
         if key == "model.source":
-            _put(values, "model.revision", None)
+            put(values, "model.revision", None)
     # A machine with a GPU must not take it where the version was made without.
     if recorded.made_with.device == "cpu" and values["model"]["device"] == "auto":
-        _put(values, "model.device", "cpu")
+        put(values, "model.device", "cpu")
     return values
-
-
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    *sections, leaf = key.split(".")
-    place = values
-    for section in sections:
-        place = place[section]
-    place[leaf] = value
 
 
 def _find_parent(
@@ -106,7 +99,7 @@ def _find_parent(
     if (copied := download_export(client, wanted, folder)) is not None:
         found, place = payload_sha256(copied), copied
         if found == wanted:
-            _put(values, "model.source", str(copied))
+            put(values, "model.source", str(copied))
             return
     raise InputError(
         f"{recorded.uri} was trained from the export with hash {wanted}; {place} "

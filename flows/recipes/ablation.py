@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from flows.recipes.base import BaseRecipe, changed
+from flows.recipes.base import BaseRecipe, put
 from flows.recipes.limits import LimitsConfig
 from flows.recipes.quantize import QuantizedExport, Recipe
 from normtweak_core.ablation.config import (
@@ -152,4 +152,6 @@ def base_recipe(recipe: AblationRecipe, seed: int, changes: dict[str, Any] | Non
         InputError: No recipe of quantize holds these values together.
     """
     data = recipe.model_dump(mode="json", exclude={"ablation"}) | {"seed": seed}
-    return changed(Recipe.parse(data), changes or {})
+    for key, value in (changes or {}).items():
+        put(data, key, value)
+    return Recipe.parse(data)

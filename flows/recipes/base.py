@@ -125,12 +125,16 @@ def changed(recipe: Any, values: dict[str, Any]) -> Any:
     """
     data = recipe.model_dump(mode="json")
     for key, value in values.items():
-        *sections, leaf = key.split(".")
-        place = data
-        for section in sections:
-            place = place[section]
-        place[leaf] = value
+        put(data, key, value)
     return type(recipe).parse(data)
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a full key, whose sections are there, in place."""
+    *sections, leaf = key.split(".")
+    for section in sections:
+        data = data[section]
+    data[leaf] = value
 
 
 def refuse_unread(data: dict[str, Any], unread: tuple[str, ...], section: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from normtweak_core.experts.stacked import find_mixtures, stacked_linears
+from normtweak_core.experts.stacked import find_stacks
 from normtweak_core.model.skeleton import LazyWeights
 
 WEIGHT = ".weight"
@@ -25,17 +25,14 @@ class Naming:
 
     def __init__(self, model: nn.Module, source: LazyWeights):
         """Read the names of a model without weights, and of its source."""
-        mixtures = find_mixtures(model)
-        self.stacks: dict[str, list[str]] = {}
+        self.stacks = find_stacks(model)
         self._stored: dict[str, str] = {}
-        for name, experts in mixtures.items():
-            for stack, linears in stacked_linears(name, experts).items():
-                self.stacks[stack] = linears
-                stored = source.stored_names(stack)
-                self._stored |= {
-                    f"{linear}{WEIGHT}": one for linear, one in zip(linears, stored, strict=True)
-                }
-        if mixtures:
+        for stack, linears in self.stacks.items():
+            stored = source.stored_names(stack)
+            self._stored |= {
+                f"{linear}{WEIGHT}": one for linear, one in zip(linears, stored, strict=True)
+            }
+        if self.stacks:
             own = (name for name in source.names("") if name not in self.stacks)
             self._stored |= {name: source.stored_names(name)[0] for name in own}
 

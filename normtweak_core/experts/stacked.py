@@ -81,6 +81,15 @@ def stacked_linears(name: str, experts: nn.Module) -> dict[str, list[str]]:
     }
 
 
+def find_stacks(root: nn.Module) -> dict[str, list[str]]:
+    """Return, for each stacked weight of a model, the linears in it from top to bottom."""
+    return {
+        stack: linears
+        for name, experts in find_mixtures(root).items()
+        for stack, linears in stacked_linears(name, experts).items()
+    }
+
+
 def find_routers(root: nn.Module) -> dict[str, nn.Module]:
     """Return what says how much of which expert a token gets: it stays float.
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from normtweak_core.errors import VerificationError
-from normtweak_core.experts.stacked import find_mixtures, find_routers, stacked_linears
+from normtweak_core.experts.stacked import find_routers, find_stacks
 from normtweak_core.export.formats.bitnet import ROWS_PER_BYTE
 from normtweak_core.export.formats.packing import WORD, num_words
 from normtweak_core.export.verification.verify import read_manifest
@@ -104,7 +104,7 @@ def _predicted(
 ) -> dict[str, int]:
     """Return the bytes that every tensor should take, by its name."""
     export, linears = manifest["export"], find_linears(model)
-    stacks = _stacks(model)
+    stacks = find_stacks(model)
     sizes: dict[str, int] = {}
 
     def add(linear: str, stored_as: str) -> None:
@@ -151,21 +151,12 @@ def _parts(export: Mapping[str, Any], rows: int, columns: int) -> dict[str, int]
     return parts
 
 
-def _stacks(model: PreTrainedModel) -> dict[str, list[str]]:
-    """Return, for each stacked weight, the linears in it."""
-    return {
-        stack: linears
-        for name, experts in find_mixtures(model).items()
-        for stack, linears in stacked_linears(name, experts).items()
-    }
-
-
 def _linears(
     model: PreTrainedModel, tensors: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, str], list[str]]:
     """Return the quantized linears, those kept in float and why, and those that are not there."""
     blocks, tied = f"{find_blocks(model).prefix}.", model.all_tied_weights_keys
-    inside = {name: stack for stack, names in _stacks(model).items() for name in names}
+    inside = {name: stack for stack, names in find_stacks(model).items() for name in names}
     quantized, kept, missing = [], {}, []
     for name in find_linears(model):
         weight = inside.get(name, f"{name}.weight")

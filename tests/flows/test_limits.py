@@ -9,6 +9,7 @@ import torch
 from flows.checks.limits import check_disk_limit, check_memory, largest
 from flows.checks.machine import memory_bytes, model_shape
 from flows.pipeline.limits import THREADS, within
+from flows.recipes.limits import LimitsConfig
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core import quantize
@@ -67,7 +68,7 @@ def test_threads_are_those_of_the_recipe_and_then_those_before():
     before, variable = torch.get_num_threads(), os.environ.get(THREADS)
     try:
         os.environ[THREADS] = "2"
-        with within(None, 1):
+        with within(LimitsConfig(threads=1)):
             assert (torch.get_num_threads(), os.environ[THREADS]) == (1, "1")
         assert (torch.get_num_threads(), os.environ[THREADS]) == (2, "2")
     finally:
@@ -152,7 +153,7 @@ def test_a_run_within_its_limits_writes_the_same_bytes(engine, model, tmp_path, 
     assert all(held)
     held.clear()
     # The run has outgrown such a limit before its first block; it was accepted as one that fits.
-    monkeypatch.setattr("flows.pipeline.run.within", lambda memory, threads: limited(1))
+    monkeypatch.setattr("flows.pipeline.run.within", lambda limits: limited(1))
     capped = flow(recipe(model, tmp_path, memory=GIB))
     assert held
     assert not any(held)

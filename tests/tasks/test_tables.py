@@ -1,6 +1,5 @@
 """The tables with a schema: what they hold, what they refuse, and what is read back of them."""
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +11,6 @@ import torch
 
 from normtweak_core.calibration.sets import CalibrationSet
 from normtweak_core.evaluate.channel_drift import ChannelDrift
-from normtweak_core.evaluate.metric import stderr_name
 from normtweak_core.quantization.report import BlockReport, LayerReport
 from normtweak_core.reference.architectures import train_tokenizer
 from normtweak_core.tweak.report import TweakReport
@@ -348,26 +346,3 @@ def test_an_error_of_drift_as_small_as_rounding_makes_it_is_accepted():
     table = drift()
     table["square_error"] = (table["mean"] - table["mean_float"]) ** 2 * (1 - 1e-12)
     DRIFT.validate(table)
-
-
-def test_every_number_stands_once_with_its_error_and_what_it_rests_on():
-    rows = measures().set_index("measure")
-    assert list(rows.index) == sorted(name for name in METRICS if "stderr" not in name)
-    assert rows.loc["perplexity/float", ["value", "stderr", "count", "unit", "task"]].tolist() == [
-        12.5, 0.5, 64, "windows", "",
-    ]  # fmt: skip
-    assert rows.loc["kl/mean", "stderr"] == 0.125
-    drop = rows.loc["piqa/acc/drop"]
-    assert drop[["stderr", "count", "unit", "task", "task_version"]].tolist() == [
-        0.05, 10, "items", "piqa", "1.0",
-    ]  # fmt: skip
-    assert math.isnan(rows.loc["piqa/acc/mcnemar_p", "stderr"])
-    assert set(rows["seed"]) == {3}
-    assert {one for text in rows["versions"] for one in json.loads(text).items()} == {
-        ("torch", "2")
-    }
-
-
-def test_the_name_of_a_standard_error_follows_from_its_value():
-    assert stderr_name("kl/mean") == "kl/stderr"
-    assert stderr_name("top1_agreement") == "top1_agreement_stderr"

@@ -115,9 +115,7 @@ def _gathered(pairs: Iterator[Pair]) -> InputStatistics | None:
     statistics = None
     for ours, wanted in pairs:
         statistics = statistics or InputStatistics(ours.shape[1], ours.device)
-        x = statistics.add(ours)
-        if wanted is not None:
-            statistics.add_error(wanted.float() - x, x)
+        statistics.add_both(ours, wanted)
     return statistics
 
 

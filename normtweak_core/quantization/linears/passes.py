@@ -84,8 +84,7 @@ class Passes:
 
     def finish(self) -> Float[Tensor, "samples seq hidden"]:
         """Overwrite the stream with the block's output for all windows, and return it."""
-        for part, end in zip(self._held, self._ends(), strict=True):
-            self._hidden[part] = end
+        self._finish_held()
         for part in (*self._again, *self._passing):
             self._hidden[part] = self._run(self._block, self._hidden[part])
         return self._hidden
@@ -93,7 +92,7 @@ class Passes:
     def _held_at(self, index: int) -> Iterator[Any]:
         raise NotImplementedError
 
-    def _ends(self) -> Iterator[Tensor]:
+    def _finish_held(self) -> None:
         raise NotImplementedError
 
     def _reached(self, index: int, part: slice) -> Any:
@@ -156,9 +155,8 @@ class FloatPasses(Passes):
         while seen:
             yield seen.pop(0)
 
-    def _ends(self) -> Iterator[Tensor]:
-        for part in self._held:  # as they were written on the way in
-            yield self._hidden[part]
+    def _finish_held(self) -> None:
+        """Do nothing: their outputs were written on the way in."""
 
 
 class QuantizedPasses(Passes):
@@ -187,9 +185,9 @@ class QuantizedPasses(Passes):
             yield tensor
             del tensor
 
-    def _ends(self) -> Iterator[Tensor]:
-        for waiting in self._waiting:
-            yield waiting.switch()[1]
+    def _finish_held(self) -> None:
+        for part, waiting in zip(self._held, self._waiting, strict=True):
+            self._hidden[part] = waiting.switch()[1]
 
     def _result(self, part: slice) -> tuple[None, Tensor]:
         return None, self._run(self._block, self._hidden[part])

@@ -77,13 +77,10 @@ class LinearGroup:
         """
         weight = linear_weight(self.modules[self.first])
         statistics = InputStatistics(weight.shape[1], weight.device)
+        # Not called as a module: the passes that wait at this linear must not notice.
+        layer = self.modules[self.first].forward if self.by_outputs else None
         for hidden in inputs:
-            x = statistics.add(hidden)
-            if wanted is not None:
-                reference = next(wanted).flatten(0, -2).float()
-                # Not by a call: the passes that wait at this linear must not notice.
-                ours = self.modules[self.first].forward(x) if self.by_outputs else x
-                statistics.add_error(reference - ours, x)
+            statistics.add_both(hidden, None if wanted is None else next(wanted), layer)
         if wanted is None:
             return statistics.hessian(), None
         cross = statistics.cross()

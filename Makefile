@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check proof kill-test kill-test-ternary tasks-test gpu-test docs bench bench-peers study study-drift study-ternary study-polynomial study-ablation ui reader-gptq
+.PHONY: setup run test check proof kill-test kill-test-ternary tasks-test gpu-test docs bench bench-peers ladder study study-drift study-ternary study-polynomial study-ablation ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -62,6 +62,10 @@ bench: setup
 # Other tools, each in an environment of its own below .peers; with nothing else on the machine.
 bench-peers: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.peers
+
+# The whole pipeline on random models of growing width and depth; goes on where it was ended.
+ladder: setup
+	$(BIN)/python -m tests.benchmarks.ladder
 
 study: setup
 	$(BIN)/python -m tests.benchmarks.stages

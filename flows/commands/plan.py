@@ -46,8 +46,7 @@ if TYPE_CHECKING:
 
 def run_plan(options: argparse.Namespace) -> int:
     """Print what a recipe would need; write nothing."""
-    values = read_with_overrides(options.recipe, options.overrides)
-    recipe = kind_of(values).recipe.parse(values)
+    recipe = _read(options.recipe, options.overrides)
     with scratch_environment(state_root()):
         require_local_model(recipe, state_root())
         ready = preflight(recipe, state_root())
@@ -55,6 +54,30 @@ def run_plan(options: argparse.Namespace) -> int:
     for line in [*lines, *(f"warning {text}" for text in ready.warnings)]:
         print_line(line)
     return EXIT_OK
+
+
+def plan_of(recipe: Path) -> dict[str, Any]:
+    """Return the numbers of the plan of a recipe file: bytes of disk and memory, and seconds.
+
+    Raises:
+        InputError: As the command that would carry the recipe out.
+    """
+    parsed = _read(recipe, [])
+    with scratch_environment(state_root()):
+        ready = preflight(parsed, state_root())
+        plan = _plan(parsed, ready)
+        return {
+            "blocks": ready.shape.num_blocks,
+            "parameters": ready.shape.parameters,
+            "memory": plan.memory,
+            "disk": ready.disk,
+            "seconds": time_estimate(plan.work, measured_speed()).seconds,
+        }
+
+
+def _read(path: Any, overrides: list[str]) -> Any:
+    values = read_with_overrides(path, overrides)
+    return kind_of(values).recipe.parse(values)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 from prefect.client.schemas.objects import State, StateType
 from prefect.utilities.annotations import quote
 
+from normtweak_core.memory import give_back
 from tasks.engine.caching import cached_result
 from tasks.engine.stage import Found, Stage, carry_out
 from tasks.server.cancelling import raise_if_cancelled
@@ -61,6 +62,7 @@ class Execution:
                     told(
                         work, found | {stage.name: so_far}, self.cached[stage.label_of(work, part)]
                     )
+        give_back()
         return results
 
     def _part(

@@ -20,6 +20,8 @@ from normtweak_core.calibration.ngrams import NgramStatistics, duplicate_windows
 from normtweak_core.calibration.scripts import count_scripts
 from normtweak_core.calibration.sets import CalibrationSet
 from normtweak_core.errors import InputError, NonFiniteError
+from normtweak_core.evaluate.predictions import walked
+from normtweak_core.model.streaming import StreamedModel
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ class QualityReport(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
 def judged(
     calibration_set: CalibrationSet,
     tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
+    model: PreTrainedModel | StreamedModel,
 ) -> tuple[QualityReport, Float64[Tensor, " samples"]]:
     """Return what is known of a calibration set that may be used, and its windows' `window_nll`.
 
@@ -99,7 +101,7 @@ def judged(
     Args:
         calibration_set: At least four tokens a window.
         tokenizer: The model's tokenizer.
-        model: The float model in eval mode.
+        model: The float model in eval mode, or read block by block.
 
     Raises:
         InputError: The set is degenerate.
@@ -238,23 +240,31 @@ def likelihood_batch_size(config: PretrainedConfig, length: int) -> int:
 
 @torch.no_grad()
 def window_nll(
-    model: PreTrainedModel, input_ids: Int64[Tensor, "samples length"]
+    model: PreTrainedModel | StreamedModel, input_ids: Int64[Tensor, "samples length"]
 ) -> Float64[Tensor, " samples"]:
     """Return each window's mean negative log-likelihood in nats per predicted token.
 
     The first token of a window is context only.
 
     Args:
-        model: Float model in eval mode.
+        model: Float model in eval mode, or read block by block: the numbers are the same.
         input_ids: At least two tokens a window.
 
     Raises:
         NonFiniteError: A window's likelihood is NaN or infinite.
     """
     batch_size = likelihood_batch_size(model.config, input_ids.shape[1])
+    states = (
+        walked(model, input_ids, batch_size=batch_size)
+        if isinstance(model, StreamedModel)
+        else None
+    )
     means = []
-    for batch in input_ids.split(batch_size):
-        logits = model(input_ids=batch.to(model.device), use_cache=False).logits
+    for number, batch in enumerate(input_ids.split(batch_size)):
+        if states is None:
+            logits = model(input_ids=batch.to(model.device), use_cache=False).logits
+        else:
+            logits = states.logits(number)
         for row, ids in zip(logits, batch, strict=True):  # one by one: a second copy is a row's
             losses = functional.cross_entropy(
                 row[:-1].float(), ids[1:].to(row.device), reduction="none"

@@ -6,6 +6,7 @@ one model, so each block is later run with the arguments that it was called with
 """
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,7 +339,7 @@ class _Stand:
     """What a block's forward is while the blocks themselves are on disk."""
 
     def __init__(self, owner: StreamedModel, index: int):
-        self._owner = owner
+        self._owner = weakref.proxy(owner)  # in a circle a model would outlive its use
         self._index = index
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -10,15 +10,15 @@ from tasks.engine.artifacts import publish, publish_json
 from tasks.engine.environment import state_root
 from tasks.engine.stage import Found, stage
 from tasks.models.given_data import calibration_length, content_of, hub_revision
-from tasks.models.job import torch_dtype
+from tasks.models.subjects import float_subject
 from tasks.models.work import Work
 from tasks.results import CalibrationResult
 
 first_token = lazy("normtweak_core.calibration.first_token")
-loading = lazy("normtweak_core.model.loading")
 quality = lazy("normtweak_core.calibration.quality")
 sets = lazy("normtweak_core.calibration.sets")
 storage = lazy("normtweak_core.calibration.storage")
+streaming = lazy("normtweak_core.model.streaming")
 table = lazy("tasks.tables.calibration")
 tokenizers = lazy("normtweak_core.model.tokenizer")
 
@@ -50,12 +50,15 @@ def calibrate(key: str, work: Work) -> CalibrationResult:
     began = time.monotonic()
     job, config = work.job, work.data
     tokenizer = tokenizers.load_tokenizer(job.folder)
-    model = loading.load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
+    # Only writing takes the whole model.
+    subject = float_subject(job)
+    model = subject.whole() if config.source == "generated" else subject.streamed()
+    is_streamed = isinstance(model, streaming.StreamedModel)
     with work.progress.stage("calibration", "tokens") as advance:
         windows = sets.build_calibration_set(
             config,
             tokenizer,
-            model,
+            model.model if is_streamed else model,
             calibration_length(job, config),
             job.seed,
             advance,

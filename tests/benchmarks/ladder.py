@@ -191,7 +191,7 @@ def recipe_of(name: str, rung: Rung, model: Path, text: Path) -> dict[str, Any]:
         "calibration": {"source": "generated", "samples": 16, "length": 128},
         "quantization": {"bits": 4, "group_size": 128, "symmetric": True},
         "final_tune": {"steps": 8},
-        "evaluation": {"perplexity": {"path": str(text), "max_tokens": 4096}},
+        "evaluation": {"perplexity": {"path": str(text), "max_tokens": 2048}},
     }
     for key, value in rung.values:
         put(values, key, value)

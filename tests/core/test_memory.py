@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from normtweak_core.memory import available_memory, group_headrooms
+from normtweak_core.memory import available_memory, give_back, group_headrooms
 
 LIMITS_ADDRESSES = """
 import resource
@@ -12,6 +12,27 @@ from normtweak_core.memory import available_memory
 limit = psutil.Process().memory_info().vms + 50 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 print(available_memory("cpu"))
+"""
+
+LIMITS_WRITTEN = LIMITS_ADDRESSES.replace("RLIMIT_AS", "RLIMIT_DATA").replace("vms", "data")
+# Small pieces, every second of which is freed: the allocator keeps the pages of the others' heap.
+LEAVES_HOLES = """
+import gc
+import psutil
+from normtweak_core.memory import give_back
+
+class Circle:
+    def __init__(self):
+        self.held, self.again = [bytearray(100_000) for _ in range(1000)], self
+
+gc.disable()
+rss = psutil.Process().memory_info
+before = rss().rss
+Circle()
+kept = [bytearray(100) for _ in range(10)]
+held = rss().rss
+give_back()
+print((held - before) // 2**20, (rss().rss - before) // 2**20)
 """
 
 
@@ -67,3 +88,20 @@ def test_a_limit_of_the_address_space_is_obeyed():
         [sys.executable, "-c", LIMITS_ADDRESSES], capture_output=True, text=True, check=True
     )
     assert 40 * 2**20 < int(run.stdout) <= 50 * 2**20 < available_memory("cpu")
+
+
+def test_a_limit_of_what_a_process_may_write_is_a_limit():
+    found = subprocess.run(
+        [sys.executable, "-c", LIMITS_WRITTEN], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) == pytest.approx(50 * 2**20, rel=0.2)
+
+
+def test_what_nothing_refers_to_goes_back_to_the_machine():
+    found = subprocess.run(
+        [sys.executable, "-c", LEAVES_HOLES], capture_output=True, text=True, check=True
+    )
+    held, left = map(int, found.stdout.split())
+    assert held > 90
+    assert left < 10
+    give_back()

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 
+from normtweak_core.calibration import quality
 from normtweak_core.evaluate import predictions
 from normtweak_core.evaluate.divergence import compare, compare_each, perplexity
 from normtweak_core.evaluate.predictions import pieces, walked
@@ -78,6 +79,33 @@ def test_a_block_of_an_export_is_freed_when_nobody_holds_it(source, tmp_path, fo
         assert block() is None
     finally:
         gc.enable()
+
+
+def test_a_model_that_is_let_go_of_leaves_memory_at_once(source):
+    gc.disable()
+    try:
+        streamed = StreamedModel(source, torch.float32, "cpu")
+        streamed.logits(torch.arange(6)[None])
+        model, head = weakref.ref(streamed), weakref.ref(streamed.model.get_output_embeddings())
+        del streamed
+        assert model() is None
+        assert head() is None
+    finally:
+        gc.enable()
+
+
+def test_the_likelihood_of_a_text_is_that_of_the_whole_model(source, monkeypatch):
+    windows = some_windows(load_causal_lm(source, torch.float32, "cpu"), length=40)
+    for most in (quality.LOGIT_BYTES, 3 * 40 * 256 * 4):  # all windows at once, and three
+        monkeypatch.setattr(quality, "LOGIT_BYTES", most)
+        found, expected = (
+            quality.window_nll(model, windows)
+            for model in (
+                StreamedModel(source, torch.float32, "cpu"),
+                load_causal_lm(source, torch.float32, "cpu"),
+            )
+        )
+        assert torch.equal(found, expected)
 
 
 def test_a_held_model_is_walked_like_one_on_disk_and_then_freed(source):

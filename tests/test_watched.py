@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from flows.recipes.quantize import Recipe
 from tests.benchmarks.ladder import RUNGS, recipe_of
 from tests.benchmarks.watched import Look, costs, on_disk, watch
 
@@ -50,6 +51,14 @@ def test_a_stage_that_comes_twice_is_counted_together():
     assert found["evaluate"].anonymous == 90
     assert (found["evaluate"].seconds, found["evaluate"].cpu_seconds) == (3.0, 1.5)
     assert found["verify"].children == 0
+
+
+def test_every_rung_is_a_recipe(tmp_path):
+    for name, rung in RUNGS.items():
+        recipe = Recipe.parse(recipe_of(name, rung, tmp_path, tmp_path / "text"))
+        assert recipe.quantization.mse_grid is (
+            dict(rung.values).get("quantization.mse_grid", True)
+        )
 
 
 def test_a_rung_asks_for_what_its_table_says(tmp_path):

@@ -190,6 +190,7 @@ def recipe_of(name: str, rung: Rung, model: Path, text: Path) -> dict[str, Any]:
         "model": {"source": str(model)},
         "calibration": {"source": "generated", "samples": 16, "length": 128},
         "quantization": {"bits": 4, "group_size": 128, "symmetric": True},
+        "norm_tweak": {},
         "final_tune": {"steps": 8},
         "evaluation": {"perplexity": {"path": str(text), "max_tokens": 2048}},
     }

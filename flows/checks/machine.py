@@ -32,9 +32,6 @@ HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 FIXED_DISK = 32 << 20  # databases, logs, plots, verification probes
 FIXED_MEMORY = 700 << 20  # measured: the process with everything imported and a 260k model
 TOKENS_PER_MICRO_BATCH = 4096  # as normtweak_core.quantization.streams, which imports torch
-FINAL_TUNE_TOKENS = 2048  # rough size of one of its batches
-STREAMS = 2  # float and quantized: each passes through a block once
-GROUPS_PER_BLOCK = 4  # linears that read the same input: qkv, out, up, down
 # What a linear keeps for a backward pass: input and output as they are, normed, and rounded.
 KEPT_OF_A_LINEAR = 4
 WALKED = 3  # models of an evaluation: the float one, the export as it is read, and in float32
@@ -224,32 +221,6 @@ def measured_speed() -> float:
         matrix @ matrix
         products += 1
     return products * size**3 / (time.perf_counter() - began)
-
-
-def quantize_work(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]:
-    """Return multiply-adds by stage."""
-    tokens = recipe.calibration.samples * length
-    evaluated = recipe.evaluation.perplexity.max_tokens or 100_000
-    widths = {s.in_features for s in shape.linears.values()}
-    solve = shape.num_blocks * sum(2 * tokens * w * w + 2 * w**3 for w in widths)
-    solve += shape.linear_weights * shape.widest_input  # column loop
-    tweak, config = recipe.norm_tweak, recipe.quantization
-    searched = shape.linear_weights * 400  # grid search, which rounding to nearest has as well
-    passes = STREAMS + (3 * tweak.iterations + 4 if tweak.enabled else 0)
-    if config.method == "gptq" or config.propagation.alpha > 0:
-        passes += 2 * GROUPS_PER_BLOCK  # each group's input, float and quantized
-    else:
-        solve = 0  # the bare rounding needs no data
-    generated = recipe.calibration.source == "generated"
-    return {
-        "calibrate": tokens * shape.parameters * (4 if generated else 2),
-        "blocks": passes * tokens * shape.linear_weights + solve + searched,
-        "baseline": STREAMS * tokens * shape.linear_weights + searched,
-        "final tune": recipe.final_tune.steps * FINAL_TUNE_TOKENS * 4 * shape.parameters
-        if recipe.final_tune.enabled
-        else 0,
-        "evaluate": 3 * evaluated * shape.parameters,
-    }
 
 
 def time_estimate(work: dict[str, int], speed: float) -> Estimate:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.checks.forecast import STARTED, quantize_seconds
 from flows.checks.inputs import Ready
 from flows.checks.machine import (
     FIXED_MEMORY,
@@ -16,7 +17,6 @@ from flows.checks.machine import (
     existing_folder,
     free_bytes,
     measured_speed,
-    quantize_work,
     time_estimate,
     writing,
 )
@@ -32,13 +32,18 @@ from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.finetune.source import read_export_source
+from normtweak_core.lazy import lazy
 from normtweak_core.memory import available_memory
 from normtweak_core.model.hub import is_hub_id
+from normtweak_core.model.source import with_dtype
 from normtweak_core.paths import given_path
 from normtweak_core.scratch import scratch_folder
 from tasks.engine.environment import set_variables, state_root
 from tasks.engine.progress import readable_bytes, readable_seconds
 from tasks.models.export_folder import export_folder
+
+jobs = lazy("tasks.models.job")
+trials = lazy("normtweak_core.forecast.trial")
 
 if TYPE_CHECKING:
     from flows.pipeline.declared import Finished
@@ -71,7 +76,7 @@ def plan_of(recipe: Path) -> dict[str, Any]:
             "parameters": ready.shape.parameters,
             "memory": plan.memory,
             "disk": ready.disk,
-            "seconds": time_estimate(plan.work, measured_speed()).seconds,
+            "seconds": plan.seconds,
         }
 
 
@@ -102,7 +107,8 @@ class Plan:
     device: str
     stages: "list[Finished]"
     memory: dict[str, int]  # bytes by stage
-    work: dict[str, int]  # multiply-adds by stage
+    seconds: dict[str, float]  # by stage
+    how: str  # the seconds were found out
     writing: Writing | None  # of the text, where the model writes it
 
 
@@ -146,15 +152,40 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
     else:
         config = recipe.quantization
         becomes = f"to {config.bits} bits ({config.method}, {_groups(config.group_size)})"
-        work_of = quantize_work
-    memory, work = (of(recipe, shape, length) for of in (OWN[kind.name].memory, work_of))
+        work_of = None
+    memory = OWN[kind.name].memory(recipe, shape, length)
     data, text = kind.data_of(recipe), None
     if data.source == "generated":
         text = writing(ready.source.path, shape, recipe.model.dtype, device, data.samples, length)
         stage = "calibrate" if "calibrate" in memory else "data"
         model = FIXED_MEMORY + shape.parameters * shape.element(recipe.model.dtype)
         memory[stage] = max(memory.get(stage, 0), model + text.bytes)
-    return Plan(becomes, data, device, stages, memory, work, text)
+    if work_of is None:
+        at_once = text.at_once if text else None
+        seconds, how = _tried(recipe, ready, device, at_once)
+    else:
+        seconds, how = _counted(work_of(recipe, shape, length))
+    return Plan(becomes, data, device, stages, memory, seconds, how, text)
+
+
+def _tried(
+    recipe: Any, ready: Ready, device: str, at_once: int | None
+) -> tuple[dict[str, float], str]:
+    """Return seconds by stage as one block of the model tells them."""
+    dtype = jobs.torch_dtype(with_dtype(recipe.model, ready.source.path).dtype)
+    folder = ready.source.path
+    costs = trials.tried(folder, dtype, device, ready.length, recipe.quantization)
+    seconds = quantize_seconds(recipe, ready.shape, ready.length, costs, at_once)
+    return seconds, f"tried on one block, and {STARTED:.0f} s whatever the model"
+
+
+def _counted(work: dict[str, int]) -> tuple[dict[str, float], str]:
+    estimate = time_estimate(work, measured_speed())
+    speed = estimate.multiply_adds_per_second / 1e9
+    return estimate.seconds, (
+        f"counted multiply-adds at 35 % of the {speed:.0f} billion per second that a matrix "
+        "product reaches here now, on the CPU, plus 25 s: right within a factor of about three"
+    )
 
 
 def _written(text: Writing | None) -> str:
@@ -196,15 +227,11 @@ def memory_line(
 
 
 def _time_lines(plan: Plan) -> list[str]:
-    estimate = time_estimate(plan.work, measured_speed())
     open_share = {stage.name: 1 - stage.cached / stage.parts for stage in plan.stages}
-    left = {name: s * open_share.get(name, 1.0) for name, s in estimate.seconds.items()}
-    speed = estimate.multiply_adds_per_second / 1e9
+    left = {name: s * open_share.get(name, 1.0) for name, s in plan.seconds.items()}
     return [
         f"time    about {readable_seconds(sum(left.values()))} for what is not cached, of "
-        f"{readable_seconds(sum(estimate.seconds.values()))}; counted multiply-adds at 35 % of "
-        f"the {speed:.0f} billion per second that a matrix product reaches here now, on the CPU, "
-        "plus 25 s: right within a factor of about three",
+        f"{readable_seconds(sum(plan.seconds.values()))}; {plan.how}",
         *(f"  {name}: {readable_seconds(seconds)}" for name, seconds in left.items()),
     ]
 

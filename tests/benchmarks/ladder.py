@@ -74,6 +74,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS))
     parser.add_argument("--again", action="store_true", help="also what has been run before")
+    parser.add_argument(
+        "--replan", action="store_true", help="only what is planned, of all that ran"
+    )
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ladder")
     parser.add_argument("--plan", type=Path, metavar="RECIPE", help="print what is planned as JSON")
@@ -84,9 +87,12 @@ def main() -> None:
     kept = options.out / "ladder.json"
     found = json.loads(kept.read_text())["rungs"] if kept.exists() else {}
     for name in options.rungs:
-        if name in found and not options.again:
+        if options.replan and name in found:
+            found[name]["planned"] = plan_beside(name, RUNGS[name], options.work)
+        elif options.replan or (name in found and not options.again):
             continue
-        found[name] = climb(name, RUNGS[name], options.work)
+        else:
+            found[name] = climb(name, RUNGS[name], options.work)
         ordered = {one: found[one] for one in RUNGS if one in found}
         kept.write_text(json.dumps({"rungs": ordered}, indent=1) + "\n")
         (options.out / "ladder.md").write_text(told(ordered))
@@ -99,25 +105,31 @@ def climb(name: str, rung: Rung, work: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: The run failed.
     """
-    model = made(work / "models" / f"{rung.shape}-{rung.depth}", rung)
+    facts = {"machine": machine(), "planned": plan_beside(name, rung, work)}
     recipe, root = work / f"{name}.json", work / "roots" / name
     shutil.rmtree(root, ignore_errors=True)
-    recipe.write_text(json.dumps(recipe_of(name, rung, model, text_file(work))))
     environment = ONE_THREAD | {"NORMTWEAK_HOME": str(root)}
-    plan = subprocess.run(
-        [sys.executable, "-m", __spec__.name, "--plan", str(recipe)],
-        cwd=REPOSITORY,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    facts = {"machine": machine(), "planned": json.loads(plan.stdout)}
     command = [sys.executable, "-m", "flows.cli", "quantize", str(recipe)]
     taken: Watched = watch(command, root, environment, cwd=REPOSITORY)
     if taken.code:
         raise RuntimeError(f"{name} must be quantized; it ended with {taken.code}: {taken.output}")
     shutil.rmtree(root)
     return facts | {"measured": taken.facts()}
+
+
+def plan_beside(name: str, rung: Rung, work: Path) -> dict[str, Any]:
+    """Write the recipe of a rung, and return what a process that is asked plans for it."""
+    model = made(work / "models" / f"{rung.shape}-{rung.depth}", rung)
+    recipe = work / f"{name}.json"
+    recipe.write_text(json.dumps(recipe_of(name, rung, model, text_file(work))))
+    plan = subprocess.run(
+        [sys.executable, "-m", __spec__.name, "--plan", str(recipe)],
+        cwd=REPOSITORY,
+        env=os.environ | ONE_THREAD | {"NORMTWEAK_HOME": str(work / "roots" / "none")},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return json.loads(plan.stdout)
 
 
 def planned(recipe: Path) -> dict[str, Any]:

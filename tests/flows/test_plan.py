@@ -3,9 +3,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from flows.checks import machine as budget
+from flows.checks.forecast import quantize_seconds
 from flows.checks.training import (
     finetune_memory,
     finetune_work,
@@ -17,6 +19,8 @@ from flows.pipeline.declared import Finished
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
+from normtweak_core.forecast.trial import Costs, tried
+from normtweak_core.quantization.config import QuantizationConfig
 from tasks.engine.progress import readable_seconds
 from tests.flows.command_line import normtweak
 from tests.flows.tiny_model import recipe_values, ternary_values, write_project
@@ -96,7 +100,7 @@ def test_a_plan_tells_disk_memory_time_and_stages(shown, project):
         ("final tune", "with a whole model"),
         ("evaluate", "block by block"),
     ]
-    assert any("counted multiply-adds at 35 % of" in line for line in lines)
+    assert any("tried on one block, and 30 s whatever the model" in line for line in lines)
     stages = lines[lines.index("stages") + 1 : -1]
     assert stages == [
         "  dry run: will run",
@@ -114,41 +118,71 @@ def test_a_plan_tells_disk_memory_time_and_stages(shown, project):
     assert lines[-1] == "nothing was written"
 
 
-def estimate(project, **changes):
+COSTS = Costs(
+    opened=1.0,
+    load=0.5,
+    forward=1e-3,
+    half=2e-3,
+    step=4e-3,
+    written=5e-3,
+    statistics=6e-3,
+    solve=10.0,
+    rounding=3.0,
+    drift=1e-4,
+    head=1e-3,
+    head_step=3e-3,
+    compared=2e-3,
+)
+
+
+def estimate(project, at_once=None, **changes):
     values = recipe_values(project)
     for key, inner in changes.items():
         values[key] = values.get(key, {}) | inner
     shape = budget.model_shape(project / "model")
-    return budget.time_estimate(budget.quantize_work(Recipe.parse(values), shape, 16), speed=1e9)
+    return quantize_seconds(Recipe.parse(values), shape, 16, COSTS, at_once)
 
 
-def test_time_grows_with_the_work_and_falls_with_the_speed(project):
-    plain = estimate(project).seconds
-    more = estimate(project, calibration={"samples": 16}).seconds
-    assert more["blocks"] > plain["blocks"]
-    assert more["calibrate"] == 2 * plain["calibrate"]
-    assert "final tune" not in estimate(project, final_tune={"enabled": False}).seconds
-    untweaked = estimate(project, norm_tweak={"enabled": False}).seconds
-    assert untweaked["blocks"] < plain["blocks"]
-    shape = budget.model_shape(project / "model")
-    recipe = Recipe.parse(recipe_values(project))
-    fast = budget.time_estimate(budget.quantize_work(recipe, shape, 16), speed=2e9).seconds
-    assert fast["blocks"] == plain["blocks"] / 2
+def test_seconds_are_those_of_a_block_times_what_a_run_does_with_it(project):
+    # Two blocks, 8 windows of 16 tokens of which one is held out.
+    plain = estimate(project, norm_tweak={"enabled": False}, final_tune={"enabled": False})
+    assert plain["blocks"] == pytest.approx(1 + 2 * (0.5 + 10 + 128 * (2e-3 + 1e-4 + 6e-3)))
+    assert plain["baseline"] == pytest.approx(1 + 2 * (0.5 + 3 + 128 * (2e-3 + 1e-4)))
+    assert plain["calibrate"] == pytest.approx(1 + 2 * (0.5 + 128 * 1e-3) + 128 * 1e-3)
+    assert "final tune" not in plain
+    tweaked = estimate(project, norm_tweak={"enabled": True, "iterations": 1})
+    more = 7 * 16 * 4e-3 + 5 * 16 * 1e-3 + 128 * 1.1e-3
+    assert tweaked["blocks"] - plain["blocks"] == pytest.approx(2 * more)
+    tuned = [estimate(project, final_tune={"enabled": True, "steps": n}) for n in (10, 20)]
+    step = 16 * (2 * 4e-3 + 3e-3)
+    assert tuned[1]["final tune"] - tuned[0]["final tune"] == pytest.approx(10 * step)
+    bare = {"method": "rtn", "propagation": {"alpha": 0}}
+    rounded = estimate(project, norm_tweak={"enabled": False}, quantization=bare)
+    assert rounded["blocks"] == pytest.approx(plain["baseline"])
+    assert rounded["baseline"] == plain["baseline"]
 
 
-def test_rounding_to_nearest_passes_through_a_block_with_each_stream_once(project):
-    shape = budget.model_shape(project / "model")
-    plain = budget.quantize_work(Recipe.parse(recipe_values(project)), shape, 16)
-    # Two streams of 8 windows of 16 tokens through every weight, and the search of the grid.
-    assert plain["baseline"] == 2 * 8 * 16 * 81_920 + 400 * 81_920
-    values = recipe_values(project) | {"norm_tweak": {"enabled": False}}
-    values["quantization"] = {"method": "rtn", "propagation": {"alpha": 0}}
-    rounded = budget.quantize_work(Recipe.parse(values), shape, 16)
-    assert rounded["blocks"] == rounded["baseline"] == plain["baseline"]
-    values["quantization"] = {"propagation": {"alpha": 0}}
-    solved = budget.quantize_work(Recipe.parse(values), shape, 16)
-    statistics = 2 * 4 * 8 * 16 * 81_920  # the input of each group, float and quantized
-    assert solved["blocks"] > plain["baseline"] + statistics
+def test_text_that_is_written_costs_each_of_its_tokens(project):
+    given, alone, four = (estimate(project, at_once) for at_once in (None, 1, 4))
+    assert alone["calibrate"] - given["calibrate"] == pytest.approx(128 * (2 * 5e-3 + 1e-3))
+    assert four["calibrate"] == alone["calibrate"]
+
+
+def test_one_block_is_tried_at_what_the_recipe_asks_for(project):
+    coarse, searched = (
+        tried(
+            project / "model",
+            torch.float32,
+            "cpu",
+            16,
+            QuantizationConfig(bits=4, group_size=32, symmetric=True, mse_grid=mse),
+        )
+        for mse in (False, True)
+    )
+    assert all(value > 0 for value in vars(coarse).values())
+    assert searched.rounding > 2 * coarse.rounding
+    assert searched.solve > coarse.solve
+    assert coarse.step > coarse.forward
 
 
 def test_memory_is_compared_with_that_of_the_device_that_computes():

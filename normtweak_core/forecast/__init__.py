@@ -1,0 +1,1 @@
+"""What work on a model will cost, found out on one of its blocks."""

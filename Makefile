@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check proof kill-test kill-test-ternary tasks-test gpu-test docs bench bench-peers ladder study study-drift study-ternary study-polynomial study-ablation ui reader-gptq
+.PHONY: setup run test check proof kill-test kill-test-ternary tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-ternary study-polynomial study-ablation ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -72,6 +72,10 @@ study: setup
 
 study-drift: setup
 	$(BIN)/python -m tests.benchmarks.drift
+
+# Several hours; goes on where it was stopped. STORIES=FOLDER of stories260K, where it is at hand.
+study-quality: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.quality $(if $(STORIES),--stories $(STORIES))
 
 study-ternary: setup
 	$(BIN)/python -m tests.benchmarks.ternary

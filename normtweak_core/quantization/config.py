@@ -50,6 +50,12 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
     )
     act_order: bool = Field(True, description="Take columns by decreasing diag(H); groups static.")
     mse_grid: bool = Field(True, description="Search each grid's clipping for least error.")
+    sweeps: int = Field(
+        4,
+        ge=0,
+        le=100,
+        description="Sweeps of coordinate descent over scales and codes after GPTQ; 0: none.",
+    )
     percdamp: float = Field(
         0.01, ge=0, lt=1, description="Damping of the Hessian, a fraction of its mean diagonal."
     )

@@ -11,12 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from normtweak_core.errors import InputError
-from normtweak_core.quantization.grid import GridSpec, fit_grid
+from normtweak_core.quantization.descent import Grids, descend
+from normtweak_core.quantization.grid import CHUNK, ERROR_NORM, GridSpec, fit_grid
 from normtweak_core.quantization.hessian import inverse_cholesky, without_dead_columns
 from normtweak_core.quantization.weight import QuantizedWeight
 
 # Columns updated together; changes speed only, never the result.
 BLOCK_SIZE = 128
+# Of the errors by which the ranges of grids are searched. The larger, the less is clipped: what
+# rounding does GPTQ can make up for where inputs are correlated, what clipping does it cannot.
+EXPONENTS = (2.0, 3.0, 4.0, 6.0)
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,12 @@ def gptq(
     *,
     act_order: bool,
     percdamp: float,
+    sweeps: int = 0,
 ) -> SolvedWeight:
     """Return codes for which the layer's output, rather than its weight, stays close.
+
+    Which share of a range to clip depends on how far GPTQ can make up for rounding, and that on
+    the layer. So each of ``EXPONENTS`` is tried, and each row keeps what leaves its output closest.
 
     Args:
         W: Weight; rows of several layers may be stacked when they read the same input. Not
@@ -68,13 +76,15 @@ def gptq(
             fitted before the loop (``static``); otherwise each group is fitted when the loop
             reaches it, on weights that carry all errors so far.
         percdamp: Damping of H, a fraction of its mean diagonal.
+        sweeps: Of coordinate descent over scales and codes afterwards, see `descend`.
 
     Raises:
         InputError: The group size does not divide the input width.
         HessianError: H cannot be factorized at any damping up to its mean diagonal.
 
     Source: differs from the published code in fitting a group on fully compensated weights
-        (theirs lacks the updates made inside the current column block).
+        (theirs lacks the updates made inside the current column block), and in the error that a
+        range is searched by (theirs: unweighted, exponent 2.4).
     """
     width = checked_group_size(W.shape[1], group_size)
     H, dead = without_dead_columns(H)
@@ -82,10 +92,16 @@ def gptq(
     order = torch.argsort(H.diagonal(), descending=True, stable=True)
     plan = ColumnPlan(order if act_order else torch.arange(len(order)), width, act_order)
     factor = inverse_cholesky(H[plan.order][:, plan.order], percdamp)
-    codes, scales, zeros = _column_loop(W, factor.U, plan, spec)
-    return SolvedWeight(
-        _packaged(codes, scales, zeros, group_size, spec), factor.percdamp, int(dead.sum())
-    )
+    H = H + torch.diag((factor.percdamp * H.diagonal().mean()).expand(len(H)))
+    importance = H.diagonal() / H.diagonal().mean()
+    best, least = None, None
+    for exponent in EXPONENTS if spec.mse_grid else EXPONENTS[:1]:
+        found, error = _column_loop(W, factor.U, plan, spec, importance, exponent)
+        best = found if best is None else best.or_better(found, error < least)
+        least = error if least is None else torch.minimum(error, least)
+    best = descend(W, H, best, spec, sweeps)
+    packaged = _packaged(best.codes, best.scales, best.zeros, group_size, spec)
+    return SolvedWeight(packaged, factor.percdamp, int(dead.sum()))
 
 
 def _column_loop(
@@ -93,15 +109,18 @@ def _column_loop(
     U: Float[Tensor, "in in"],
     plan: ColumnPlan,
     spec: GridSpec,
-) -> tuple[Tensor, Tensor, Tensor]:
+    importance: Float[Tensor, " in"],
+    exponent: float,
+) -> tuple[Grids, Float[Tensor, " out"]]:
+    """Return codes and grids, and ``(Q - W) H (Q - W)^T`` of each row."""
     num_columns, group_size = weight.shape[1], plan.group_size
     if plan.act_order:
-        scales, zeros = fit_all_groups(weight, group_size, spec)
+        scales, zeros = fit_all_groups(weight, group_size, spec, importance, exponent)
     else:
         scales = weight.new_zeros(weight.shape[0], num_columns // group_size)
         zeros = torch.zeros_like(scales)
     W = weight[:, plan.order].contiguous()  # (out, in), overwritten left to right
-    codes = torch.empty_like(W)
+    codes, error = torch.empty_like(W), W.new_zeros(len(W))
     groups = (plan.order // group_size).tolist()
     diagonal = U.diagonal().tolist()
 
@@ -118,24 +137,34 @@ def _column_loop(
                     late = slice(end, j + group_size)
                     update = E[:i].T.contiguous() @ U[start:j, late]
                     current = torch.cat([current, W[:, late] - update], dim=1)
-                scales[:, group], zeros[:, group] = fit_grid(current.contiguous(), spec)
+                scales[:, group], zeros[:, group] = fit_grid(
+                    current.contiguous(), spec, importance[j : j + group_size], exponent
+                )
             scale, zero = scales[:, group], zeros[:, group]
             taken[i] = spec.codes(block[i], scale, zero)
             E[i] = (block[i] - scale * (taken[i] - zero)) / diagonal[j]
             block[i + 1 :].addr_(U[j, j + 1 : end], E[i], alpha=-1)
         codes[:, plan.order[start:end]] = taken.T
+        error += E.square().sum(0)
         # Columns right of the block receive the whole block's error in one matmul.
         W[:, end:].addmm_(E.T.contiguous(), U[start:end, end:], alpha=-1)
-    return codes, scales, zeros
+    return Grids(codes, scales, zeros), error
 
 
 def fit_all_groups(
-    W: Float[Tensor, "out in"], width: int, spec: GridSpec
+    W: Float[Tensor, "out in"],
+    width: int,
+    spec: GridSpec,
+    importance: Float[Tensor, " in"] | None = None,
+    exponent: float = ERROR_NORM,
 ) -> tuple[Float[Tensor, "out groups"], Float[Tensor, "out groups"]]:
     """Return scales and zeros of every group of ``width`` columns, fitted on W as it is."""
-    rows, columns = W.shape
-    scale, zero = fit_grid(W.reshape(rows * (columns // width), width), spec)
-    return scale.reshape(rows, -1), zero.reshape(rows, -1)
+    groups = W.unflatten(1, (-1, width))
+    if importance is not None:
+        importance = importance.unflatten(0, (-1, width))
+    rows = max(1, CHUNK // W.shape[1])
+    parts = [fit_grid(part, spec, importance, exponent) for part in groups.split(rows)]
+    return torch.cat([scale for scale, _ in parts]), torch.cat([zero for _, zero in parts])
 
 
 def checked_group_size(width: int, group_size: int | None) -> int:

@@ -9,6 +9,7 @@ the scale) are used: every format that holds 2 bits holds them. Their scale star
 magnitude (absmean), as in BitNet b1.58.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,12 +17,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# The published search (IST-DASLab/gptq, quant.py): 80 ranges, 1 % apart, error |q - w| ** 2.4.
-SEARCH_STEPS = 80
-SEARCH_STEP = 0.01
+# Multiples of the first range that are tried, then those around the best of them. The published
+# search (IST-DASLab/gptq, quant.py) tries 80, 1 % apart, and finds the same to that 1 %.
+COARSE = [1 - 0.04 * step for step in range(20)]
+FINE = [-0.03, -0.02, -0.01, 0.01, 0.02, 0.03]
+# Of ternary and binary grids, multiples of the mean magnitude.
+MEAN_COARSE = [0.52 + 0.08 * step for step in range(19)]
+MEAN_FINE = [-0.06, -0.04, -0.02, 0.02, 0.04, 0.06]
+# Exponent of the error between a weight and its level in the published search.
 ERROR_NORM = 2.4
-# Scales that are tried for ternary and binary grids, as multiples of the mean magnitude.
-MEAN_FACTORS = [0.5 + 0.02 * i for i in range(76)]
+# Weights that are searched together: what is tried for them stays in the processor's cache.
+CHUNK = 2**17
 
 
 @dataclass(frozen=True)
@@ -64,76 +70,102 @@ def quantize_to_codes(
 
 
 def fit_grid(
-    weight: Float[Tensor, "out group"], spec: GridSpec
-) -> tuple[Float[Tensor, " out"], Float[Tensor, " out"]]:
-    """Return scale and zero (a whole number) of each row of one group.
+    weight: Float[Tensor, "*rows group"],
+    spec: GridSpec,
+    importance: Float[Tensor, "*#rows group"] | None = None,
+    exponent: float = ERROR_NORM,
+) -> tuple[Float[Tensor, " *rows"], Float[Tensor, " *rows"]]:
+    """Return scale and zero (a whole number) of each group.
 
     Args:
-        weight: Rows of one group of input columns, float32.
+        weight: Groups of input columns, float32.
         spec: Width and kind of the grid.
+        importance: How much the error of each weight counts, as diag(H); None: all alike.
+        exponent: Of the error that the search makes least. The larger, the less is clipped.
 
     Source: IST-DASLab/gptq ``quant.py``. Zero stays inside the range in asymmetric grids
         (min <= 0 <= max), so that a weight of zero is representable.
     """
-    if spec.levels != "full":
-        return _fit_around_mean(weight, spec)
-    low = weight.amin(dim=1).clamp(max=0)
-    high = weight.amax(dim=1).clamp(min=0)
+    if spec.levels == "full":
+        low, high = _range(weight, spec)
+        coarse, fine = COARSE, FINE
+
+        def grid(multiple: Tensor | float) -> tuple[Tensor, Tensor]:
+            return _grid_of_range(low * multiple, high * multiple, spec)
+    else:
+        mean = weight.abs().mean(dim=-1)
+        coarse, fine = MEAN_COARSE, MEAN_FINE
+
+        def grid(multiple: Tensor | float) -> tuple[Tensor, Tensor]:
+            scale = round_scale(mean * multiple, spec.scale_dtype)
+            return scale, torch.full_like(scale, 2 ** (spec.bits - 1))
+
+    first, _ = grid(1.0)
+    if not spec.mse_grid:
+        return grid(1.0)
+
+    def error(multiple: Tensor | float) -> Tensor:
+        scale, zero = grid(multiple)
+        steps = _error_in_steps(weight, scale, zero, spec, exponent)
+        weighted = steps if importance is None else steps.mul_(importance)
+        return weighted.sum(dim=-1) * (scale / first) ** exponent
+
+    near = _least(error, coarse, torch.zeros_like(first))
+    return grid(_least(error, [0.0, *fine], near))
+
+
+def _range(weight: Float[Tensor, "*rows group"], spec: GridSpec) -> tuple[Tensor, Tensor]:
+    low = weight.amin(dim=-1).clamp(max=0)
+    high = weight.amax(dim=-1).clamp(min=0)
     if spec.symmetric:
         high = torch.maximum(-low, high)
         low = -high
     empty = (low == 0) & (high == 0)  # any scale represents a row of zeros
-    low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
-    scale, zero = _grid_of_range(low, high, spec)
-    if not spec.mse_grid:
-        return scale, zero
-    best = torch.full_like(scale, torch.inf)
-    for step in range(SEARCH_STEPS):
-        shrunk = 1 - step * SEARCH_STEP
-        trial_scale, trial_zero = _grid_of_range(low * shrunk, high * shrunk, spec)
-        error = _row_error(weight, trial_scale, trial_zero, spec)
-        better = error < best
-        best = torch.where(better, error, best)
-        scale = torch.where(better, trial_scale, scale)
-        zero = torch.where(better, trial_zero, zero)
-    return scale, zero
+    return torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
 
 
-def _fit_around_mean(
-    weight: Float[Tensor, "out group"], spec: GridSpec
-) -> tuple[Float[Tensor, " out"], Float[Tensor, " out"]]:
-    """Return the scale of a ternary or binary grid: the mean magnitude, or the best near it."""
-    mean = weight.abs().mean(dim=1)
-    scale = round_scale(mean, spec.scale_dtype)
-    zero = torch.full_like(scale, 2 ** (spec.bits - 1))
-    best = torch.full_like(scale, torch.inf)
-    for factor in MEAN_FACTORS if spec.mse_grid else ():
-        trial = round_scale(mean * factor, spec.scale_dtype)
-        levels = (spec.codes(weight, trial[:, None], zero[:, None]) - zero[:, None]) * trial[
-            :, None
-        ]
-        error = (levels - weight).abs_().pow_(ERROR_NORM).sum(dim=1)
-        scale = torch.where(error < best, trial, scale)
-        best = torch.minimum(best, error)
-    return scale, zero
+def _least(
+    error: Callable[[Tensor], Tensor], offsets: list[float], base: Float[Tensor, " *rows"]
+) -> Float[Tensor, " *rows"]:
+    """Return ``base`` and one of the offsets: for each group that with the least error."""
+    best, chosen = torch.full_like(base, torch.inf), base
+    for offset in offsets:
+        found = error(base + offset)
+        better = found < best
+        best = torch.where(better, found, best)
+        chosen = torch.where(better, base + offset, chosen)
+    return chosen
 
 
-def _row_error(
-    weight: Float[Tensor, "out group"],
-    scale: Float[Tensor, " out"],
-    zero: Float[Tensor, " out"],
+def _error_in_steps(
+    weight: Float[Tensor, "*rows group"],
+    scale: Float[Tensor, " *rows"],
+    zero: Float[Tensor, " *rows"],
     spec: GridSpec,
-) -> Float[Tensor, " out"]:
-    scale, zero = scale[:, None], zero[:, None]
-    # quantize_to_codes, then |scale (code - zero) - w| ** p, in one buffer: this runs SEARCH_STEPS
-    # times over all weights, and a fresh temporary for each operation costs as much as the power.
-    error = (weight / scale).round_().add_(zero).clamp_(0, spec.max_code)
-    return error.sub_(zero).mul_(scale).sub_(weight).abs_().pow_(ERROR_NORM).sum(dim=1)
+    exponent: float,
+) -> Float[Tensor, "*rows group"]:
+    """Return the distance of each weight from its level in steps of the scale, to the power."""
+    scale, zero = scale[..., None], zero[..., None]
+    steps = weight / scale
+    # In place: this runs for each range over all weights, and a fresh temporary for each operation
+    # costs as much as the rest.
+    if spec.levels == "full":
+        error = steps.round().add_(zero).clamp_(0, spec.max_code)
+    else:
+        error = spec.codes(weight, scale, zero)
+    error = error.sub_(zero).sub_(steps).abs_()
+    if exponent == 2:
+        return error.square_()
+    if exponent == 3:
+        return error.mul_(steps.copy_(error).square_())
+    if exponent == 4:
+        return error.square_().square_()
+    return error.pow_(exponent)
 
 
 def _grid_of_range(
-    low: Float[Tensor, " out"], high: Float[Tensor, " out"], spec: GridSpec
-) -> tuple[Float[Tensor, " out"], Float[Tensor, " out"]]:
+    low: Float[Tensor, " *rows"], high: Float[Tensor, " *rows"], spec: GridSpec
+) -> tuple[Float[Tensor, " *rows"], Float[Tensor, " *rows"]]:
     scale = round_scale((high - low) / spec.max_code, spec.scale_dtype)
     if spec.symmetric:
         return scale, torch.full_like(scale, 2 ** (spec.bits - 1))

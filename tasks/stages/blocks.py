@@ -36,7 +36,7 @@ def fields_read(config: QuantizationConfig, job: Job) -> dict[str, Any]:
     """
     fields = config.model_dump(mode="json")
     if config.method == "rtn":
-        del fields["act_order"], fields["percdamp"]
+        del fields["act_order"], fields["percdamp"], fields["sweeps"]
     if config.propagation.alpha == 0:
         del fields["propagation"]["ridge"]
     if not job.mixes_experts or (config.method == "rtn" and config.propagation.alpha == 0):

@@ -37,6 +37,7 @@ OTHER = {
     "quantization.symmetric": True,
     "quantization.act_order": False,
     "quantization.mse_grid": False,
+    "quantization.sweeps": 1,
     "quantization.percdamp": 0.02,
     "quantization.propagation.alpha": 0.5,
     "quantization.propagation.ridge": 0.02,
@@ -135,7 +136,7 @@ def test_few_tokens_matter_where_a_mixture_needs_statistics(key, mixture, projec
 
 
 # What rounding to nearest does not read, and what no method reads of a correction switched off.
-UNREAD_BY_RTN = ["quantization.percdamp", "quantization.act_order"]
+UNREAD_BY_RTN = ["quantization.percdamp", "quantization.act_order", "quantization.sweeps"]
 UNREAD_WITHOUT_PROPAGATION = ["quantization.propagation.ridge"]
 RTN = {"quantization.method": "rtn", "quantization.propagation.alpha": 0}
 
@@ -161,9 +162,11 @@ def test_round_to_nearest_is_keyed_by_what_it_reads_and_by_all_of_it(key, projec
         ("gptq", 0, "quantization.propagation.ridge", False),
         ("gptq", 0, "quantization.percdamp", True),
         ("gptq", 0, "quantization.act_order", True),
+        ("gptq", 0, "quantization.sweeps", True),
         ("rtn", 0.5, "quantization.propagation.ridge", True),
         ("rtn", 0.5, "quantization.percdamp", False),
         ("rtn", 0.5, "quantization.act_order", False),
+        ("rtn", 0.5, "quantization.sweeps", False),
     ],
 )
 def test_a_field_counts_where_the_method_reads_it(method, alpha, key, read, project):

@@ -218,6 +218,7 @@ def _solve(W: Tensor, H: Tensor | None, plan: BlockPlan) -> SolvedWeight:
         spec,
         act_order=settings.act_order,
         percdamp=settings.percdamp,
+        sweeps=settings.sweeps,
     )
 
 

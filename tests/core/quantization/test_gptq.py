@@ -6,7 +6,7 @@ import torch
 from normtweak_core.errors import HessianError, InputError
 from normtweak_core.quantization import gptq as gptq_module
 from normtweak_core.quantization.gptq import gptq, round_to_nearest, split_rows
-from normtweak_core.quantization.grid import GridSpec, fit_grid, quantize_to_codes
+from normtweak_core.quantization.grid import ERROR_NORM, GridSpec, fit_grid, quantize_to_codes
 from normtweak_core.quantization.hessian import InputStatistics, corrected_weight, inverse_cholesky
 from tests.reference import gptq_oracle
 
@@ -23,7 +23,10 @@ def problem(seeded, out=12, width=48, tokens=400, seed=0):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [None, 16])
 @pytest.mark.parametrize("act_order", [False, True])
-def test_codes_equal_the_explicit_recursion(seeded, bits, symmetric, group_size, act_order):
+def test_codes_equal_the_explicit_recursion(
+    seeded, monkeypatch, bits, symmetric, group_size, act_order
+):
+    monkeypatch.setattr(gptq_module, "EXPONENTS", (3.0,))
     W, _, H = problem(seeded, seed=bits)
     # At 8 bits neighbouring ranges of the search tie within float32, so min-max there.
     spec = GridSpec(bits, symmetric, bits < 8, torch.float32)
@@ -32,7 +35,9 @@ def test_codes_equal_the_explicit_recursion(seeded, bits, symmetric, group_size,
 
     def grids(group, W_now):
         source = W if act_order else W_now.float()
-        return fit_grid(source[:, group * width : (group + 1) * width].contiguous(), spec)
+        columns = slice(group * width, (group + 1) * width)
+        damped = H.diagonal() + 0.01 * H.diagonal().mean()
+        return fit_grid(source[:, columns].contiguous(), spec, damped[columns], 3.0)
 
     order = torch.arange(48)
     if act_order:
@@ -57,7 +62,45 @@ def test_column_block_size_does_not_change_the_result(seeded, monkeypatch, act_o
         assert (other.codes == results[0].codes).float().mean() > 0.995
 
 
-def test_identity_hessian_gives_round_to_nearest(seeded):
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_each_row_keeps_the_range_that_leaves_its_output_closest(
+    seeded, monkeypatch, act_order, symmetric
+):
+    W, _, H = problem(seeded, out=40)
+    damped = H.double() + 0.01 * H.diagonal().mean() * torch.eye(48)
+    spec = GridSpec(2, symmetric, True, torch.float16)
+
+    def solve():
+        solved = gptq(W, H, 16, spec, act_order=act_order, percdamp=0.01).weight
+        D = solved.dequantize().double() - W.double()
+        return ((D @ damped) * D).sum(1), solved.codes
+
+    together, codes = solve()
+    alone = []
+    for exponent in gptq_module.EXPONENTS:
+        monkeypatch.setattr(gptq_module, "EXPONENTS", (exponent,))
+        alone.append(solve())
+    errors = torch.stack([error for error, _ in alone])
+    assert torch.allclose(together, errors.amin(dim=0), rtol=1e-4)
+    assert len(errors.argmin(dim=0).unique()) > 1
+    kept = torch.stack([(codes == other).all(dim=1) for _, other in alone])
+    assert kept.any(dim=0).all()
+
+
+def test_sweeps_go_on_from_the_codes_of_gptq(seeded):
+    W, x, H = problem(seeded, out=40)
+    errors = []
+    for sweeps in (0, 1, 4):
+        spec = GridSpec(2, False, True, torch.float16)
+        solved = gptq(W, H, 16, spec, act_order=True, percdamp=0.01, sweeps=sweeps).weight
+        errors.append((x @ (solved.dequantize() - W).T).norm())
+    assert errors[1] < 0.97 * errors[0]
+    assert errors[2] < errors[1]
+
+
+def test_identity_hessian_gives_round_to_nearest(seeded, monkeypatch):
+    monkeypatch.setattr(gptq_module, "EXPONENTS", (ERROR_NORM,))
     W, _, _ = problem(seeded)
     spec = GridSpec(3, False, True, torch.float16)
     ours = gptq(W, torch.eye(48), 16, spec, act_order=True, percdamp=0.01).weight
@@ -104,7 +147,8 @@ def test_stacked_rows_equal_separate_solves_and_inputs_stay_untouched(seeded):
 def test_dead_columns_become_zero_and_are_counted(seeded):
     W, _, H = problem(seeded)
     H[7], H[:, 7] = 0, 0
-    solved = gptq(W, H, 16, GridSpec(2, False, True, torch.float16), act_order=True, percdamp=0.01)
+    spec = GridSpec(2, False, True, torch.float16)
+    solved = gptq(W, H, 16, spec, act_order=True, percdamp=0.01, sweeps=3)
     assert solved.dead_columns == 1
     assert torch.equal(solved.weight.dequantize()[:, 7], torch.zeros(12))
 
@@ -253,7 +297,7 @@ def test_an_input_that_is_always_zero_corrects_nothing(seeded, ridge):
 def test_gptq_of_an_input_that_is_always_zero_is_all_zero(seeded):
     W = torch.randn(12, 48, generator=seeded(1))
     spec = GridSpec(2, False, True, torch.float32)
-    solved = gptq(W, torch.zeros(48, 48), 16, spec, act_order=True, percdamp=0.01)
+    solved = gptq(W, torch.zeros(48, 48), 16, spec, act_order=True, percdamp=0.01, sweeps=2)
     assert solved.dead_columns == 48
     assert not solved.weight.dequantize().any()
 

@@ -21,6 +21,43 @@ def test_grid_equals_the_plain_search(seeded, bits, symmetric, mse):
         assert zero[row].item() == expected_zero
 
 
+@pytest.mark.parametrize("exponent", [2.0, 3.0, 4.0, 6.0])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_error_is_weighted_and_to_the_power_that_is_asked_for(seeded, exponent, symmetric):
+    weight = torch.randn(6, 40, generator=seeded(7))
+    importance = torch.rand(40, generator=seeded(8)) ** 4
+    spec = GridSpec(2, symmetric, True, torch.float32)
+    scale, zero = fit_grid(weight, spec, importance, exponent)
+    unlike = 0
+    for row in range(6):
+        values = weight[row].tolist()
+        expected = grid_oracle(values, 2, symmetric, True, importance.tolist(), exponent)
+        assert scale[row].item() == pytest.approx(expected[0], rel=1e-5)
+        assert zero[row].item() == expected[1]
+        unlike += expected != grid_oracle(values, 2, symmetric, True, None, exponent)
+    assert unlike > 0
+
+
+def test_groups_are_fitted_as_each_by_itself(seeded):
+    weight = torch.randn(5, 3, 16, generator=seeded(9))
+    importance = torch.rand(3, 16, generator=seeded(10))
+    for levels in ("full", "ternary", "binary"):
+        spec = GridSpec(2, True, True, torch.float16, levels)
+        scales, zeros = fit_grid(weight, spec, importance, 3.0)
+        for group in range(3):
+            alone = fit_grid(weight[:, group], spec, importance[group], 3.0)
+            assert torch.equal(alone[0], scales[:, group])
+            assert torch.equal(alone[1], zeros[:, group])
+
+
+def test_the_larger_the_exponent_the_less_is_clipped(seeded):
+    weight = torch.randn(64, 64, generator=seeded(11))
+    spec = GridSpec(2, False, True, torch.float32)
+    scales = [fit_grid(weight, spec, None, p)[0].mean().item() for p in (2.0, 3.0, 4.0, 6.0)]
+    assert scales == sorted(scales)
+    assert scales[-1] > 1.2 * scales[0]
+
+
 def test_search_never_hurts_and_at_two_bits_helps(seeded):
     weight = torch.randn(64, 64, generator=seeded(1))
     errors = []

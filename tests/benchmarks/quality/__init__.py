@@ -1,0 +1,1 @@
+"""Which defaults give the best quantized model, chosen without any evaluation text."""

@@ -37,6 +37,8 @@ def values(tmp_path_factory) -> dict:
         "model": {"source": str(folder / "model")},
         "calibration": {"source": "random", "samples": 8, "length": 16},
         "quantization": {"bits": 2, "group_size": 32},
+        # Put back with both losses, both would be one export, and the second cell be found.
+        "norm_tweak": {"rollback": False},
         "final_tune": {"enabled": False, "steps": 2},
         "evaluation": {"perplexity": {"path": str(folder / "text.txt"), "max_tokens": 64}},
         "ablation": {"studies": STUDIED, "seeds": SEEDS, "text": None},

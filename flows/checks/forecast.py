@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 from flows.checks.machine import ModelShape
 from flows.recipes.quantize import Recipe
+from normtweak_core.lazy import lazy
 
 if TYPE_CHECKING:
     from normtweak_core.forecast.trial import Costs
 
+streams = lazy("normtweak_core.quantization.streams")
+
 PROBED = 6 * 64  # tokens of a float type's trial, and of an export's
-HELD_OUT = 8  # a window of so many is held out
 SHARES = 5  # times that they judge a norm tweak, once before it
 WRITTEN = 32  # tokens of a sample at most, and of its prompt
 KEPT_WEIGHTS = 1 << 25  # of float blocks that stay in memory while samples are written
@@ -49,7 +51,7 @@ def quantize_seconds(
     }
     if recipe.final_tune.enabled:
         each = length * (blocks * costs.step + costs.head_step)
-        held_out = 2 * max(1, samples // HELD_OUT) * length
+        held_out = 2 * _held_out(samples) * length
         judged = held_out * (blocks * costs.forward + 2 * costs.head)
         found["final tune"] = 2 * costs.opened + 3 * walk + recipe.final_tune.steps * each + judged
     return found
@@ -60,13 +62,17 @@ def _streams(costs: "Costs") -> float:
     return 2 * costs.forward + costs.drift
 
 
+def _held_out(samples: int) -> int:
+    return samples - streams.num_training_windows(samples)
+
+
 def _block(recipe: Recipe, samples: int, length: int, costs: "Costs") -> float:
     config, tweak, tokens = recipe.quantization, recipe.norm_tweak, samples * length
     informed = config.method == "gptq" or config.propagation.alpha > 0
     seconds = costs.load + tokens * (_streams(costs) + informed * costs.statistics)
     seconds += costs.solve if config.method == "gptq" else costs.rounding
     if tweak.enabled:
-        held_out = max(1, samples // HELD_OUT)
+        held_out = _held_out(samples)
         seconds += tweak.iterations * (samples - held_out) * length * costs.step
         seconds += SHARES * held_out * length * costs.forward
         seconds += tokens * (costs.forward + costs.drift)

@@ -22,10 +22,9 @@ from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.model.tokenizer_files import tokenizer_files
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.drift import drift
-from normtweak_core.quantization.gptq import gptq, round_to_nearest
-from normtweak_core.quantization.grid import GridSpec
 from normtweak_core.quantization.hessian import InputStatistics, corrected_weight
 from normtweak_core.quantization.linears.inputs import linear_groups
+from normtweak_core.quantization.linears.solve import solved_weight
 from normtweak_core.training.objective import divergence
 from normtweak_core.tweak.tweak import WithMasters, norm_parameters
 
@@ -46,7 +45,7 @@ class Costs:
     step: float  # of a token, forward and backward with norms that are trained
     written: float  # of a token that follows others, for each window that is written at once
     statistics: float  # of a token, at all groups of linears
-    solve: float  # by GPTQ, with the factors of all groups
+    solve: float  # by the method of the recipe, with the factors of all groups
     rounding: float  # to nearest
     drift: float  # of a token, with the hashes of both streams
     head: float  # of a token: logits of the model, not of a block
@@ -170,7 +169,6 @@ def _solving(
 ) -> dict[str, float]:
     """Return what statistics cost of a token, and solving and rounding of the block."""
     linears = find_linears(block)
-    spec = GridSpec(config.bits, config.symmetric, config.mse_grid, torch.float16, config.levels)
     found = {"statistics": 0.0, "solve": 0.0, "rounding": 0.0}
     groups = linear_groups(block, lambda one, given: model.run_block(one, given, call), hidden)
     weights = [linear_weight(linears[name]).float() for names in groups for name in names]
@@ -197,17 +195,10 @@ def _solving(
             part, ridge = W[:count], config.propagation.ridge
             if config.propagation.alpha:
                 part = corrected_weight(part, H, part @ C, config.propagation.alpha, ridge).weight
-            gptq(
-                part,
-                H,
-                config.group_size,
-                spec,
-                act_order=config.act_order,
-                percdamp=config.percdamp,
-            )
+            solved_weight(part, H, config, torch.float16)
 
         def rounded(count: int, W: Tensor = W) -> None:
-            round_to_nearest(W[:count], config.group_size, spec)
+            solved_weight(W[:count], None, config, torch.float16)
 
         found["solve"] += _of_all_rows(solve, rows)
         found["rounding"] += _of_all_rows(rounded, rows)

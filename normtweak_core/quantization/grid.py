@@ -100,9 +100,9 @@ def fit_grid(
             scale = round_scale(mean * multiple, spec.scale_dtype)
             return scale, torch.full_like(scale, 2 ** (spec.bits - 1))
 
-    first, _ = grid(1.0)
+    first, zeros = grid(1.0)
     if not spec.mse_grid:
-        return grid(1.0)
+        return first, zeros
 
     def error(multiple: Tensor | float) -> Tensor:
         scale, zero = grid(multiple)

@@ -26,14 +26,10 @@ from normtweak_core.calibration.text import cut_windows, read_documents
 from normtweak_core.evaluate.divergence import perplexity
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.source import reference_folder
-from normtweak_core.model.streaming import StreamedModel
-from normtweak_core.model.structure import find_linears, set_linear_weight
-from normtweak_core.quantization.block import quantize_block
 from normtweak_core.quantization.config import QuantizationConfig
-from normtweak_core.quantization.plan import BlockPlan
-from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig
 from normtweak_core.tweak.tweak import HeldOut
+from tests.benchmarks.chain import quantized_model
 from tests.benchmarks.results import DEFAULT_OUT, machine, write_results
 
 SAMPLES, LENGTH, EVALUATED_WINDOWS = 64, 256, 128
@@ -87,23 +83,8 @@ class Study:
 
     def measure(self, windows: torch.Tensor, tweak: NormTweakConfig) -> dict[str, Any]:
         """Return what one setting does to the held-out windows of each block, and to perplexity."""
-        streamed = StreamedModel(self.folder, torch.float32, "cpu")
-        walk, model = (
-            BlockWalk(streamed, windows),
-            load_causal_lm(self.folder, torch.float32, "cpu"),
-        )
-        streams, reports = walk.start(), []
-        for index in range(walk.num_blocks):
-            plan = BlockPlan(index, walk.num_blocks, self.quantization, tweak, torch.float16)
-            done = quantize_block(walk.load(index), streams, walk.runner(index), plan)
-            streams = done.streams
-            block = model.get_submodule(streamed.block_prefix(index))
-            for name, weight in done.layers.items():
-                set_linear_weight(find_linears(block)[name], weight.dequantize())
-            for name, master in done.norms.items():
-                block.get_parameter(name).data = master.half().float()
-            if done.report.tweak:
-                reports.append(done.report.tweak.model_dump())
+        model, blocks = quantized_model(self.folder, windows, self.quantization, tweak)
+        reports = [block.tweak.model_dump() for block in blocks if block.tweak]
         return {"perplexity": perplexity(model, self.text).perplexity.mean, "blocks": reports}
 
 

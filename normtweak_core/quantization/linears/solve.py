@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from normtweak_core.experts.stacked import mixture_of
 from normtweak_core.memory import available_memory
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
+from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.gptq import SolvedWeight, gptq, round_to_nearest, split_rows
 from normtweak_core.quantization.grid import GridSpec
 from normtweak_core.quantization.hessian import InputStatistics, corrected_weight
@@ -192,7 +193,7 @@ def _solve_group(
         settings = plan.quantization.propagation
         correction = corrected_weight(W, H, WC, settings.alpha, settings.ridge)
         W, ridge = correction.weight, correction.ridge
-    solved = _solve(W, H, plan)
+    solved = solved_weight(W, H, plan.quantization, plan.export_dtype)
     parts = split_rows(solved.weight, rows)
     targets = find_linears(quantized)
     for name, original, corrected, part in zip(
@@ -204,10 +205,20 @@ def _solve_group(
         done.reports.append(report)
 
 
-def _solve(W: Tensor, H: Tensor | None, plan: BlockPlan) -> SolvedWeight:
-    settings = plan.quantization
+def solved_weight(
+    W: Float[Tensor, "out in"],
+    H: Float[Tensor, "in in"] | None,
+    settings: QuantizationConfig,
+    export_dtype: torch.dtype,
+) -> SolvedWeight:
+    """Return a weight on its grid, as the settings say; without a Hessian rounded to nearest.
+
+    Raises:
+        HessianError: The Hessian cannot be factorized.
+        InputError: The group size does not divide the input width.
+    """
     spec = GridSpec(
-        settings.bits, settings.symmetric, settings.mse_grid, plan.export_dtype, settings.levels
+        settings.bits, settings.symmetric, settings.mse_grid, export_dtype, settings.levels
     )
     if settings.method == "rtn" or H is None:
         return round_to_nearest(W, settings.group_size, spec)

@@ -25,13 +25,9 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.sets import build_calibration_set
 from normtweak_core.evaluate.divergence import compare
 from normtweak_core.model.loading import load_causal_lm
-from normtweak_core.model.streaming import StreamedModel
-from normtweak_core.model.structure import find_linears, set_linear_weight
-from normtweak_core.quantization.block import quantize_block
 from normtweak_core.quantization.config import QuantizationConfig
-from normtweak_core.quantization.plan import BlockPlan
-from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig
+from tests.benchmarks.chain import quantized_model
 from tests.benchmarks.quality.models import study_models
 from tests.benchmarks.quality.settings import PARTS, Setting
 from tests.benchmarks.results import DEFAULT_OUT, machine, table
@@ -77,16 +73,7 @@ class Subject:
 
     def divergence(self, seed: int, quantization: QuantizationConfig) -> dict[str, float]:
         """Return what a setting leaves of the model, in nats per token, and its perplexity."""
-        streamed = StreamedModel(self.folder, torch.float32, "cpu")
-        walk = BlockWalk(streamed, self.windows(seed))
-        model, streams = load_causal_lm(self.folder, torch.float32, "cpu"), walk.start()
-        for index in range(walk.num_blocks):
-            plan = BlockPlan(index, walk.num_blocks, quantization, OFF, torch.float16)
-            done = quantize_block(walk.load(index), streams, walk.runner(index), plan)
-            streams = done.streams
-            linears = find_linears(model.get_submodule(streamed.block_prefix(index)))
-            for name, weight in done.layers.items():
-                set_linear_weight(linears[name], weight.dequantize())
+        model, _ = quantized_model(self.folder, self.windows(seed), quantization, OFF)
         found = compare(model, self.model, self.windows(JUDGE_SEED))
         return {"kl": found.kl.mean, "nll_difference": found.nll_difference.mean}
 

@@ -5,7 +5,8 @@ export times a factor. So the rate of a latent weight says which part of a level
 that of a factor which part of the scale, whatever the width, the group or the layer.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -46,6 +47,11 @@ class Grid:
         if levels != "full":
             low, high = torch.full_like(zeros, -1), torch.full_like(zeros, 1)
         return cls(scales, zeros, low, high, levels, dtype)
+
+    def mapped(self, fn: Callable[[Tensor], Tensor]) -> "Grid":
+        """Return the grid whose tensors are those that a function makes of ours."""
+        tensors = ("scales", "zeros", "low", "high")
+        return replace(self, **{name: fn(getattr(self, name)) for name in tensors})
 
     def round(self, latent: Float[Tensor, "out groups width"]) -> Float[Tensor, "out groups width"]:
         """Return the level nearest to each latent weight."""

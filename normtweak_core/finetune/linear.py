@@ -1,6 +1,7 @@
 """A linear whose weight lies on the grid of an export, and that goes on learning there."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -38,6 +39,12 @@ class GridLinear(nn.Module):
         self.register_buffer(
             "bias", None if float_linear.bias is None else float_linear.bias.detach()
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GridLinear":
+        """Move the grid along with parameters; torch calls this of `to` and its like."""
+        super()._apply(fn, recurse)
+        self.grid = self.grid.mapped(fn)
+        return self
 
     def latent(self) -> Float[Tensor, "out in"]:
         """Return the weight before rounding, in levels."""

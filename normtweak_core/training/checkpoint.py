@@ -1,4 +1,7 @@
-"""Where a training stands: weights, Adam's moments, losses, position and best weights, in one file.
+"""Where a training stands: weights, Adam's moments, losses, position and best weights.
+
+One process writes it into one file; what several processes share, into a folder
+(`normtweak_core.training.shared_checkpoint`).
 
 Nothing else decides how a training goes on: the order of the windows follows from seed and
 epoch, rates and lambdas from the step, and the models draw no random numbers (they run without
@@ -9,8 +12,10 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from normtweak_core.training.objective import HeldOut
+from normtweak_core.training.processes import whole
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +33,10 @@ BEST = "best"  # in front of the names of the best weights
 
 @dataclass(frozen=True)
 class Best:
-    """The weights that held-out windows liked best so far, those of the start among them."""
+    """The weights that held-out windows liked best so far, those of the start among them.
+
+    Where several processes train, each holds its share of every tensor here and below.
+    """
 
     step: int  # optimizer steps done
     held_out: float  # the objective on them
@@ -47,22 +56,34 @@ class TrainingState:
     best: Best | None = None  # None: nothing was measured
 
     def sha256(self) -> str:
-        """Return a hash of all but the seconds."""
+        """Return a hash of all but the seconds; where several processes train, all ask for it."""
         best = self.best and (self.best.step, self.best.held_out)
         values = [self.step, self.losses, sorted(self.held_out.items()), best]
         digest = hashlib.sha256(json.dumps(values).encode())
-        for name, tensor in sorted(self._tensors().items()):
+        for name, tensor in sorted(self.tensors().items()):
             digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors of a checkpoint by their names in it."""
         named = {f"weight.{name}": tensor for name, tensor in self.weights.items()}
         for moment, tensors in self.moments.items():
             named |= {f"{moment}.{name}": tensor for name, tensor in tensors.items()}
         if self.best is not None and self.best.step != self.step:  # else they are the weights
             named |= {f"{BEST}.{name}": tensor for name, tensor in self.best.weights.items()}
         return named
+
+    def facts(self, origin: str) -> dict[str, str]:
+        """Return what a checkpoint holds beside tensors."""
+        return {
+            "origin": origin,
+            "step": str(self.step),
+            "seconds": repr(self.seconds),
+            "losses": json.dumps(self.losses),
+            "held_out": json.dumps(self.held_out),
+            "best": json.dumps(self.best and [self.best.step, self.best.held_out]),
+        }
 
     def save(self, folder: Path, origin: str) -> Path:
         """Write a checkpoint, remove those that are no longer kept, and return its path.
@@ -76,16 +97,8 @@ class TrainingState:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step-{self.step:08d}.safetensors"
         temporary = path.with_suffix(".partial")
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
-        facts = {
-            "origin": origin,
-            "step": str(self.step),
-            "seconds": repr(self.seconds),
-            "losses": json.dumps(self.losses),
-            "held_out": json.dumps(self.held_out),
-            "best": json.dumps(self.best and [self.best.step, self.best.held_out]),
-            "sha256": self.sha256(),
-        }
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
+        facts = self.facts(origin) | {"sha256": self.sha256()}
         save_file(tensors, temporary, metadata=facts)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -123,15 +136,32 @@ def newest_state(folder: Path, origin: str, at_most: int) -> TrainingState | Non
 def _load(path: Path, origin: str) -> TrainingState:
     with safe_open(path, "pt") as file:
         facts = file.metadata() or {}
-        if facts.get("origin") != origin:
-            raise ValueError("it belongs to another training")
+        require_origin(facts, origin)
         tensors = {name: file.get_tensor(name) for name in file.keys()}
+    state = state_of(facts, tensors)
+    if state.sha256() != facts["sha256"]:
+        raise ValueError("its bytes are not those that were written")
+    return state
+
+
+def require_origin(facts: Mapping[str, Any], origin: str) -> None:
+    """Accept the facts of a checkpoint of this training.
+
+    Raises:
+        ValueError: They are those of another one.
+    """
+    if facts.get("origin") != origin:
+        raise ValueError("it belongs to another training")
+
+
+def state_of(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
+    """Return the state that a checkpoint holds."""
     parts: dict[str, dict[str, Tensor]] = {"weight": {}}
     for name, tensor in tensors.items():
         kind, _, parameter = name.partition(".")
         parts.setdefault(kind, {})[parameter] = tensor
     weights, best, chosen = parts.pop("weight"), parts.pop(BEST, {}), json.loads(facts["best"])
-    state = TrainingState(
+    return TrainingState(
         step=int(facts["step"]),
         weights=weights,
         moments=parts,
@@ -140,6 +170,3 @@ def _load(path: Path, origin: str) -> TrainingState:
         held_out={int(n): HeldOut(*one) for n, one in json.loads(facts["held_out"]).items()},
         best=Best(*chosen, best or weights) if chosen else None,
     )
-    if state.sha256() != facts["sha256"]:
-        raise ValueError("its bytes are not those that were written")
-    return state

@@ -8,6 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from normtweak_core.training.processes import Processes
+
 EVALUATED_AT_ONCE = 4  # windows whose logits are in memory together
 
 
@@ -102,17 +104,42 @@ def held_out_losses(
     teacher: nn.Module | None,
     windows: Int64[Tensor, "samples seq"],
     objective: Objective,
+    processes: Processes | None = None,
 ) -> HeldOut:
-    """Return what windows say of a model as it stands."""
-    device, total, nll = next(model.parameters()).device, 0.0, 0.0
-    hidden = objective.hidden_weight > 0
-    for part in windows.split(EVALUATED_AT_ONCE):
-        ids = part.to(device)
-        taught = None
-        if objective.needs_teacher:
-            taught = teacher(ids, use_cache=False, output_hidden_states=hidden)
-        trained = model(ids, use_cache=False, output_hidden_states=hidden)
-        total += objective.loss(trained, taught, ids).item() * len(ids)
-        logits = trained.logits[:, :-1].float().flatten(0, 1)
-        nll += cross_entropy(logits, ids[:, 1:].flatten()).item() * len(ids)
+    """Return what windows say of a model as it stands.
+
+    Args:
+        model: What is trained.
+        teacher: The float model; None without distillation.
+        windows: Not trained on.
+        objective: What is minimized.
+        processes: Those among which the windows are divided; None: those of this one's group.
+    """
+    processes = processes or Processes.here()
+    parts, total, nll = windows.split(EVALUATED_AT_ONCE), 0.0, 0.0
+    for first in range(0, len(parts), processes.count):
+        # Passes of a model that is spread need all processes: who has no part left repeats one.
+        own = min(first + processes.rank, len(parts) - 1)
+        losses = _part_losses(model, teacher, parts[own], objective)
+        told = processes.gathered(losses)
+        for part, (of_objective, of_text) in zip(parts[first:], told, strict=False):
+            total += of_objective * len(part)
+            nll += of_text * len(part)
     return HeldOut(total / len(windows), nll / len(windows))
+
+
+def _part_losses(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    part: Int64[Tensor, "part seq"],
+    objective: Objective,
+) -> list[float]:
+    """Return objective and negative log-likelihood of windows, in nats per token."""
+    ids, hidden = part.to(next(model.parameters()).device), objective.hidden_weight > 0
+    taught = None
+    if objective.needs_teacher:
+        taught = teacher(ids, use_cache=False, output_hidden_states=hidden)
+    trained = model(ids, use_cache=False, output_hidden_states=hidden)
+    logits = trained.logits[:, :-1].float().flatten(0, 1)
+    nll = cross_entropy(logits, ids[:, 1:].flatten())
+    return [objective.loss(trained, taught, ids).item(), nll.item()]

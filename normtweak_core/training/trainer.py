@@ -1,23 +1,22 @@
 """The training loop: one model, windows of token ids, an objective, and a folder of checkpoints.
 
-It runs on whatever `accelerate` finds or its launcher was told: one CPU, one GPU, or several
-processes that share each batch. Stopped at any step and started again it ends in the same bytes,
-on the same machine with the same number of threads.
+It runs on one CPU or GPU, or in the processes of torch's process group, where there is one: they
+divide each batch, and the model is spread over them. Stopped at any step and started again it ends
+in the same bytes, on the same machine with the same number of threads and of processes.
 """
 
 import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Int64
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.training.arithmetic import TrainingDtype, arithmetic
@@ -25,9 +24,14 @@ from normtweak_core.training.checkpoint import Best, TrainingState, newest_state
 from normtweak_core.training.interrupt import deferred_interrupts
 from normtweak_core.training.objective import HeldOut, Objective
 from normtweak_core.training.order import window_order
+from normtweak_core.training.processes import Processes, whole
 from normtweak_core.training.rates import BETAS, Rates
+from normtweak_core.training.sharding import shard
+from normtweak_core.training.shared_checkpoint import newest_shared, save_shared
 
 log = logging.getLogger(__name__)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 
 Progress = Callable[[int, int, float, float], None]  # step, steps, loss, tokens per second
 
@@ -62,6 +66,7 @@ class Trainer:
         origin: str,
         before_step: Callable[[nn.Module, int], None] = lambda model, step: None,
         measure: Callable[[], HeldOut] | None = None,
+        device: torch.device | None = None,
     ):
         """Prepare model and optimizer, and take up the newest state of the folder.
 
@@ -75,6 +80,7 @@ class Trainer:
             before_step: Called with the model and the steps done, to set what follows a schedule.
             measure: Returns what held-out windows say of the model as it stands; the weights with
                 the lowest objective are kept, those of the start included. None: none are.
+            device: Where this process computes; None: where the model is.
 
         Raises:
             ValueError: The objective needs a teacher and there is none, or the batch does not
@@ -82,30 +88,30 @@ class Trainer:
         """
         if setup.objective.needs_teacher and teacher is None:
             raise ValueError(f"objective {setup.objective.kind} needs the float model; got none")
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
-        parts = self.accelerator.num_processes * setup.accumulate
+        self.processes = Processes.here()
+        parts = self.processes.count * setup.accumulate
         if setup.batch % parts:
             raise ValueError(
                 f"a batch must divide into equal parts; found {setup.batch} windows for "
-                f"{self.accelerator.num_processes} processes of {setup.accumulate} parts"
+                f"{self.processes.count} processes of {setup.accumulate} parts"
             )
         self.setup, self.folder, self.origin = setup, folder, origin
         self.windows, self.before_step, self.measure = windows, before_step, measure
-        self.model = model.eval()
-        self.teacher = teacher
+        self.model, self.teacher = model.eval(), teacher
+        self.device = device or next(model.parameters()).device
+        for one in (model, teacher):
+            if one is not None:
+                shard(one, self.processes, self.device)
         self.optimizer = _optimizer(model, setup)
         self.step, self.seconds, self.losses = 0, 0.0, []
         self.held_out: dict[int, HeldOut] = {}
         self.best: Best | None = None
-        self._wrapped, self.optimizer = self.accelerator.prepare(model, self.optimizer)
-        if teacher is not None:
-            teacher.to(self.accelerator.device)
 
     def run(self, until: int, progress: Progress = lambda *_: None) -> TrainingState:
         """Train until that many steps are done, and return where it stands.
 
-        A Ctrl-C ends the loop after the running step; that step is saved first.
+        A Ctrl-C ends the loop after the running step; that step is saved first. In the processes
+        beside the one that was told to end, the loop ends too: they return before ``until``.
 
         Args:
             until: Optimizer steps, at most those of the setup.
@@ -121,7 +127,8 @@ class Trainer:
         began, first = time.monotonic(), self.step
         spent = self.seconds
         with deferred_interrupts() as asked:
-            while self.step < until and not asked:
+            stopping = False
+            while self.step < until and not stopping:
                 loss = self._one_step()
                 self.losses.append(loss)
                 self.step += 1
@@ -131,18 +138,19 @@ class Trainer:
                 if self.step in self.setup.measured:
                     self._measure()
                 progress(self.step, self.setup.steps, loss, tokens / elapsed)
-                if self.step % self.setup.save_every == 0 or self.step == until or asked:
+                stopping = self.processes.any(bool(asked))
+                if self.step % self.setup.save_every == 0 or self.step == until or stopping:
                     self.save()
         return self.state()
 
     def state(self) -> TrainingState:
         """Return the state after the last step; its tensors are those of the model."""
         moments: dict[str, dict[str, Tensor]] = {}
-        inner = self.optimizer.optimizer
+        kept = self.optimizer.state
         for name, parameter in _trainable(self.model):
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if parameter in inner.state:
-                    moments.setdefault(moment, {})[name] = inner.state[parameter][moment]
+            for moment in MOMENTS:
+                if parameter in kept:
+                    moments.setdefault(moment, {})[name] = kept[parameter][moment]
         weights = {name: parameter.detach() for name, parameter in _trainable(self.model)}
         return TrainingState(
             self.step,
@@ -155,10 +163,11 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write a checkpoint; only the first process does."""
-        if self.accelerator.is_main_process:
+        """Write a checkpoint."""
+        if self.processes.count == 1:
             self.state().save(self.folder, self.origin)
-        self.accelerator.wait_for_everyone()
+        else:
+            save_shared(self.state(), self.folder, self.origin, self.processes)
 
     def _measure(self) -> None:
         """Measure on held-out windows, and keep the weights if none before were as good."""
@@ -176,14 +185,13 @@ class Trainer:
             self.best = Best(self.step, value.objective, weights)
 
     def _take_up(self, at_most: int) -> None:
-        state = newest_state(self.folder, self.origin, at_most)
+        state = self._newest(at_most)
         if state is None:
             return
-        inner = self.optimizer.optimizer
         with torch.no_grad():
             for name, parameter in _trainable(self.model):
                 parameter.copy_(state.weights[name])
-                inner.state[parameter] = {
+                self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(state.step), device=parameter.device),
                     **{
                         moment: state.moments[moment][name].to(parameter.device)
@@ -194,6 +202,12 @@ class Trainer:
         self.held_out, self.best = state.held_out, state.best
         log.info("training goes on from step %d", state.step)
 
+    def _newest(self, at_most: int) -> TrainingState | None:
+        if self.processes.count == 1:
+            return newest_state(self.folder, self.origin, at_most)
+        trained = dict(_trainable(self.model))
+        return newest_shared(self.folder, self.origin, at_most, trained, MOMENTS, self.processes)
+
     def _one_step(self) -> float:
         """Return the mean loss of a batch after stepping down its gradient."""
         setup = self.setup
@@ -203,16 +217,15 @@ class Trainer:
             if group["decays"]:
                 group["weight_decay"] = setup.rates.weight_decay_at(self.step)
         self.optimizer.zero_grad()
-        total = torch.zeros((), device=self.accelerator.device)
+        total = torch.zeros((), device=self.device)
         parts = list(self._micro_batches())
-        for number, ids in enumerate(parts):
-            last = number == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self._wrapped):
-                loss = self._loss(ids) / len(parts)
-                self.accelerator.backward(loss)
+        for ids in parts:
+            loss = self._loss(ids) / len(parts)
+            loss.backward()  # each process keeps the mean gradient of its share of the parameters
             total += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), setup.clip)
-        value = self.accelerator.reduce(total, "mean").item()
+        norm = self._clip()
+        told = self.processes.gathered([total.item()])
+        value = sum(loss for [loss] in told) / len(told)
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             raise NonFiniteError(
                 f"the loss and its gradient must be finite; found {value:g} and {float(norm):g} at "
@@ -222,12 +235,19 @@ class Trainer:
         self.optimizer.step()
         return value
 
+    def _clip(self) -> Tensor:
+        """Return the norm of the whole gradient, after shortening it to the longest allowed."""
+        trained = [parameter for _, parameter in _trainable(self.model)]
+        norm = whole(get_total_norm([p.grad for p in trained if p.grad is not None]))
+        clip_grads_with_norm_(trained, self.setup.clip, norm)
+        return norm
+
     def _micro_batches(self) -> Iterator[Int64[Tensor, "part seq"]]:
         chosen = window_order(len(self.windows), self.setup.batch, self.setup.seed, self.step)
-        own = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
+        own = chosen[self.processes.rank :: self.processes.count]
         size = len(own) // self.setup.accumulate
         for start in range(0, len(own), size):
-            yield self.windows[own[start : start + size]].to(self.accelerator.device)
+            yield self.windows[own[start : start + size]].to(self.device)
 
     def _loss(self, ids: Int64[Tensor, "part seq"]) -> Tensor:
         setup, objective = self.setup, self.setup.objective
@@ -237,7 +257,7 @@ class Trainer:
             with torch.no_grad():
                 taught = self.teacher(ids, use_cache=False, output_hidden_states=hidden)
         with arithmetic(setup.dtype, ids.device):
-            trained = self._wrapped(ids, use_cache=False, output_hidden_states=hidden)
+            trained = self.model(ids, use_cache=False, output_hidden_states=hidden)
         return objective.loss(trained, taught, ids)
 
 

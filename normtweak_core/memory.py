@@ -1,4 +1,7 @@
-"""Bytes that this process may still take: of the machine, of its control group, of a device."""
+"""Bytes that this process, with those that work for it, may still take.
+
+Of the machine, of its control group, of a device.
+"""
 
 import contextlib
 import ctypes
@@ -17,6 +20,7 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
 _most: int | None = None  # bytes that this process shall hold
+_others: set[int] = set()  # processes whose memory counts as this one's
 
 
 @contextlib.contextmanager
@@ -31,6 +35,26 @@ def limited(most: int | None) -> Iterator[None]:
         yield
     finally:
         _most = before
+
+
+def count(pid: int) -> None:
+    """Count what another process holds as this process' own, until `forget`."""
+    _others.add(pid)
+
+
+def forget(pid: int) -> None:
+    """Count a process no more."""
+    _others.discard(pid)
+
+
+def _held() -> int:
+    """Return the bytes that this process and those counted with it hold; what is shared, once."""
+    held = psutil.Process().memory_info().rss
+    for pid in _others:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            info = psutil.Process(pid).memory_info()
+            held += info.rss - getattr(info, "shared", 0)
+    return held
 
 
 def give_back() -> None:
@@ -66,7 +90,7 @@ def available_memory(device: str) -> int:
             left.append(limit - getattr(psutil.Process().memory_info(), held))
     if _most is not None:
         _trim()
-        left.append(_most - psutil.Process().memory_info().rss)
+        left.append(_most - _held())
     return max(0, min(left))
 
 

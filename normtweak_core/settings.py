@@ -7,6 +7,7 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from normtweak_core.distributed.config import MOST
 from normtweak_core.errors import InputError, called
 from normtweak_core.paths import shown
 
@@ -18,6 +19,7 @@ HINTS = {
     "alias": "letters, digits, dashes and underscores",
     "languages": "auto, null or a list of scripts",
     "memory": "a number of bytes, such as 2GiB",
+    "devices": f"auto or a number of processes from 1 to {MOST}",
     "disk": "a number of bytes, such as 50GB",
     "group_size": "a number of columns of at least 1, or null for whole rows",
 }

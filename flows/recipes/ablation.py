@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from flows.recipes.base import BaseRecipe, put
-from flows.recipes.limits import LimitsConfig
+from flows.recipes.limits import DEVICES, LimitsConfig
 from flows.recipes.quantize import QuantizedExport, Recipe
 from normtweak_core.ablation.config import (
     KEYS,
@@ -16,6 +16,7 @@ from normtweak_core.ablation.config import (
     value_name,
 )
 from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.distributed.config import Devices
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.model.config import ModelConfig
@@ -45,6 +46,7 @@ class AblationRecipe(BaseRecipe, frozen=True, extra="forbid"):
     export: QuantizedExport = QuantizedExport()
     ablation: AblationConfig = AblationConfig()
     limits: LimitsConfig = LimitsConfig()
+    devices: Devices = DEVICES
 
     @classmethod
     def refuse(cls, data: dict[str, Any]) -> None:

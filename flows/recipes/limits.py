@@ -1,13 +1,25 @@
 """What a run may take of the machine; it changes no result."""
 
+from typing import Any
+
 from pydantic import BaseModel, ByteSize, Field
+
+# Of a recipe whose blocks are quantized; no key holds it.
+DEVICES: Any = Field(
+    "auto",
+    description="Processes that share the windows of each block; auto: one for each GPU, or one on "
+    "the CPU. The bytes are the same for any number.",
+)
 
 
 class LimitsConfig(BaseModel, frozen=True, extra="forbid"):
     """What a run may take of the machine: a stage obeys, or is refused before the start."""
 
     memory: ByteSize | None = Field(
-        None, gt=0, description="Main memory of the run's own process, such as 2GiB; null: all."
+        None,
+        gt=0,
+        description="Main memory of the run's own process and those of `devices`, such as "
+        "2GiB; null: all.",
     )
     disk: ByteSize | None = Field(
         None, gt=0, description="What a run may still write, such as 50GB; null: what is free."

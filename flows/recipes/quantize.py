@@ -6,8 +6,9 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from flows.recipes.base import RegisteredRecipe, RegistryConfig, looked_up
-from flows.recipes.limits import LimitsConfig
+from flows.recipes.limits import DEVICES, LimitsConfig
 from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.distributed.config import Devices
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig
@@ -53,6 +54,7 @@ class Recipe(RegisteredRecipe, frozen=True, extra="forbid"):
     export: QuantizedExport = QuantizedExport()
     registry: RegistryConfig = RegistryConfig()
     limits: LimitsConfig = LimitsConfig()
+    devices: Devices = DEVICES
 
     @classmethod
     def refuse(cls, data: dict[str, Any]) -> None:

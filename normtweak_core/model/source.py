@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from normtweak_core.distributed.config import MOST, Devices
 from normtweak_core.errors import InputError
 from normtweak_core.lazy import lazy
 from normtweak_core.model.architecture import (
@@ -26,6 +27,7 @@ __all__ = [
     "ModelFolder",
     "check_model_folder",
     "model_context",
+    "num_processes",
     "reference_folder",
     "resolve_device",
     "resolve_source",
@@ -134,6 +136,32 @@ def resolve_device(device: str) -> str:
             remedy="set auto or cpu",
         )
     return f"cuda:{number}"
+
+
+def num_processes(devices: Devices, device: str, wanted: str) -> int:
+    """Return how many processes share the windows of a block.
+
+    Args:
+        devices: What the recipe says.
+        device: That the first of them computes on: ``cpu`` or ``cuda:N``.
+        wanted: What the recipe says of the device.
+
+    Raises:
+        InputError: There are not as many GPUs.
+    """
+    if device == "cpu":
+        return 1 if devices == "auto" else devices
+    count = _num_cuda_devices() - int(device.partition(":")[2])
+    if devices == "auto":
+        return min(MOST, count) if wanted in ("auto", "cuda") else 1
+    if devices > count:
+        raise InputError(
+            "must be at most the number of GPUs from the first one on",
+            key="devices",
+            found=f"found {devices}, and torch sees {count} from {device} on",
+            remedy="lower it, or take auto",
+        )
+    return devices
 
 
 def _num_cuda_devices() -> int:

@@ -8,17 +8,24 @@ collected with the earlier ones already quantized.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import no_type_check
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from normtweak_core.distributed.ranks import ALONE, Ranks
 from normtweak_core.model.structure import find_linears
 from normtweak_core.quantization.drift import Drift, drift
 from normtweak_core.quantization.linears.inputs import RunBlock
 from normtweak_core.quantization.linears.solve import quantize_linears
 from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.report import BlockReport
-from normtweak_core.quantization.streams import Streams, num_training_windows, run_stream
+from normtweak_core.quantization.streams import (
+    Streams,
+    num_training_windows,
+    run_stream,
+    share_of,
+)
 from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.tweak.report import TweakReport
 from normtweak_core.tweak.tweak import round_norms, tweak_norms, tweak_rate
@@ -42,8 +49,11 @@ def quantize_block(
     run: RunBlock,
     plan: BlockPlan,
     note: Callable[[str], None] = lambda event: None,
+    ranks: Ranks = ALONE,
 ) -> QuantizedBlock:
     """Return the quantized block and the streams behind it.
+
+    The bytes are the same whatever the number of processes.
 
     Args:
         block: Float block, in eval mode. Not modified.
@@ -52,33 +62,71 @@ def quantize_block(
         run: Runs a block on a micro-batch of windows.
         plan: Settings, depth and export dtype.
         note: Called with ``solve``, ``tweak`` and ``finish`` as each part begins.
+        ranks: Who does it; others than this first process call `help_with`.
 
     Raises:
         HessianError: A Hessian cannot be factorized.
         NonFiniteError: Activations or losses are not finite.
         InputError: The group size does not divide an input width.
     """
+    done = _quantized(block, streams, run, plan, note, ranks)
+    if done is None:
+        raise ValueError("only the first process has the finished block; others use `help_with`")
+    return done
+
+
+def help_with(
+    block: nn.Module, streams: Streams, run: RunBlock, plan: BlockPlan, ranks: Ranks
+) -> None:
+    """Do the share of another process than the first one, which calls `quantize_block` meanwhile.
+
+    Args:
+        block: As there, and so with all that is given here.
+        streams: Tensors in memory that the processes share.
+        run: Runs a block on a micro-batch of windows.
+        plan: Settings, depth and export dtype.
+        ranks: Which process this is, and the others.
+    """
+    _quantized(block, streams, run, plan, lambda event: None, ranks)
+
+
+def _quantized(
+    block: nn.Module,
+    streams: Streams,
+    unwatched: RunBlock,
+    plan: BlockPlan,
+    note: Callable[[str], None],
+    ranks: Ranks,
+) -> QuantizedBlock | None:
+    @no_type_check  # its checks count calls, and passes that wait inside a block end out of turn
+    def run(part: nn.Module, hidden: Tensor) -> Tensor:
+        ranks.check()
+        return unwatched(part, hidden)
+
     quantized = copy.deepcopy(block)
     round_norms(quantized, plan.export_dtype)
     note("solve")
-    before = streams.x_q  # which the tweak passes through the block again
-    x_f = streams.x_f.clone() if streams.x_f is before else streams.x_f
-    x_q = before.clone() if plan.norm_tweak.enabled else before
-    solved, behind = quantize_linears(block, quantized, Streams(x_f, x_q), run, plan)
-    x_f, x_q = behind.x_f, behind.x_q
-    tweaked = quantized_drift = drift(x_q, x_f)
+    x_q, tweaks = streams.x_q, plan.norm_tweak.enabled
+    x_f = x_q.clone() if streams.x_f is x_q else streams.x_f
+    before = streams.room("before") if tweaks else x_q  # what the tweak passes through once more
+    for part in share_of(x_q, ranks).parts if tweaks else ():
+        before[part] = x_q[part]
+    solved = quantize_linears(block, quantized, Streams(x_f, x_q), run, plan, ranks)
+    tweaked = quantized_drift = drift(x_q, x_f) if ranks.is_first else None
     tweak: TweakReport | None = None
     norms: dict[str, Tensor] = {}
-    if plan.norm_tweak.enabled:
+    if tweaks:
         note("tweak")
         target = x_f
         if plan.norm_tweak.target == "local":
-            target = run_stream(block, before, run)
-        tweak, norms = _tweak(quantized, before, target, run, plan)
+            target = run_stream(block, before, run, streams.room("target"), ranks)
+        tweak, norms = _tweak(quantized, before, target, run, plan, ranks)
         if tweak.accepted:
-            x_q = run_stream(quantized, before, run)
-            tweaked = drift(x_q, x_f)
+            run_stream(quantized, before, run, x_q, ranks)
+            tweaked = drift(x_q, x_f) if ranks.is_first else None
     note("finish")
+    if tweaked is None:
+        return None
     report = BlockReport(
         block=plan.index,
         layers=solved.reports,
@@ -91,11 +139,17 @@ def quantize_block(
         experts=list(solved.experts.values()),
         routed_alike=solved.routed_alike,
     )
-    return QuantizedBlock(solved.layers, norms, report, Streams(x_f, x_q), quantized_drift, tweaked)
+    behind = Streams(x_f, x_q, streams.spare)
+    return QuantizedBlock(solved.layers, norms, report, behind, quantized_drift, tweaked)
 
 
 def _tweak(
-    quantized: nn.Module, x_q: Tensor, target: Tensor, run: RunBlock, plan: BlockPlan
+    quantized: nn.Module,
+    x_q: Tensor,
+    target: Tensor,
+    run: RunBlock,
+    plan: BlockPlan,
+    ranks: Ranks,
 ) -> tuple[TweakReport, dict[str, Tensor]]:
     return tweak_norms(
         quantized,
@@ -106,4 +160,5 @@ def _tweak(
         plan.norm_tweak,
         tweak_rate(plan.norm_tweak, plan.index, plan.num_blocks),
         plan.export_dtype,
+        ranks,
     )

@@ -74,6 +74,27 @@ class InputStatistics:
             ours = x if outputs_of is None else outputs_of(x)
             self.add_error(wanted.flatten(0, -2).float() - ours, x)
 
+    def merge(self, other: "InputStatistics") -> None:
+        """Add the statistics of other tokens, in place."""
+        self.num_tokens += other.num_tokens
+        self._outer += other._outer
+        if self._cross is not None:
+            self._cross += other._cross
+
+    def tensors(self) -> list[Tensor]:
+        """Return all that these statistics consist of."""
+        cross = [] if self._cross is None else [self._cross]
+        return [torch.tensor(self.num_tokens), self._outer, *cross]
+
+    @classmethod
+    def made_of(cls, tensors: list[Tensor]) -> "InputStatistics":
+        """Return the statistics that have given these tensors, which become its own."""
+        num_tokens, outer, *cross = tensors
+        found = cls(0, outer.device)
+        found.num_tokens, found._outer = int(num_tokens), outer
+        found._cross = cross[0] if cross else None
+        return found
+
     def hessian(self) -> Float[Tensor, "width width"]:
         """Return H.
 

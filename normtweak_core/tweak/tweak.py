@@ -14,11 +14,13 @@ but risen back.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from normtweak_core.distributed.ranks import ALONE, Ranks
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.model.structure import find_norms
 from normtweak_core.quantization.drift import token_distance
@@ -78,6 +80,7 @@ def tweak_norms(
     config: NormTweakConfig,
     rate: float,
     export_dtype: torch.dtype,
+    ranks: Ranks = ALONE,
 ) -> tuple[TweakReport, dict[str, Tensor]]:
     """Train the block's norms in place; put the old ones back if the held-out loss did not fall.
 
@@ -90,6 +93,8 @@ def tweak_norms(
         config: Loss, iterations, rollback.
         rate: Learning rate of this block.
         export_dtype: The held-out loss is measured with gains rounded to it.
+        ranks: Who does it: the first one trains, since a step follows from the one before it, and
+            the held-out windows are shared out. All return the same.
 
     Returns:
         The report and, if accepted, the float32 masters of the trained parameters. A block whose
@@ -100,19 +105,17 @@ def tweak_norms(
     """
     parameters = norm_parameters(block)
     original = {name: p.detach().float().clone() for name, p in parameters.items()}
-    before = held_out(block, x_q, target, num_training, run, config.loss)
+    before = held_out(block, x_q, target, num_training, run, config.loss, ranks)
     if not parameters:
         return _nothing_to_train(rate, before), {}
-    trained = _train(block, x_q, target, num_training, run, config, rate)
+    trained = _train(block, x_q, target, num_training, run, config, rate, ranks)
 
-    def put(share: float) -> dict[str, Tensor]:
-        return _put(parameters, original, trained, share, export_dtype)
-
+    put = partial(_put, parameters, original, trained, export_dtype)
     tried: dict[float, HeldOut] = {}
     with torch.no_grad():
         for share in SHARES if config.rollback else (1.0,):
             put(share)
-            tried[share] = held_out(block, x_q, target, num_training, run, config.loss)
+            tried[share] = held_out(block, x_q, target, num_training, run, config.loss, ranks)
         passed = [s for s, after in tried.items() if after.better_than(before)]
         nearest = min(passed or tried, key=lambda share: tried[share].distance)
         accepted = bool(passed) or not config.rollback
@@ -134,8 +137,8 @@ def _put(
     parameters: dict[str, nn.Parameter],
     original: dict[str, Tensor],
     trained: dict[str, Tensor],
-    share: float,
     export_dtype: torch.dtype,
+    share: float,
 ) -> dict[str, Tensor]:
     """Give norms a share of their change, rounded; return their float32 masters."""
     masters = {}
@@ -185,6 +188,7 @@ def _train(
     run: RunBlock,
     config: NormTweakConfig,
     rate: float,
+    ranks: Ranks,
 ) -> dict[str, Tensor]:
     masters = {
         name: parameter.detach().float().clone().requires_grad_(True)
@@ -193,7 +197,7 @@ def _train(
     tuned = WithMasters(block, masters)
     optimizer = torch.optim.Adam(masters.values(), lr=rate)
     with torch.enable_grad():
-        for step in range(config.iterations * num_training):
+        for step in range(config.iterations * num_training if ranks.is_first else 0):
             window = slice(step % num_training, step % num_training + 1)
             output = run(tuned, x_q[window])
             loss = window_loss(LOSSES[config.loss], target[window].to(output.device), output)
@@ -205,7 +209,10 @@ def _train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return {name: master.detach() for name, master in masters.items()}
+    trained = {name: master.detach() for name, master in masters.items()}
+    for value in trained.values():
+        ranks.agree(value)
+    return trained
 
 
 @dataclass(frozen=True)
@@ -228,14 +235,21 @@ def held_out(
     num_training: int,
     run: RunBlock,
     loss: str,
+    ranks: Ranks = ALONE,
 ) -> HeldOut:
     """Return what the windows behind the training ones say, one window at a time."""
-    total = squares = 0.0
-    for window in range(num_training, len(x_q)):
-        part = slice(window, window + 1)
+    windows = len(x_q) - num_training
+    found = torch.zeros(windows, 2, dtype=torch.float64)  # of each window: loss, squared distance
+    own = ranks.share(windows)
+    for place in own:
+        part = slice(num_training + place, num_training + place + 1)
         output = run(block, x_q[part]).float()
         wanted = target[part].to(output.device).float()
-        total += window_loss(LOSSES[loss], wanted, output).item()
-        squares += token_distance(output, wanted).item()
-    windows = len(x_q) - num_training
+        found[place, 0] = window_loss(LOSSES[loss], wanted, output).item()
+        found[place, 1] = token_distance(output, wanted).item()
+    for rank, (sent,) in enumerate(ranks.collected([found[own.start : own.stop]])):
+        of_rank = ranks.share(windows, rank)
+        found[of_rank.start : of_rank.stop] = sent
+    ranks.agree(found)
+    total, squares = (sum(values) for values in found.T.tolist())  # in the order of the windows
     return HeldOut(total / windows, (squares / windows) ** 0.5)

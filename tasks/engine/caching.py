@@ -34,7 +34,8 @@ OPERATING = {
     "tasks.engine.stage", "tasks.models.work",
     "tasks.engine.artifacts", "tasks.engine.caching", "tasks.engine.environment",
     "tasks.engine.events", "tasks.models.job", "tasks.engine.live_page",
-    "tasks.engine.locks", "tasks.engine.progress",
+    "tasks.engine.locks", "tasks.engine.progress", "tasks.engine.log_files",
+    "tasks.server.ranks", "tasks.server.watch",
 }  # fmt: skip
 
 

@@ -235,12 +235,12 @@ def _create_folders(root: Path) -> None:
         ) from error
 
 
-def peak_rss_bytes() -> int:
-    """Return the most memory this process has held.
+def peak_rss_bytes(process: int | str = "self") -> int:
+    """Return the most memory this process has held, or on Linux another one.
 
     Not ``ru_maxrss`` on Linux: there a process takes that over from the one that started it.
     """
-    status = Path("/proc/self/status")
+    status = Path(f"/proc/{process}/status")
     if status.is_file():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024  # the kernel's kB are KiB

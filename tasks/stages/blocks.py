@@ -8,6 +8,7 @@ from typing import Any
 
 from normtweak_core.evaluate.channel_drift import ChannelDrift
 from normtweak_core.lazy import lazy
+from normtweak_core.model.source import num_processes
 from normtweak_core.quantization.config import QuantizationConfig
 from tasks.engine import events
 from tasks.engine.artifacts import publish, publish_json
@@ -77,7 +78,8 @@ def _read_by(settings: ChainSettings, work: Work, index: int) -> dict[str, Any]:
 def _chain(
     work: Work, found: Found, keys: Sequence[str], settings: ChainSettings, bar: str
 ) -> Iterator[BlockChain]:
-    chain = BlockChain(work.job, found["calibrate"], settings, keys[0], bar)
+    size = num_processes(work.recipe.devices, work.job.device, work.recipe.model.device)
+    chain = BlockChain(work.job, found["calibrate"], settings, keys[0], bar, size)
     with chain.owned():
         yield chain
 
@@ -113,9 +115,15 @@ def block(key: str, part: int, label: str, before: list[BlockResult], shared: An
         show(step)
 
     show("begin")
-    streams = chain.streams_before(part, before)
+    chain.shared.start()
+    streams, ranks = chain.shared.begin(part, chain.streams_before(part, before))
     done = quantization.quantize_block(
-        chain.walk.load(part), streams, chain.walk.runner(part), chain.plan(part), note=note
+        chain.walk.load(part),
+        streams,
+        chain.walk.runner(part),
+        chain.plan(part),
+        note=note,
+        ranks=ranks,
     )
 
     def write_weights(path: Path) -> None:

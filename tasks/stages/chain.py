@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from normtweak_core.quantization.plan import BlockPlan
     from normtweak_core.quantization.streams import Streams
     from normtweak_core.quantization.walk import BlockWalk
+    from tasks.stages.shared_blocks import SharedBlocks
 
 plans = lazy("normtweak_core.quantization.plan")
+shared_blocks = lazy("tasks.stages.shared_blocks")
 storage = lazy("normtweak_core.quantization.storage")
 streaming = lazy("normtweak_core.model.streaming")
 walks = lazy("normtweak_core.quantization.walk")
@@ -125,6 +127,7 @@ class BlockChain(Chain):
         settings: ChainSettings,
         name: str,
         bar: str = "blocks",
+        size: int = 1,
     ):
         """Prepare a chain.
 
@@ -134,8 +137,10 @@ class BlockChain(Chain):
             settings: What the blocks have in common.
             name: Identifies the chain on disk: the key of its first block.
             bar: Of the page of the run, that shows how far the blocks are.
+            size: Processes that share the windows.
         """
         super().__init__(job, calibration, job.model.dtype)
+        self._size = size
         self.settings, self.name, self.bar = settings, name.replace("/", "-"), bar
 
     @property
@@ -150,7 +155,26 @@ class BlockChain(Chain):
             state_root() / "locks" / "chains" / f"{self.name}.lock",
             message="another run of the same recipe works on these blocks",
         ):
-            yield
+            try:
+                yield
+            finally:
+                if "shared" in vars(self):
+                    self.shared.end()
+
+    @functools.cached_property
+    def shared(self) -> "SharedBlocks":
+        """The processes that share the windows, to be started with the first block."""
+        settings = self.settings
+        work = shared_blocks.BlockWork(
+            folder=self.job.folder,
+            dtype=self.dtype,
+            device=self.job.device,
+            windows=state_root() / self.windows.windows.path,
+            quantization=settings.quantization,
+            norm_tweak=settings.norm_tweak,
+            export_dtype=settings.export_dtype,
+        )
+        return shared_blocks.SharedBlocks(work, self._size)
 
     @property
     def export_dtype(self) -> "torch.dtype":

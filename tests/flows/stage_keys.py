@@ -25,6 +25,8 @@ GATE = {
 
 # What a run may take; its values are what a test of equal keys gives them.
 LIMITS = {"limits.memory": 8 << 30, "limits.disk": 8 << 30, "limits.threads": 3}
+# How many processes compute: the same bytes.
+DEVICES = {"devices": 2}
 
 TASK_ITEMS = Path(__file__).parents[1] / "data" / "tasks"
 # Keys that only named tasks read: another value, and what stands beside it before and after.

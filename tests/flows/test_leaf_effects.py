@@ -57,6 +57,7 @@ NAMED = {
     "limits.threads": (
         "tests.flows.test_limits.test_threads_are_those_of_the_recipe_and_then_those_before"
     ),
+    "devices": "tests.flows.test_ranks_runs.test_any_number_of_processes_writes_the_same_bytes",
     "on_problem": "tests.flows.test_failing_runs.test_a_problem_ends_a_run_that_allows_none",
     "export.verify_timeout": (
         "tests.flows.test_recipe_results.test_a_verification_ends_when_the_recipe_says"

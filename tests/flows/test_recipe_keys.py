@@ -11,6 +11,7 @@ from normtweak_core.errors import InputError
 from normtweak_core.settings import known_keys
 from tests.core.export.test_experts_export import CONFIGS
 from tests.flows.stage_keys import (
+    DEVICES,
     GATE,
     LIMITS,
     TASK_KEYS,
@@ -66,6 +67,7 @@ SYMMETRIC = {"quantization.levels": "ternary"}
 EXPERTS = {"quantization.experts.min_tokens": 2.0, "quantization.experts.few_tokens": "none"}
 # What decides the registry or how a run ends: `test_leaf_effects`.
 NO_STAGE = {"name", "registry.alias", "export.verify_timeout", "on_problem", *GATE, *LIMITS}
+NO_STAGE |= DEVICES.keys()
 ELSEWHERE = {"model.revision", "model.device", "ternary", "finetune"}
 
 
@@ -203,7 +205,7 @@ def test_changing_a_key_of_generation_changes_the_calibration(key, project):
 @pytest.mark.parametrize("key", sorted(NO_STAGE))
 def test_what_belongs_to_the_registry_or_the_end_of_a_run_redoes_no_stage(key, project, base):
     values = {"name": "b", "registry.alias": "b", "registry.promote_to": "b", "on_problem": "fail"}
-    values |= LIMITS | {"gate.confidence": 0.9, "gate.max_accuracy_drop": {"piqa": 0.5}}
+    values |= LIMITS | DEVICES | {"gate.confidence": 0.9, "gate.max_accuracy_drop": {"piqa": 0.5}}
     tasks = TASKED if "drop" in key else {}
     plain = Recipe.parse(with_values(project, tasks))
     recipe = Recipe.parse(with_values(project, tasks, {key: values.get(key, 0.5)}))

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from normtweak_core.distributed.ranks import ALONE, Ranks
 from normtweak_core.experts.stacked import DOWN, GATE, UP, between
 from normtweak_core.quantization.config import ExpertsConfig
 from normtweak_core.quantization.hessian import InputStatistics
@@ -44,17 +45,24 @@ class RoutedInputs:
     alike: float | None = None
 
     @classmethod
-    def of(cls, ours: Iterator[Routed], wanted: Iterator[Routed] | None) -> "RoutedInputs":
-        """Return what was caught in front of a mixture, on the CPU.
+    def of(
+        cls, ours: Iterator[Routed], wanted: Iterator[Routed] | None, ranks: Ranks = ALONE
+    ) -> "RoutedInputs | None":
+        """Return what was caught in front of a mixture, on the CPU; None: another process has it.
 
         Args:
             ours: Of the quantized stream, by micro-batch.
             wanted: Of the float stream; None: nothing is propagated.
+            ranks: Who else has caught some of it.
         """
-        x_q, chosen = _joined(ours)
-        if wanted is None:
+        found = _joined(ours, ranks)
+        float_found = None if wanted is None else _joined(wanted, ranks)
+        if found is None:
+            return None
+        x_q, chosen = found
+        if float_found is None:
             return cls(x_q, chosen)
-        x_f, in_float = _joined(wanted)
+        x_f, in_float = float_found
         alike = (chosen[:, :, None] == in_float[:, None]).any(dim=-1)
         return cls(x_q, chosen, x_f, alike.double().mean().item())
 
@@ -119,8 +127,10 @@ def _gathered(pairs: Iterator[Pair]) -> InputStatistics | None:
     return statistics
 
 
-def _joined(batches: Iterator[Routed]) -> Routed:
-    """Return the tokens of all micro-batches in one, on the CPU."""
-    kept = [[one.flatten(0, -2).cpu() for one in batch] for batch in batches]
-    read, chosen = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    return read, chosen
+def _joined(batches: Iterator[Routed], ranks: Ranks) -> Routed | None:
+    """Return the tokens of all micro-batches in one, on the CPU, to the first process."""
+    kept = [one.flatten(0, -2).cpu() for batch in batches for one in batch]
+    kept = [one for sent in ranks.collected(kept) for one in sent]
+    if not kept:
+        return None
+    return torch.cat(kept[::2]), torch.cat(kept[1::2])

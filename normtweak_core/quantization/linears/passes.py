@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from normtweak_core.errors import InputError
 from normtweak_core.experts.stacked import is_mixture
 from normtweak_core.quantization.linears.inputs import RunBlock
-from normtweak_core.quantization.streams import micro_batches
+from normtweak_core.quantization.streams import Share
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Passes:
         block: nn.Module,
         run: RunBlock,
         hidden: Float[Tensor, "samples seq hidden"],
-        num_training: int,
+        share: Share,
         stops: list[Stop],
         held: int = 0,
     ):
@@ -55,16 +55,14 @@ class Passes:
             block: Runs with the weights it has at the time.
             run: Runs a block on a micro-batch of windows.
             hidden: What the stream holds in front of the block.
-            num_training: Windows that stop; those behind them only pass.
+            share: The micro-batches that pass; those that are held out stop nowhere.
             stops: Where, in the order in which the block comes to them.
             held: How many micro-batches there is memory to hold on to.
         """
         self._block, self._run, self._stops = block, run, stops
         self._hidden = hidden
-        parts = micro_batches(hidden)
-        training = [part for part in parts if part.stop <= num_training]
-        self._held, self._again = training[:held], training[held:]
-        self._passing = parts[len(training) :]
+        self._held, self._again = share.training[:held], share.training[held:]
+        self._passing = share.held_out
 
     def __enter__(self) -> "Passes":
         return self
@@ -83,7 +81,7 @@ class Passes:
             yield self._reached(index, part)
 
     def finish(self) -> Float[Tensor, "samples seq hidden"]:
-        """Overwrite the stream with the block's output for all windows, and return it."""
+        """Overwrite the stream with the block's output for these windows, and return it."""
         self._finish_held()
         for part in (*self._again, *self._passing):
             self._hidden[part] = self._run(self._block, self._hidden[part])

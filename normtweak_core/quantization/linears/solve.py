@@ -1,7 +1,9 @@
 """Solve the linears of one block, each with the ones before it already quantized.
 
 Both streams pass through the block: at each group of linears that read one tensor their statistics
-are gathered, the group is solved, and the quantized stream goes on through the weights it got.
+are gathered, the group is solved, and the quantized stream goes on through the weights it got. Of
+several processes each gathers from its micro-batches; the first one solves, and all go on with what
+it has found.
 """
 
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from normtweak_core.distributed.ranks import ALONE, Ranks
+from normtweak_core.distributed.tree import TreeSum
 from normtweak_core.experts.stacked import mixture_of
 from normtweak_core.memory import available_memory
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
@@ -23,7 +27,7 @@ from normtweak_core.quantization.linears.inputs import RunBlock, linear_groups
 from normtweak_core.quantization.linears.passes import FloatPasses, QuantizedPasses, Stop
 from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.report import ExpertReport, LayerReport
-from normtweak_core.quantization.streams import Streams, micro_batches
+from normtweak_core.quantization.streams import Streams, micro_batches, share_of
 from normtweak_core.quantization.weight import QuantizedWeight
 
 # Share of the memory that is free now which micro-batches that wait in a block may take.
@@ -32,7 +36,7 @@ SUSPENDED_SHARE = 0.4
 
 @dataclass
 class SolvedLinears:
-    """What became of the linears of a block, by their names in it."""
+    """What became of the linears of a block, by their names in it; the first process knows it."""
 
     layers: dict[str, QuantizedWeight] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
@@ -68,20 +72,29 @@ class LinearGroup:
         return narrow and weight.dtype == torch.float32
 
     def statistics(
-        self, inputs: Iterator[Tensor], wanted: Iterator[Tensor] | None
-    ) -> tuple[Float[Tensor, "in in"], Float[Tensor, "out in"] | None]:
-        """Return H, and W C where the float stream is given.
+        self,
+        inputs: Iterator[Tensor],
+        wanted: Iterator[Tensor] | None,
+        leaves: list[int],
+        ranks: Ranks = ALONE,
+    ) -> tuple[Float[Tensor, "in in"] | None, Float[Tensor, "out in"] | None]:
+        """Return H, and W C where the float stream is given; None where another process has them.
 
         Args:
             inputs: What the quantized stream holds in front of the linears, by micro-batch.
             wanted: Of the float stream the same, or what is behind them where `by_outputs`.
+            leaves: Of the tree of sums, which each of these micro-batches is in.
+            ranks: Who else gathers.
         """
         weight = linear_weight(self.modules[self.first])
-        statistics = InputStatistics(weight.shape[1], weight.device)
+        sums = TreeSum(lambda: InputStatistics(weight.shape[1], weight.device), ranks)
         # Not called as a module: the passes that wait at this linear must not notice.
         layer = self.modules[self.first].forward if self.by_outputs else None
-        for hidden in inputs:
-            statistics.add_both(hidden, None if wanted is None else next(wanted), layer)
+        for leaf, hidden in zip(leaves, inputs, strict=True):
+            sums.of(leaf).add_both(hidden, None if wanted is None else next(wanted), layer)
+        statistics = sums.total(InputStatistics.made_of)
+        if statistics is None:
+            return None, None
         if wanted is None:
             return statistics.hessian(), None
         cross = statistics.cross()
@@ -90,9 +103,14 @@ class LinearGroup:
 
 @torch.no_grad()
 def quantize_linears(
-    block: nn.Module, quantized: nn.Module, streams: Streams, run: RunBlock, plan: BlockPlan
-) -> tuple[SolvedLinears, Streams]:
-    """Return the quantized linears, and the streams behind the block with them in it.
+    block: nn.Module,
+    quantized: nn.Module,
+    streams: Streams,
+    run: RunBlock,
+    plan: BlockPlan,
+    ranks: Ranks = ALONE,
+) -> SolvedLinears:
+    """Return the quantized linears, and take the streams behind the block with them in it.
 
     Args:
         block: Float block. Not modified.
@@ -100,6 +118,7 @@ def quantize_linears(
         streams: In front of the block, two tensors; overwritten.
         run: Runs a block on a micro-batch of windows.
         plan: Settings and export dtype.
+        ranks: Who does it.
 
     Raises:
         HessianError: A Hessian cannot be factorized.
@@ -107,37 +126,67 @@ def quantize_linears(
         InputError: The group size does not divide an input width.
     """
     done, settings = SolvedLinears(), plan.quantization
-    linears = find_linears(block)
-    groups = [
-        LinearGroup({name: linears[name] for name in names}, mixture_of(block, names[0]))
-        for names in linear_groups(block, run, streams.x_f[:1])
-    ]
+    groups = _groups(block, run, streams.x_f[:1])
+    ranks.meet()  # all have read the first window, and it may be overwritten
     propagated = settings.propagation.alpha > 0
     informed = settings.method == "gptq" or propagated  # the bare RTN needs no data
     ours_at = [Stop(group.mixture or group.first) for group in groups if informed]
     wanted_at = [
         Stop(group.mixture or group.first, group.by_outputs) for group in groups if propagated
     ]
-    held = _held_micro_batches(groups, streams, propagated)
+    # The first one knows what the limits of the run leave.
+    held = ranks.number(_held_micro_batches(groups, streams, propagated, ranks))
+    share = share_of(streams.x_q, ranks)
     with (
-        FloatPasses(block, run, streams.x_f, streams.num_training, wanted_at, held) as wanted_of,
-        QuantizedPasses(quantized, run, streams.x_q, streams.num_training, ours_at, held) as ours,
+        FloatPasses(block, run, streams.x_f, share, wanted_at, held) as wanted_of,
+        QuantizedPasses(quantized, run, streams.x_q, share, ours_at, held) as ours,
     ):
         for index, group in enumerate(groups):
             wanted = wanted_of.at(index) if propagated else None
             if group.mixture is not None:
-                inputs = RoutedInputs.of(ours.at(index), wanted) if informed else None
-                _solve_mixture(group, inputs, block, quantized, plan, done)
-                continue
-            H = WC = None
-            if informed:
-                H, WC = group.statistics(ours.at(index), wanted)
-            _solve_group(group, H, WC, quantized, plan, done)
-        return done, Streams(wanted_of.finish(), ours.finish())
+                inputs = RoutedInputs.of(ours.at(index), wanted, ranks) if informed else None
+                if ranks.is_first:
+                    _solve_mixture(group, inputs, block, quantized, plan, done)
+            else:
+                H = WC = None
+                if informed:
+                    leaves = share.leaves
+                    H, WC = group.statistics(ours.at(index), wanted, leaves, ranks)
+                if ranks.is_first:
+                    _solve_group(group, H, WC, quantized, plan, done)
+            _agree_on_weights(group, quantized, ranks)
+        wanted_of.finish()
+        ours.finish()
+    ranks.meet()
+    return done
 
 
-def _held_micro_batches(groups: list[LinearGroup], streams: Streams, propagated: bool) -> int:
-    """Return how many micro-batches may wait in memory, in the share of it that is theirs."""
+def _groups(block: nn.Module, run: RunBlock, hidden: Tensor) -> list[LinearGroup]:
+    linears = find_linears(block)
+    return [
+        LinearGroup({name: linears[name] for name in names}, mixture_of(block, names[0]))
+        for names in linear_groups(block, run, hidden)
+    ]
+
+
+def _agree_on_weights(group: LinearGroup, quantized: nn.Module, ranks: Ranks) -> None:
+    """Give the linears of a group, in every process, the weights that the first one has found."""
+    if ranks.size == 1:
+        return
+    linears = find_linears(quantized)
+    for name in group.modules:
+        weight = linear_weight(linears[name]).contiguous()
+        ranks.agree(weight)
+        set_linear_weight(linears[name], weight)
+
+
+def _held_micro_batches(
+    groups: list[LinearGroup], streams: Streams, propagated: bool, ranks: Ranks = ALONE
+) -> int:
+    """Return how many micro-batches may wait in memory, in the share of it that is theirs.
+
+    Processes share the memory of the machine; a GPU is of one alone.
+    """
     hidden, before, floats, noted = streams.x_q.shape[2], 0, 0, 0
     for group in groups:
         weights = [linear_weight(module) for module in group.modules.values()]
@@ -151,7 +200,8 @@ def _held_micro_batches(groups: list[LinearGroup], streams: Streams, propagated:
     size = micro_batches(streams.x_q)[0].stop * streams.x_q.shape[1]
     needed = size * (floats + propagated * noted) * streams.x_q.element_size()
     device = linear_weight(next(iter(groups[0].modules.values()))).device
-    return int(SUSPENDED_SHARE * available_memory(str(device)) // needed)
+    sharing = ranks.size if device.type == "cpu" else 1
+    return int(SUSPENDED_SHARE * available_memory(str(device)) // needed // sharing)
 
 
 def _solve_mixture(

@@ -18,7 +18,7 @@ from normtweak_core.quantization.linears.experts import RoutedInputs, expert_sta
 from normtweak_core.quantization.linears.passes import FloatPasses, QuantizedPasses, Stop
 from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.storage import load_block, quantized_copy, save_block
-from normtweak_core.quantization.streams import Streams
+from normtweak_core.quantization.streams import Share, Streams, micro_batches
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig
 from tests.core.model.families import save, tokens
@@ -69,9 +69,10 @@ def copied(streams):
 def inputs_of(block, quantized, streams, walk, held=99):
     """What arrives at the mixture in front of all windows."""
     own, run, stop = copied(streams), walk.runner(INDEX), [Stop(MIXTURE)]
+    share = Share(micro_batches(own.x_q), [], [])
     with (
-        FloatPasses(block, run, own.x_f, len(own.x_f), stop, held) as wanted,
-        QuantizedPasses(quantized, run, own.x_q, len(own.x_q), stop, held) as ours,
+        FloatPasses(block, run, own.x_f, share, stop, held) as wanted,
+        QuantizedPasses(quantized, run, own.x_q, share, stop, held) as ours,
     ):
         return RoutedInputs.of(ours.at(0), wanted.at(0))
 

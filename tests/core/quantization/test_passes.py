@@ -11,11 +11,14 @@ from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.linears import solve as linears
 from normtweak_core.quantization.linears.passes import FloatPasses, QuantizedPasses, Stop
 from normtweak_core.quantization.plan import BlockPlan
+from normtweak_core.quantization.streams import Share
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.tweak.config import NormTweakConfig
 
 LLAMA = [Stop("self_attn.q_proj"), Stop("self_attn.o_proj"), Stop("mlp.down_proj", behind=True)]
 SAMPLES, TRAINING = 16, 14
+PARTS = [slice(i, min(i + 4, TRAINING)) for i in range(0, TRAINING, 4)]
+SHARE = Share(PARTS, [1, 3, 5, 7], [slice(TRAINING, SAMPLES)])
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def test_a_stop_sees_what_the_linear_reads_and_gives(walk, passes, held):
             run(block, stream[start : min(start + 4, TRAINING)])
             expected.append([reads[LLAMA[0].layer], reads[LLAMA[1].layer], gives[LLAMA[2].layer]])
         output = torch.cat([run(block, stream[i : i + 1]) for i in range(SAMPLES)])
-        with passes(block, run, stream, TRAINING, LLAMA, held) as under_way:
+        with passes(block, run, stream, SHARE, LLAMA, held) as under_way:
             for index in range(len(LLAMA)):
                 seen = [tensor.clone() for tensor in under_way.at(index)]
                 assert len(seen) == 4
@@ -58,7 +61,7 @@ def test_a_stop_sees_what_the_linear_reads_and_gives(walk, passes, held):
 def test_a_pass_goes_on_with_the_weights_the_block_has_then(walk, held):
     block, run = walk.load(0), walk.runner(0)
     stream = walk.start().x_f
-    with torch.no_grad(), QuantizedPasses(block, run, stream, TRAINING, LLAMA, held) as under_way:
+    with torch.no_grad(), QuantizedPasses(block, run, stream, SHARE, LLAMA, held) as under_way:
         list(under_way.at(0))
         block.self_attn.v_proj.weight.zero_()
         assert all(not tensor.any() for tensor in under_way.at(1))  # of values of zero
@@ -73,7 +76,7 @@ def test_what_a_block_changes_in_place_was_noted_before(walk):
         held, again = (
             list(under_way.at(0))
             for held in (9, 0)
-            for under_way in [FloatPasses(block, run, walk.start().x_f, TRAINING, stops, held)]
+            for under_way in [FloatPasses(block, run, walk.start().x_f, SHARE, stops, held)]
             for under_way in [under_way.__enter__()]
         )
     assert held[0].any()
@@ -88,7 +91,7 @@ def test_a_linear_that_some_windows_do_not_reach_is_an_error(walk, passes, held)
     with (
         torch.no_grad(),
         pytest.raises(InputError, match="DecoderLayer did not run unused on some"),
-        passes(block, run, walk.start().x_f, TRAINING, [Stop("unused")], held) as under_way,
+        passes(block, run, walk.start().x_f, SHARE, [Stop("unused")], held) as under_way,
     ):
         list(under_way.at(0))
 
@@ -99,7 +102,7 @@ def test_a_linear_that_is_called_twice_counts_once(walk):
     block.mlp.forward = lambda x: once(once(x))
     for held in (0, 9):
         stream = walk.start().x_f
-        with torch.no_grad(), QuantizedPasses(block, run, stream, TRAINING, LLAMA, held) as passes:
+        with torch.no_grad(), QuantizedPasses(block, run, stream, SHARE, LLAMA, held) as passes:
             assert [len(list(passes.at(index))) for index in range(3)] == [4, 4, 4]
             passes.finish()
     assert stream.isfinite().all()
@@ -144,7 +147,7 @@ def test_the_cross_statistic_by_outputs_is_that_by_inputs(seeded):
     with torch.no_grad():
         group = linears.LinearGroup({"down": module})
         assert group.by_outputs
-        H, WC = group.statistics(iter(x), iter(module(wanted)))
+        H, WC = group.statistics(iter(x), iter(module(wanted)), [0, 3, 7])
         error = (wanted - x).flatten(0, 1).double()
         flat = x.flatten(0, 1).double()
     assert torch.allclose(H.double(), 2 * flat.T @ flat / 120, atol=1e-5)

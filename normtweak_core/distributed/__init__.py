@@ -1,0 +1,1 @@
+"""Several processes that compute one result, the same bytes whatever their number."""

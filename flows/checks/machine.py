@@ -20,7 +20,7 @@ from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.layout import block_list
-from normtweak_core.model.source import with_dtype
+from normtweak_core.model.source import num_processes, resolve_device, with_dtype
 
 cache = lazy("normtweak_core.calibration.cache")
 numpy = lazy("numpy")
@@ -31,6 +31,7 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 FIXED_DISK = 32 << 20  # databases, logs, plots, verification probes
 FIXED_MEMORY = 700 << 20  # measured: the process with everything imported and a 260k model
+FIXED_OF_A_PROCESS = 500 << 20  # measured the same way, of one that shares the windows of a block
 TOKENS_PER_MICRO_BATCH = 4096  # as normtweak_core.quantization.streams, which imports torch
 # What a linear keeps for a backward pass: input and output as they are, normed, and rounded.
 KEPT_OF_A_LINEAR = 4
@@ -143,18 +144,27 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
     element = shape.element(recipe.model.dtype)
     stream = recipe.calibration.samples * length * shape.hidden * element
     block = shape.parameters // max(1, shape.num_blocks) * element
-    matrices = 6 * shape.widest_input**2 * 4
+    matrices = 8 * shape.widest_input**2 * 4  # H and C, of four sums in their tree
     logits = 3 * TOKENS_PER_MICRO_BATCH * shape.vocabulary * 4
     model = shape.parameters * element
     # Of one window: what a backward pass keeps, and its logits from both models.
     step = length * (KEPT_OF_A_LINEAR * shape.linear_sides + 6 * shape.vocabulary) * 4
     tuned = {"final tune": FIXED_MEMORY + model + stream + step}
+    outside = (shape.parameters - shape.linear_weights) * element
+    # Of each further process; on GPUs all but the first of these numbers is there.
+    others = (processes(recipe) - 1) * (FIXED_OF_A_PROCESS + outside + 3 * block + matrices)
     return {
         "calibrate": FIXED_MEMORY + model + logits,
-        "blocks": FIXED_MEMORY + 5 * stream + 3 * block + matrices,
+        "blocks": FIXED_MEMORY + 5 * stream + 3 * block + matrices + others,
         **(tuned if recipe.final_tune.enabled else {}),
         **evaluation_memory(recipe, shape),
     }
+
+
+def processes(recipe: Any) -> int:
+    """Return how many processes share the windows of a block."""
+    wanted = recipe.model.device
+    return num_processes(recipe.devices, resolve_device(wanted), wanted)
 
 
 def evaluation_memory(recipe: Any, shape: ModelShape) -> dict[str, int]:

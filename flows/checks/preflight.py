@@ -13,7 +13,7 @@ from typing import Any
 from flows.checks.finetune import require_same_model, start_of
 from flows.checks.inputs import Ready, check_inputs, check_machine
 from flows.checks.limits import check_disk_limit, check_memory
-from flows.checks.machine import ModelShape, disk_bytes, memory_bytes
+from flows.checks.machine import ModelShape, disk_bytes, memory_bytes, processes
 from flows.checks.remaining import shares_there
 from flows.checks.training import (
     finetune_disk,
@@ -66,7 +66,11 @@ def preflight(recipe: Any, root: Path, result: Path | None = None, evaluates: bo
     check_disk_limit(recipe, disk)
     needs = partial(own.memory, shape=ready.shape, length=ready.length)
     check_memory(recipe, kind.name, kind.data, needs)
-    return check_machine(ready, disk, recipe.model, root, shares_there(recipe, ready, root))
+    there = shares_there(recipe, ready, root)
+    ready = check_machine(ready, disk, recipe.model, root, there)
+    if kind is QUANTIZE:
+        processes(recipe)  # as many GPUs as it asks for
+    return ready
 
 
 def _fits(recipe: Any, ready: Ready) -> None:

@@ -17,6 +17,7 @@ from flows.checks.machine import (
     existing_folder,
     free_bytes,
     measured_speed,
+    processes,
     time_estimate,
     writing,
 )
@@ -110,6 +111,7 @@ class Plan:
     seconds: dict[str, float]  # by stage
     how: str  # the seconds were found out
     writing: Writing | None  # of the text, where the model writes it
+    shared: str = ""  # by how many processes the windows of a block are, where by several
 
 
 def plan_lines(recipe: Any, ready: Ready, root: Path) -> list[str]:
@@ -123,7 +125,7 @@ def plan_lines(recipe: Any, ready: Ready, root: Path) -> list[str]:
         + _written(plan.writing),
         *_disk_lines(ready, root),
         memory_line(plan.memory, plan.device),
-        *(f"  {name}: {readable_bytes(size)}{_whole(name)}" for name, size in plan.memory.items()),
+        *(f"  {name}: {readable_bytes(n)}{_how(name, plan)}" for name, n in plan.memory.items()),
         *_time_lines(plan),
         "stages",
         *(f"  {stage}" for stage in plan.stages),
@@ -165,7 +167,10 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
         seconds, how = _tried(recipe, ready, device, at_once)
     else:
         seconds, how = _counted(work_of(recipe, shape, length))
-    return Plan(becomes, data, device, stages, memory, seconds, how, text)
+    shared = ""
+    if work_of is None and (count := processes(recipe)) > 1:
+        shared = f", by {count} processes (threads of each: {os.environ['OMP_NUM_THREADS']})"
+    return Plan(becomes, data, device, stages, memory, seconds, how, text, shared)
 
 
 def _tried(
@@ -195,7 +200,9 @@ def _written(text: Writing | None) -> str:
     return f", {text.at_once} at once in {readable_bytes(text.bytes)} ({each} each)"
 
 
-def _whole(stage: str) -> str:
+def _how(stage: str, plan: Plan) -> str:
+    if stage == "blocks":
+        return f", block by block{plan.shared}"
     return ", with a whole model" if stage in WHOLE else ", block by block"
 
 

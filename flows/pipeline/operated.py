@@ -24,6 +24,7 @@ from tasks.engine.log_files import logged_to_file
 from tasks.engine.runs import own_run
 from tasks.server.cancelling import RunCancelled, watched
 from tasks.server.ending import CANCEL, end_within, ended_by
+from tasks.server.ranks import peak_of_ranks
 
 # What happens once a run: these lines and warnings are all that a service shows on its terminal.
 milestones = logging.getLogger("flows.milestones")
@@ -68,7 +69,7 @@ def _name(arguments: tuple[Any, ...]) -> str:
 def _spent(began: float) -> dict[str, Any]:
     return {
         "seconds": time.monotonic() - began,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes() + peak_of_ranks(),
         "flow_run_id": str(flow_run.id),
     }
 

@@ -74,7 +74,7 @@ class RankProcesses:
         self._logs: dict[int, Path] = {}
         try:
             for rank in ranks:
-                self._logs[rank] = log_file(f"process-{rank}-of-{size}")
+                self._logs[rank] = log_file(f"process-{rank + 1}-of-{size}")
                 self._children[rank] = Child(
                     module,
                     list(arguments),
@@ -153,10 +153,10 @@ class RankProcesses:
         rank = min(ended, key=lambda one: (ended[one] >= 0, one))
         log = self._logs[rank]
         last = last_lines(log)
-        told = _told(ended[rank], last)
+        said = f" See {log}\nLast lines of it:\n{last}" if log.stat().st_size else ""
         raise RankError(
-            f"process {rank + 1} of {self.size} that computed together {told}; {RESUME} See {log}"
-            f"\nLast lines of it:\n{last}"
+            f"process {rank + 1} of {self.size} that compute together {_told(ended[rank], last)}, "
+            f"and the others with it; {RESUME}{said}"
         )
 
 
@@ -164,7 +164,7 @@ def _told(code: int, last: str) -> str:
     if code >= 0:
         return f"ended with exit code {code} ({last.splitlines()[-1][:200]})"
     name = signal.Signals(-code).name
-    why = ", as the system does where memory runs out" if name == "SIGKILL" else ""
+    why = " (as the system does where memory runs out)" if name == "SIGKILL" else ""
     return f"was ended by {name}{why}"
 
 

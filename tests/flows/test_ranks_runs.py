@@ -6,7 +6,9 @@ import signal
 import psutil
 import pytest
 
+from flows.checks.machine import FIXED_OF_A_PROCESS, memory_bytes, model_shape
 from flows.commands.failures import failure
+from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from normtweak_core.model.source import num_processes
 from tasks.engine.environment import FOLDERS, default_variables
@@ -34,7 +36,7 @@ def project(tmp_path_factory):
 
 
 def values(project, devices):
-    text = {"source": "random", "samples": 150, "length": 256}  # 9 micro-batches to train on
+    text = {"source": "random", "samples": 80, "length": 256}  # 5 micro-batches to train on
     found = recipe_values(project) | {"devices": devices, "calibration": text}
     found = changed(found, "final_tune.enabled", False)
     return changed(found, "quantization.group_size", 32)
@@ -84,8 +86,9 @@ def test_a_killed_process_ends_the_run_and_the_same_run_goes_on(project, alone, 
         with pytest.raises(RankError) as caught:
             exported(project, 2, stored)
     assert failure(caught.value).startswith(
-        "process 2 of 2 that computed together was ended by SIGKILL, as the system does where "
-        "memory runs out; finished stages are kept, and the same command goes on from there."
+        "process 2 of 2 that compute together was ended by SIGKILL (as the system does where "
+        "memory runs out), and the others with it; finished stages are kept, and the same command "
+        "goes on from there"
     )
     assert others() == []
     finished = [key for key in stored if key.startswith("block-")]
@@ -118,8 +121,20 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("devices", [0, 9, "two"])
 def test_a_number_of_processes_that_cannot_be_is_refused(project, devices):
-    from flows.recipes.quantize import Recipe
-
     message = f"devices must be auto or a number of processes from 1 to 8; found {devices!r}"
     with pytest.raises(InputError, match=message):
         Recipe.parse(values(project, devices))
+
+
+def test_each_further_process_counts_its_memory_and_what_it_holds_of_the_model(project):
+    shape = model_shape(project / "model")
+    one, two, four = (
+        memory_bytes(Recipe.parse(values(project, devices)), shape, 256) for devices in (1, 2, 4)
+    )
+    outside = 4 * (shape.parameters - shape.linear_weights)
+    block = 3 * 4 * (shape.parameters // 2)
+    each = FIXED_OF_A_PROCESS + outside + block + 8 * 4 * 128**2
+    assert [two["blocks"] - one["blocks"], four["blocks"] - one["blocks"]] == [each, 3 * each]
+    assert {name: size for name, size in one.items() if name != "blocks"} == {
+        name: size for name, size in four.items() if name != "blocks"
+    }

@@ -31,7 +31,7 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 FIXED_DISK = 32 << 20  # databases, logs, plots, verification probes
 FIXED_MEMORY = 700 << 20  # measured: the process with everything imported and a 260k model
-FIXED_OF_A_PROCESS = 500 << 20  # measured the same way, of one that shares the windows of a block
+FIXED_OF_A_PROCESS = 500 << 20  # measured the same way, of one that computes with others
 TOKENS_PER_MICRO_BATCH = 4096  # as normtweak_core.quantization.streams, which imports torch
 # What a linear keeps for a backward pass: input and output as they are, normed, and rounded.
 KEPT_OF_A_LINEAR = 4
@@ -162,7 +162,7 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
 
 
 def processes(recipe: Any) -> int:
-    """Return how many processes share the windows of a block."""
+    """Return how many processes share the windows of a block, or may share a training."""
     wanted = recipe.model.device
     return num_processes(recipe.devices, resolve_device(wanted), wanted)
 

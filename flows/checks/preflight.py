@@ -18,6 +18,7 @@ from flows.checks.remaining import shares_there
 from flows.checks.training import (
     finetune_disk,
     finetune_memory,
+    num_sharing,
     ternary_disk,
     ternary_memory,
 )
@@ -53,6 +54,7 @@ def preflight(recipe: Any, root: Path, result: Path | None = None, evaluates: bo
     Raises:
         InputError: A folder cannot be written, the model or export is not there, not the right one
             or unsuitable, a text is missing, empty or malformed, the format cannot hold the model,
+            as many processes as asked for cannot share the training,
             the disk is too small, or a stage does not keep within the limits.
     """
     kind = kind_of(recipe.model_dump())
@@ -68,8 +70,8 @@ def preflight(recipe: Any, root: Path, result: Path | None = None, evaluates: bo
     check_memory(recipe, kind.name, kind.data, needs)
     there = shares_there(recipe, ready, root)
     ready = check_machine(ready, disk, recipe.model, root, there)
-    if kind is QUANTIZE:
-        processes(recipe)  # as many GPUs as it asks for
+    # As many GPUs as it asks for, and of a training as many as divide its batch.
+    (processes if kind is QUANTIZE else num_sharing)(recipe)
     return ready
 
 

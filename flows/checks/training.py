@@ -3,17 +3,31 @@
 from flows.checks.machine import (
     FIXED_DISK,
     FIXED_MEMORY,
+    FIXED_OF_A_PROCESS,
     KEPT_OF_A_LINEAR,
     ModelShape,
     evaluation_memory,
+    processes,
 )
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.finetune.config import FinetuneConfig
+from normtweak_core.model.source import resolve_device
 from normtweak_core.ternary.config import TernaryConfig
+from normtweak_core.training.batches import shared_by
 
 FORWARD_AND_BACKWARD = 3  # a backward pass has two products for each of the forward one
 LOGITS = 3  # copies at once
+
+
+def num_sharing(recipe: TernaryRecipe | FinetuneRecipe) -> int:
+    """Return how many processes share the training of a recipe.
+
+    Raises:
+        InputError: There are not as many GPUs, or the number does not divide the batch.
+    """
+    config = recipe.ternary if isinstance(recipe, TernaryRecipe) else recipe.finetune
+    return shared_by(recipe.devices, processes(recipe), config.batch, config.accumulate)
 
 
 def ternary_disk(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dict[str, int]:
@@ -48,11 +62,10 @@ def ternary_memory(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dic
     config = recipe.ternary
     element = shape.element(recipe.model.dtype)
     teacher = shape.parameters * element if config.objective != "ce" else 0
-    tokens = config.batch // config.accumulate * length
     trained = 5 * 4 * shape.parameters  # weight, gradient, two moments, the best weight so far
     return {
         "surgery": FIXED_MEMORY + 2 * shape.parameters * 4,
-        "training": FIXED_MEMORY + trained + teacher + _kept(shape, tokens, config),
+        "training": _training_memory(recipe, shape, length, trained + teacher, config),
         **evaluation_memory(recipe, shape),
     }
 
@@ -61,16 +74,42 @@ def finetune_memory(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> d
     """Return an estimate of the peak memory by stage; stages follow each other."""
     config = recipe.finetune
     element = shape.element(recipe.model.dtype)
-    tokens = config.batch // config.accumulate * length
     stream = config.data.samples * length * shape.hidden * 4
     block = 4 * 4 * shape.linear_weights // shape.num_blocks
     # Weight and teacher of all; gradient, two moments and the best weight so far of the linears.
     trained = (4 + element) * shape.parameters + 4 * 4 * shape.linear_weights
     stages = {
-        "training": FIXED_MEMORY + trained + _kept(shape, tokens, config),
+        "training": _training_memory(recipe, shape, length, trained, config),
         **evaluation_memory(recipe, shape),
     }
     return {"blocks": FIXED_MEMORY + 5 * stream + block} | stages if config.block_steps else stages
+
+
+def _training_memory(
+    recipe: TernaryRecipe | FinetuneRecipe,
+    shape: ModelShape,
+    length: int,
+    held: int,
+    config: TernaryConfig | FinetuneConfig,
+) -> int:
+    """Return the bytes of a training: of all its processes, but on GPUs of one of them.
+
+    Args:
+        recipe: What is trained.
+        shape: Of the model.
+        length: Tokens per window.
+        held: Bytes of both models and of the optimizer, of which each process has its share.
+        config: Section of the training.
+    """
+    count = num_sharing(recipe)
+    kept = _kept(shape, config.batch // (count * config.accumulate) * length, config)
+    if count == 1:
+        return FIXED_MEMORY + held + kept
+    if resolve_device(recipe.model.device) != "cpu":
+        return FIXED_MEMORY + held // count + kept
+    # Each loads both models whole before it keeps its share.
+    loaded = count * (4 + shape.element(recipe.model.dtype)) * shape.parameters
+    return FIXED_MEMORY + count * FIXED_OF_A_PROCESS + max(held + count * kept, loaded)
 
 
 def ternary_work(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dict[str, int]:

@@ -22,7 +22,7 @@ from flows.checks.machine import (
     writing,
 )
 from flows.checks.preflight import OWN, preflight
-from flows.checks.training import finetune_work, ternary_work
+from flows.checks.training import finetune_work, num_sharing, ternary_work
 from flows.commands.command import Command, add_recipe
 from flows.commands.execution import print_line
 from flows.commands.failures import EXIT_OK
@@ -143,13 +143,13 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
     shape, length = ready.shape, ready.length
     if isinstance(recipe, TernaryRecipe):
         tokens = recipe.ternary.steps * recipe.ternary.batch * length
-        becomes = f"to ternary, trained for {tokens:,} tokens"
+        becomes = f"to ternary, trained for {tokens:,} tokens{_sharing(recipe)}"
         work_of = ternary_work
     elif isinstance(recipe, FinetuneRecipe):
         export = ready.export
         tokens = recipe.finetune.steps * recipe.finetune.batch * length
         grid = f"{export.bits} bits ({_groups(export.group_size)})"
-        becomes = f"trained on at {grid}, end to end for {tokens:,} tokens"
+        becomes = f"trained on at {grid}, end to end for {tokens:,} tokens{_sharing(recipe)}"
         work_of = finetune_work
     else:
         config = recipe.quantization
@@ -204,6 +204,11 @@ def _how(stage: str, plan: Plan) -> str:
     if stage == "blocks":
         return f", block by block{plan.shared}"
     return ", with a whole model" if stage in WHOLE else ", block by block"
+
+
+def _sharing(recipe: TernaryRecipe | FinetuneRecipe) -> str:
+    count = num_sharing(recipe)
+    return f" by {count} processes" if count > 1 else ""
 
 
 def _groups(size: int | None) -> str:

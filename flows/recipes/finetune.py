@@ -5,8 +5,9 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from flows.recipes.base import RegisteredRecipe, RegistryConfig, refuse_unread
-from flows.recipes.limits import LimitsConfig
+from flows.recipes.limits import TRAINING_DEVICES, LimitsConfig
 from flows.recipes.quantize import TERNARY_FORMATS, QuantizedExport
+from normtweak_core.distributed.config import Devices
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig
@@ -40,6 +41,7 @@ class FinetuneRecipe(RegisteredRecipe, frozen=True, extra="forbid"):
     export: QuantizedExport = QuantizedExport()
     registry: RegistryConfig = RegistryConfig()
     limits: LimitsConfig = LimitsConfig()
+    devices: Devices = TRAINING_DEVICES
 
     @classmethod
     def refuse(cls, data: dict[str, Any]) -> None:

@@ -11,6 +11,14 @@ DEVICES: Any = Field(
     "the CPU. The bytes are the same for any number.",
 )
 
+# Of a recipe that trains.
+TRAINING_DEVICES: Any = Field(
+    "auto",
+    description="Processes that share the training end to end: batch and models are divided among "
+    "them; auto: as many GPUs as divide the batch, or one process on the CPU. Another number gives "
+    "other last bits.",
+)
+
 
 class LimitsConfig(BaseModel, frozen=True, extra="forbid"):
     """What a run may take of the machine: a stage obeys, or is refused before the start."""

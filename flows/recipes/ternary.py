@@ -5,7 +5,8 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from flows.recipes.base import RegisteredRecipe, RegistryConfig, refuse_unread
-from flows.recipes.limits import LimitsConfig
+from flows.recipes.limits import TRAINING_DEVICES, LimitsConfig
+from normtweak_core.distributed.config import Devices
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig
 from normtweak_core.export.config import ExportConfig, Format
@@ -38,6 +39,7 @@ class TernaryRecipe(RegisteredRecipe, frozen=True, extra="forbid"):
     export: TernaryExport = TernaryExport()
     registry: RegistryConfig = RegistryConfig()
     limits: LimitsConfig = LimitsConfig()
+    devices: Devices = TRAINING_DEVICES
 
     @classmethod
     def refuse(cls, data: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from normtweak_core.training.objective import HeldOut
-from normtweak_core.training.processes import whole
+from normtweak_core.training.processes import Processes, whole
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,15 @@ class Best:
     step: int  # optimizer steps done
     held_out: float  # the objective on them
     weights: dict[str, Tensor]  # on the CPU
+
+    def whole(self, processes: Processes) -> dict[str, Tensor]:
+        """Return all of the weights to the first process; the others ask for it too."""
+        gathered = {}
+        for name, tensor in self.weights.items():
+            one = whole(tensor)
+            if processes.is_first:
+                gathered[name] = one
+        return gathered
 
 
 @dataclass

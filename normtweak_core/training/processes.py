@@ -30,6 +30,19 @@ class Processes:
         """Whether this one writes what is written once."""
         return self.rank == 0
 
+    def device(self, first: str) -> torch.device:
+        """Return where this one computes.
+
+        Args:
+            first: Where the first one does; on GPUs the others take those behind it.
+        """
+        kind, _, number = first.partition(":")
+        return torch.device(f"{kind}:{int(number) + self.rank}" if number else kind)
+
+    def loads_on(self, first: str) -> str:
+        """Return where a model is made: one that is going to be spread need not fit on a GPU."""
+        return first if self.count == 1 else "cpu"
+
     def gathered(self, values: list[float]) -> list[list[float]]:
         """Return what each process says, in their order; all say equally many numbers."""
         if self.count == 1:

@@ -14,7 +14,7 @@ from flows.recipes.quantize import Recipe
 from normtweak_core.training.trainer import Trainer
 from tasks.engine import events
 from tasks.engine.events import read_events
-from tasks.stages.training.segments import segment_ends
+from tasks.stages.training.training import segment_ends
 from tests.flows.in_process import rebuild_result, run_command
 from tests.tiny_exports import save_tiny_model, tiny_config
 

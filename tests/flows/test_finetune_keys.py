@@ -55,6 +55,7 @@ NO_STAGE = {*NO_BYTE, "quantization", *GATE}
 # The export and its float model count by their content; the float type must be the export's.
 ELSEWHERE = {
     "model.source", "finetune.float_model", "model.revision", "model.device", "export.dtype",
+    "devices",
 }  # fmt: skip
 
 
@@ -108,6 +109,15 @@ def test_steps_of_the_whole_model_do_not_touch_the_blocks(project, base):
     before, after = (
         keys_of(values, project) for values in (base, changed(base, "finetune.steps", 99))
     )
+    differing = {name for name in before if before[name] != after.get(name)}
+    trained = {name for name in before if name.startswith("train ")}
+    assert differing == trained | {"export", "verify", "size check", "evaluate"}
+
+
+def test_another_number_of_processes_trains_anew_end_to_end_and_not_the_blocks(project, base):
+    before = keys_of(base, project)
+    assert keys_of(base | {"devices": 1}, project) == before  # auto, on the CPU
+    after = keys_of(base | {"devices": 2}, project)
     differing = {name for name in before if before[name] != after.get(name)}
     trained = {name for name in before if name.startswith("train ")}
     assert differing == trained | {"export", "verify", "size check", "evaluate"}

@@ -4,16 +4,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tasks.engine.events import read_events
-from tests.flows.command_line import normtweak
 from tests.flows.in_process import rebuild_result
+from tests.flows.training_runs import Runs
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 # The suite kills once; `make kill-test-ternary` kills ten times.
@@ -21,44 +18,6 @@ KILLS = int(os.environ.get("NORMTWEAK_TERNARY_KILLS", "1"))
 
 STEPS, BLOCKS = 30, 3
 pytestmark = pytest.mark.timeout(600)
-
-
-class Runs:
-    """Starts the command on one state root, against the server of the session."""
-
-    def __init__(self, root: Path, recipe: Path, server: str):
-        self.root, self.recipe, self.server = root, recipe, server
-        self.result = root.with_suffix(".json")
-
-    def start(self) -> subprocess.Popen:
-        return self.command("ternary", str(self.recipe), "--result", str(self.result))
-
-    def command(self, *arguments: str) -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return normtweak(self.root, *arguments, **pipes, PREFECT_API_URL=self.server)
-
-    def finish(self) -> dict:
-        run = self.start()
-        output, _ = run.communicate(timeout=400)
-        assert run.returncode == 0, output.decode()[-3000:]
-        return json.loads(self.result.read_text())
-
-    def steps(self) -> list[int]:
-        spans = [entry for entry in read_events(self.root) if entry["event"] == "steps"]
-        return [step for one in spans for step in range(one["first"], one["last"] + 1)]
-
-    def signal_at(self, step: int, number: int) -> int:
-        """Run until a step is done anew, send the signal, and return the exit code."""
-        seen = len(self.steps())
-        run = self.start()
-        deadline = time.monotonic() + 300
-        while not any(done >= step for done in self.steps()[seen:]):
-            assert run.poll() is None, run.stdout.read().decode()[-3000:]
-            assert time.monotonic() < deadline, f"step {step} never came"
-            time.sleep(0.005)
-        run.send_signal(number)
-        run.communicate(timeout=120)
-        return run.returncode
 
 
 @pytest.fixture(scope="module")

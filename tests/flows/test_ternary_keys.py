@@ -4,7 +4,7 @@ import pytest
 
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.settings import known_keys
-from tasks.stages.training.segments import segment_ends
+from tasks.stages.training.training import segment_ends
 from tests.flows.stage_keys import GATE, LIMITS, TASK_KEYS, changed, stage_keys
 from tests.flows.tiny_model import ternary_values
 
@@ -57,7 +57,7 @@ NO_BYTE = {
     "export.verify_timeout": 9,
 }
 NO_STAGE = {"name", "registry.alias", "ternary.activation_bits", *NO_BYTE, *GATE, *LIMITS}
-ELSEWHERE = {"model.revision", "model.device", "export.format"}
+ELSEWHERE = {"model.revision", "model.device", "export.format", "devices"}
 
 
 def keys_of(values: dict) -> dict[str, str]:
@@ -92,6 +92,15 @@ def test_settings_of_the_training_do_not_redo_data_and_surgery(project):
         after = {name for name in plain if plain[name] != other[name]}
         trained = {f"train {until}" for until in segment_ends(24)}
         assert after == trained | {"export", "verify", "size check", "evaluate"}
+
+
+def test_another_number_of_processes_trains_anew_and_shares_what_is_before(project):
+    plain = keys_of(with_values(project, {}))
+    assert keys_of(with_values(project, {"devices": 1})) == plain  # auto, on the CPU
+    other = keys_of(with_values(project, {"devices": 2}))
+    trained = {f"train {until}" for until in segment_ends(24)}
+    after = {name for name in plain if plain[name] != other[name]}
+    assert after == trained | {"export", "verify", "size check", "evaluate"}
 
 
 def test_what_changes_no_byte_changes_no_key(project):

@@ -9,7 +9,7 @@ import pytest
 
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
-from tasks.stages.training.segments import segment_ends
+from tasks.stages.training.training import segment_ends
 from tests.flows.declared import STAGES as DECLARED
 from tests.flows.stage_keys import changed, quantize_keys, stage_keys
 from tests.flows.tiny_model import recipe_values, ternary_values, write_project

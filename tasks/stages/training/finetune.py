@@ -1,5 +1,7 @@
 """The end-to-end training of a quantized model, and the export of what came of it."""
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -25,13 +27,8 @@ from tasks.stages.export import (
 )
 from tasks.stages.retry import EXACT, another_float_type
 from tasks.stages.training.finetune_blocks import TrainedBlockResult
-from tasks.stages.training.segments import (
-    SegmentResult,
-    Training,
-    run_segment,
-    segment_ends,
-    shown,
-)
+from tasks.stages.training.segments import Shown, num_sharing, run_segment, shown
+from tasks.stages.training.training import SegmentResult, Training, segment_ends
 
 if TYPE_CHECKING:
     from normtweak_core.training.trainer import Trainer
@@ -40,6 +37,7 @@ finished = lazy("normtweak_core.finetune.finished")
 grids = lazy("normtweak_core.finetune.model")
 loading = lazy("normtweak_core.model.loading")
 objectives = lazy("normtweak_core.training.objective")
+processes = lazy("normtweak_core.training.processes")
 recompute = lazy("normtweak_core.training.recompute")
 safetensors = lazy("safetensors.torch")
 structure = lazy("normtweak_core.model.structure")
@@ -56,15 +54,16 @@ def _reads(work: Work, found: Found, until: int | None) -> dict[str, Any]:
         "model": work.job.fingerprint.sha256,
         "seed": work.job.seed,
         "levels": found["start"].source.levels,
+        "processes": num_sharing(work, "finetune"),  # sums come in another order
         "until": until,
     }
 
 
-def _training(work: Work, found: Found, keys: Sequence[str]) -> AbstractContextManager[Training]:
-    def make(training: Training) -> "Trainer":
-        return _trainer(work, found["start"], found.get("block", []), training)
-
-    return shown(work, found, keys, finetune, work.recipe.finetune.steps, make)
+def _training(work: Work, found: Found, keys: Sequence[str]) -> AbstractContextManager[Shown]:
+    plain = Work(work.recipe, work.job, work.data)  # other processes are given it
+    start = dataclasses.replace(found["start"])  # without the weights that it has read
+    make = functools.partial(_trainer, plain, start, found.get("block", []))
+    return shown(work, found, keys, finetune, "finetune", make)
 
 
 def _trainer(
@@ -72,7 +71,9 @@ def _trainer(
 ) -> "Trainer":
     """Return what trains the export, after its blocks were trained one by one."""
     config, job = work.recipe.finetune, work.job
-    model = model_on_grids(job, start, blocks, config)
+    here = processes.Processes.here()
+    place = here.loads_on(job.device)
+    model = model_on_grids(job, start, blocks, config, place)
     if config.gradient_checkpointing:
         recompute.recompute_blocks(model.get_submodule(job.blocks[0]))
     peaks = grids.peak_rates(model, config)
@@ -91,7 +92,7 @@ def _trainer(
         dtype=config.dtype,
         measured=training.measured,
     )
-    teacher = loading.load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
+    teacher = loading.load_causal_lm(job.folder, torch_dtype(job.model.dtype), place)
     trained_on, held_out = training.windows
     return trainers.Trainer(
         model,
@@ -101,14 +102,19 @@ def _trainer(
         training.folder,
         training.origin,
         measure=lambda: objectives.held_out_losses(model, teacher, held_out, objective),
+        device=here.device(job.device),
     )
 
 
 def model_on_grids(
-    job: Job, start: StartingPoint, blocks: list[TrainedBlockResult], config: FinetuneConfig
+    job: Job,
+    start: StartingPoint,
+    blocks: list[TrainedBlockResult],
+    config: FinetuneConfig,
+    device: str,
 ) -> Any:
     """Return the whole model of the export in float32, its blocks as far as they were trained."""
-    model = loading.load_causal_lm(job.folder, torch_dtype("float32"), job.device)
+    model = loading.load_causal_lm(job.folder, torch_dtype("float32"), device)
     prefix = structure.find_blocks(model).prefix
     start.put_into(model, config, job.seed)
     for block in blocks:
@@ -164,7 +170,7 @@ def export_finetuned(
         VerificationError: The tokenizer was replaced while the job ran.
     """
     job, source = work.job, start.source
-    model = model_on_grids(job, start, [], work.recipe.finetune)
+    model = model_on_grids(job, start, [], work.recipe.finetune, job.device)
     grids.load_trained(model, safetensors.load_file(state_root() / training[-1].weights.path))
     details = details_of(work, data, float_type)
     # Written as the main job's recipe names them, so that this export can be trained on as well.

@@ -1,4 +1,7 @@
-"""A training in segments: each ends in a checkpoint, a measurement and a cached result."""
+"""A training in segments: each ends in a checkpoint, a measurement and a cached result.
+
+It runs in this process, or in several others (`tasks.stages.training.shared`).
+"""
 
 import contextlib
 import functools
@@ -6,77 +9,50 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
+from normtweak_core.lazy import lazy
+from normtweak_core.model.source import num_processes
+from normtweak_core.training.batches import shared_by
 from tasks.engine import events
-from tasks.engine.artifacts import NOT_CONTENT, ArtifactRef, Result, publish_tensors
 from tasks.engine.caching import cached_result
-from tasks.engine.environment import state_root
 from tasks.engine.stage import Found, Stage
 from tasks.models.work import Work
-from tasks.results import CalibrationResult
-from tasks.stages.calibrate import data_windows
+from tasks.stages.training.training import SegmentResult, Training, finished_segment
 
 if TYPE_CHECKING:
     from normtweak_core.training.trainer import Trainer
+    from tasks.stages.training.shared import SharedTraining
 
-FOLDER = "artifacts/training"  # checkpoints, by what the training starts from
-SEGMENTS = 10  # parts of a training
+processes_of = lazy("normtweak_core.training.processes")
+shared_trainings = lazy("tasks.stages.training.shared")
+
 SECONDS_BETWEEN_EVENTS = 60.0
-HELD_OUT = 64  # windows at most that are measured on after each segment
-
-
-class SegmentResult(Result, frozen=True):
-    """A training after some of its steps; the last segment holds the weights."""
-
-    until: int
-    state_sha256: str
-    losses: list[float]  # of all steps so far
-    held_out: dict[int, float]  # the objective on windows that are not trained on, by steps done
-    nll: dict[int, float]  # their negative log-likelihood, nats per token
-    best: int  # steps after which that objective was lowest; 0: before the first one
-    weights: ArtifactRef | None  # the best
-    seconds: Annotated[float, NOT_CONTENT]  # of all steps so far
-
-
-def segment_ends(steps: int) -> list[int]:
-    """Return the step after which each segment ends; fewer segments where there are few steps."""
-    count = min(SEGMENTS, steps)
-    return [steps * (i + 1) // count for i in range(count)]
 
 
 @dataclass
-class Training:
-    """One training in memory, made when its first missing segment is asked for."""
+class Shown:
+    """A training that a stage carries out, segment by segment."""
 
-    origin: str  # hash of all that decides its steps
-    steps: int
-    data: CalibrationResult
-    make: "Callable[[Training], Trainer]"
+    training: Training
     advance: Callable[..., None] = lambda *_: None  # takes steps done, steps, loss, tokens/s
 
-    @property
-    def folder(self) -> Path:
-        """Folder of its checkpoints."""
-        return state_root() / FOLDER / self.origin[:32]
-
-    @property
-    def measured(self) -> list[int]:
-        """Steps after which held-out windows are measured on."""
-        return segment_ends(self.steps)
-
     @functools.cached_property
-    def trainer(self) -> "Trainer":
-        """What trains; made when it is first asked for."""
-        return self.make(self)
+    def shared(self) -> "SharedTraining":
+        """The processes that share it; started when they are first asked for."""
+        return shared_trainings.SharedTraining(self.training)
 
-    @functools.cached_property
-    def windows(self) -> tuple[Any, Any]:
-        """The windows that are trained on, and those that only measure: the last eighth of all."""
-        windows = data_windows(self.data)
-        kept = max(1, len(windows) // 8)
-        return windows[:-kept], windows[-kept:][:HELD_OUT]
+    def end(self) -> None:
+        """End the processes, if there are any."""
+        if "shared" in vars(self):
+            self.shared.end()
+
+
+def num_sharing(work: Work, section: str) -> int:
+    """Return how many processes share the training of a section of the recipe."""
+    recipe, config = work.recipe, getattr(work.recipe, section)
+    found = num_processes(recipe.devices, work.job.device, recipe.model.device)
+    return shared_by(recipe.devices, found, config.batch, config.accumulate)
 
 
 @contextlib.contextmanager
@@ -85,19 +61,24 @@ def shown(
     found: Found,
     keys: Sequence[str],
     stage: Stage,
-    steps: int,
+    section: str,
     make: "Callable[[Training], Trainer]",
-) -> Iterator[Training]:
+) -> Iterator[Shown]:
     """Yield the training of a stage, shown while one of its segments is not there yet.
 
     Its checkpoints go when every segment has its record.
     """
     origin = stage.key(work, found, None).rpartition("-")[2]
-    training = Training(origin, steps, found["data"], make)
+    config = getattr(work.recipe, section)
+    training = Training(
+        origin, config.steps, found["data"], make, work.job.device, num_sharing(work, section)
+    )
+    one = Shown(training)
     with contextlib.ExitStack() as stack:
+        stack.callback(one.end)
         if any(cached_result(key) is None for key in keys):
-            training.advance = stack.enter_context(work.training_shown(training))
-        yield training
+            one.advance = stack.enter_context(work.training_shown(training))
+        yield one
     shutil.rmtree(training.folder, ignore_errors=True)
 
 
@@ -125,37 +106,29 @@ def _written_down() -> Iterator[Callable[[int], None]]:
         write()
 
 
-def run_segment(training: Training, key: str, until: int, kind: str) -> SegmentResult:
+def run_segment(one: Shown, key: str, until: int, kind: str) -> SegmentResult:
     """Return a training after ``until`` steps; the last segment publishes the best weights.
 
     Args:
-        training: What is trained.
+        one: What is trained.
         key: Of the stage.
         until: Optimizer steps.
         kind: Folder of the weights under artifacts/.
 
     Raises:
         NonFiniteError: Loss or gradient became NaN or infinite.
+        RankError: A process that shares the training has ended.
     """
+    training = one.training
     events.record("train", part="begin", until=until)
 
     with _written_down() as note:
 
         def step(done: int, steps: int, loss: float, speed: float) -> None:
             note(done)
-            training.advance(done, steps, loss, speed)
+            one.advance(done, steps, loss, speed)
 
+        if training.processes > 1:
+            return one.shared.segment(until, key, kind, step)
         state = training.trainer.run(until, step)
-    weights = None
-    if until == training.steps:
-        weights = publish_tensors(kind, key, state.best.weights)
-    return SegmentResult(
-        until=until,
-        state_sha256=state.sha256(),
-        losses=state.losses,
-        held_out={step: one.objective for step, one in state.held_out.items()},
-        nll={step: one.nll for step, one in state.held_out.items()},
-        best=state.best.step,
-        weights=weights,
-        seconds=state.seconds,
-    )
+    return finished_segment(training, state, key, kind, processes_of.Processes())

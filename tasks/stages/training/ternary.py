@@ -1,5 +1,6 @@
 """The training stages of a ternary model, each a segment that shows on the page."""
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,9 @@ from normtweak_core.training.rates import Rates
 from tasks.engine.stage import Found, stage
 from tasks.models.job import torch_dtype
 from tasks.models.work import Work
-from tasks.stages.training.segments import (
-    SegmentResult,
-    Training,
-    run_segment,
-    segment_ends,
-    shown,
-)
+from tasks.stages.training.segments import Shown, num_sharing, run_segment, shown
 from tasks.stages.training.surgery import SurgeryResult, read_plan
+from tasks.stages.training.training import SegmentResult, Training, segment_ends
 
 if TYPE_CHECKING:
     from normtweak_core.training.objective import HeldOut
@@ -24,6 +20,7 @@ if TYPE_CHECKING:
 
 loading = lazy("normtweak_core.model.loading")
 objectives = lazy("normtweak_core.training.objective")
+processes = lazy("normtweak_core.training.processes")
 recompute = lazy("normtweak_core.training.recompute")
 schedule = lazy("normtweak_core.ternary.schedule")
 surgeries = lazy("normtweak_core.ternary.surgery")
@@ -38,21 +35,23 @@ def _reads(work: Work, found: Found, until: int | None) -> dict[str, Any]:
         "ternary": work.recipe.ternary.model_dump(exclude=NOT_READ),
         "model": work.job.fingerprint.sha256,
         "seed": work.job.seed,
+        "processes": num_sharing(work, "ternary"),  # sums come in another order
         "until": until,
     }
 
 
-def _training(work: Work, found: Found, keys: Sequence[str]) -> AbstractContextManager[Training]:
-    def make(training: Training) -> "Trainer":
-        return _trainer(work, found["surgery"], training)
-
-    return shown(work, found, keys, train, work.recipe.ternary.steps, make)
+def _training(work: Work, found: Found, keys: Sequence[str]) -> AbstractContextManager[Shown]:
+    plain = Work(work.recipe, work.job, work.data)  # other processes are given it
+    make = functools.partial(_trainer, plain, found["surgery"])
+    return shown(work, found, keys, train, "ternary", make)
 
 
 def _trainer(work: Work, surgery: SurgeryResult, training: Training) -> "Trainer":
     """Return what trains the model after its surgery, lambda rising to 1."""
     config, job, plan = work.recipe.ternary, work.job, read_plan(surgery)
-    model = loading.load_causal_lm(job.folder, torch_dtype("float32"), job.device)
+    here = processes.Processes.here()
+    place = here.loads_on(job.device)
+    model = loading.load_causal_lm(job.folder, torch_dtype("float32"), place)
     surgeries.apply_surgery(model, plan, config)
     if config.gradient_checkpointing:
         recompute.recompute_blocks(surgeries.trained_blocks(model), surgeries.forget_inputs)
@@ -61,7 +60,7 @@ def _trainer(work: Work, surgery: SurgeryResult, training: Training) -> "Trainer
     )
     teacher = None
     if objective.needs_teacher:
-        teacher = loading.load_causal_lm(job.folder, torch_dtype(job.model.dtype), job.device)
+        teacher = loading.load_causal_lm(job.folder, torch_dtype(job.model.dtype), place)
     setup = trainers.TrainingSetup(
         steps=config.steps,
         batch=config.batch,
@@ -94,6 +93,7 @@ def _trainer(work: Work, surgery: SurgeryResult, training: Training) -> "Trainer
         training.origin,
         set_schedule,
         measure,
+        here.device(job.device),
     )
 
 

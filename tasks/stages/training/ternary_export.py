@@ -12,8 +12,8 @@ from tasks.results import CalibrationResult, ExportResult, FloatType, RefusedExp
 from tasks.stages.calibrate import data_windows
 from tasks.stages.export import details_of, folder_named_after, read_by_every_export, written
 from tasks.stages.retry import another_float_type
-from tasks.stages.training.segments import SegmentResult
 from tasks.stages.training.surgery import SurgeryResult, read_plan
+from tasks.stages.training.training import SegmentResult
 
 finished = lazy("normtweak_core.ternary.finished")
 loading = lazy("normtweak_core.model.loading")

@@ -48,6 +48,15 @@ def test_both_kinds_start_at_the_export(linear, quantized, seeded):
         assert torch.equal(made.quantized().codes, quantized.codes)
 
 
+def test_the_grid_goes_where_the_weights_go(linear, quantized, seeded):
+    for made in both(linear, quantized, seeded):
+        levels = made.grid.levels
+        made.to("meta")
+        grid = made.grid
+        assert {t.device.type for t in (grid.scales, grid.zeros, grid.low, grid.high)} == {"meta"}
+        assert (made.factors.device.type, grid.levels) == ("meta", levels)
+
+
 def test_training_lowers_the_loss_and_the_codes_say_all_of_it(linear, quantized, seeded):
     x = torch.randn(64, 16, generator=seeded(5))
     elsewhere = linear.weight + 0.7 * torch.randn(6, 16, generator=seeded(6))

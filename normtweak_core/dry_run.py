@@ -22,7 +22,7 @@ from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.export.formats.checks import conv1d_error
 from normtweak_core.export.verification.probe import streaming_model
 from normtweak_core.model.architecture import first_line
-from normtweak_core.model.loading import load_causal_lm
+from normtweak_core.model.loading import mapped_causal_lm
 from normtweak_core.model.skeleton import LazyWeights, build_skeleton
 from normtweak_core.model.streaming import SEQUENCES, BlockCall, StreamedModel
 from normtweak_core.model.structure import find_blocks, find_linears
@@ -122,7 +122,7 @@ def _own_forward(
     folder: Path, dtype: torch.dtype, device: str, ids: Tensor, chosen: list[int]
 ) -> _Seen:
     """Return what the model computes that ``from_pretrained`` makes, which is dropped again."""
-    model, seen = load_causal_lm(folder, dtype, device), _Seen()
+    model, seen = mapped_causal_lm(folder, dtype, device), _Seen()
     blocks = find_blocks(model).modules
 
     def note(index: int, args: tuple, kwargs: dict, output: object) -> None:

@@ -38,6 +38,7 @@ def test_memory_time_and_disk_of_a_process_are_told_by_stage(tmp_path):
     before, held, after = (found.stages[one] for one in ("calibrate", "blocks", "baseline"))
     assert held.anonymous - before.anonymous == pytest.approx(200 * MIB, rel=0.05)
     assert held.resident > held.anonymous
+    assert held.data - before.data == pytest.approx(200 * MIB, rel=0.05)
     assert after.anonymous < before.anonymous + 50 * MIB
     assert found.disk == pytest.approx(50 * MIB, rel=0.01)
     assert found.blocks == [pytest.approx(held.cpu_seconds, abs=0.1)]
@@ -45,12 +46,12 @@ def test_memory_time_and_disk_of_a_process_are_told_by_stage(tmp_path):
 
 
 def test_a_stage_that_comes_twice_is_counted_together():
-    looks = [Look(float(time), 10 * time, time, 0, time / 2) for time in range(10)]
+    looks = [Look(float(time), 10 * time, time, 0, 20 * time, time / 2) for time in range(10)]
     found = costs(looks, [(-1.0, "start"), (2.5, "evaluate"), (5.5, "verify"), (7.5, "evaluate")])
     assert found["start"].resident == 22
     assert found["evaluate"].anonymous == 90
     assert (found["evaluate"].seconds, found["evaluate"].cpu_seconds) == (3.0, 1.5)
-    assert found["verify"].children == 0
+    assert (found["verify"].children, found["evaluate"].data) == (0, 180)
 
 
 def test_every_rung_is_a_recipe(tmp_path):

@@ -9,7 +9,8 @@ from flows.checks.given_texts import read_text
 from flows.checks.inputs import Ready, check_inputs, check_machine
 from flows.checks.known_tokens import check_tokens
 from flows.checks.limits import check_disk_limit, check_memory
-from flows.checks.machine import FIXED_DISK, disk_bytes, memory_bytes
+from flows.checks.machine import FIXED_DISK, disk_bytes
+from flows.checks.memory import memory_bytes
 from flows.checks.remaining import Shares, has_results, quantize_shares
 from flows.recipes.ablation import AblationRecipe, planned_cells
 from flows.recipes.file import recipe_sha256

@@ -5,10 +5,12 @@ from typing import Any
 
 from flows.recipes.base import changed, looked_up
 from normtweak_core.errors import InputError
+from normtweak_core.memory import hard_limit
 from tasks.engine.progress import readable_bytes
 
 # What takes less where it is lower, by stage; {section} is that of the text or of the training.
 LOWERED = {
+    "calibrate": ("{data}.samples", 8),  # of a given text
     "blocks": ("{data}.samples", 8),
     "evaluate": ("evaluation.perplexity.max_tokens", 8),
     "training": ("{section}.batch", 1),
@@ -21,11 +23,14 @@ LEFT_OUT = {
     "evaluate tasks": "score no tasks",
 }
 
+# Bytes that a process asks for beside what it holds: stacks of threads, reserves of the allocator.
+RESERVED = 192 << 20
+
 Needs = Callable[[Any], dict[str, int]]  # bytes by stage, of a recipe
 
 
 def check_memory(recipe: Any, section: str, data: str, needs: Needs) -> None:
-    """Accept a recipe none of whose stages needs more memory than ``limits.memory``.
+    """Accept a recipe whose stages need no more memory than it, or the kernel, allows.
 
     Args:
         recipe: Of quantize, ternary or finetune.
@@ -36,7 +41,10 @@ def check_memory(recipe: Any, section: str, data: str, needs: Needs) -> None:
     Raises:
         InputError: One does; the message names the largest setting that would fit.
     """
-    most = recipe.limits.memory
+    most, hard = recipe.limits.memory, hard_limit()
+    limit = "limits.memory"
+    if hard is not None and (most is None or hard - RESERVED < most):
+        most, limit = hard - RESERVED, "what the limit of the shell (ulimit) leaves a run"
     if most is None:
         return
     for stage, needed in needs(recipe).items():
@@ -44,7 +52,7 @@ def check_memory(recipe: Any, section: str, data: str, needs: Needs) -> None:
             continue
         names = {"section": section, "data": data}
         raise InputError(
-            f"no stage may need more than limits.memory, {readable_bytes(most)}; {stage} needs "
+            f"no stage may need more than {limit}, {readable_bytes(most)}; {stage} needs "
             f"about {readable_bytes(needed)}: {_way_out(recipe, stage, names, most, needs)}"
         )
 
@@ -66,7 +74,8 @@ def check_disk_limit(recipe: Any, disk: dict[str, int]) -> None:
 
 
 def _way_out(recipe: Any, stage: str, names: dict[str, str], most: int, needs: Needs) -> str:
-    if stage in LOWERED:
+    writes = looked_up(recipe.model_dump(), f"{names['data']}.source", None) == "generated"
+    if stage in LOWERED and not (writes and stage in LEFT_OUT):
         key, least = LOWERED[stage]
         key = key.format(**names)
         fitting = largest(

@@ -30,17 +30,9 @@ torch = lazy("torch")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 FIXED_DISK = 32 << 20  # databases, logs, plots, verification probes
-FIXED_MEMORY = 700 << 20  # measured: the process with everything imported and a 260k model
-FIXED_OF_A_PROCESS = 500 << 20  # measured the same way, of one that computes with others
-TOKENS_PER_MICRO_BATCH = 4096  # as normtweak_core.quantization.streams, which imports torch
-# What a linear keeps for a backward pass: input and output as they are, normed, and rounded.
-KEPT_OF_A_LINEAR = 4
-WALKED = 3  # models of an evaluation: the float one, the export as it is read, and in float32
-KEPT_BLOCKS = 1 << 27  # as normtweak_core.model.streaming keeps of each, which imports torch
-LOGITS = 2**24  # as normtweak_core.evaluate.predictions takes at once, of 2048 tokens
-COPIES = 8  # of them in float32: both models', and their logarithms in float64
+FIXED_OF_A_PROCESS = 500 << 20  # measured, of one that computes with others
 # Stages in which a whole model is in memory; all others take a block at a time.
-WHOLE = ("calibrate", "data", "surgery", "final tune", "training", "evaluate tasks")
+WHOLE = ("data", "surgery", "final tune", "training", "evaluate tasks")
 
 
 @dataclass(frozen=True)
@@ -139,53 +131,10 @@ def disk_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]
     }
 
 
-def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]:
-    """Return an estimate of the peak memory by stage; stages follow each other."""
-    element = shape.element(recipe.model.dtype)
-    stream = recipe.calibration.samples * length * shape.hidden * element
-    block = shape.parameters // max(1, shape.num_blocks) * element
-    matrices = 8 * shape.widest_input**2 * 4  # H and C, of four sums in their tree
-    logits = 3 * TOKENS_PER_MICRO_BATCH * shape.vocabulary * 4
-    model = shape.parameters * element
-    # Of one window: what a backward pass keeps, and its logits from both models.
-    step = length * (KEPT_OF_A_LINEAR * shape.linear_sides + 6 * shape.vocabulary) * 4
-    tuned = {"final tune": FIXED_MEMORY + model + stream + step}
-    outside = (shape.parameters - shape.linear_weights) * element
-    # Of each further process; on GPUs all but the first of these numbers is there.
-    others = (processes(recipe) - 1) * (FIXED_OF_A_PROCESS + outside + 3 * block + matrices)
-    return {
-        "calibrate": FIXED_MEMORY + model + logits,
-        "blocks": FIXED_MEMORY + 5 * stream + 3 * block + matrices + others,
-        **(tuned if recipe.final_tune.enabled else {}),
-        **evaluation_memory(recipe, shape),
-    }
-
-
 def processes(recipe: Any) -> int:
     """Return how many processes share the windows of a block, or may share a training."""
     wanted = recipe.model.device
     return num_processes(recipe.devices, resolve_device(wanted), wanted)
-
-
-def evaluation_memory(recipe: Any, shape: ModelShape) -> dict[str, int]:
-    """Return an estimate of the peak memory of measuring an export beside its float model.
-
-    Args:
-        recipe: Of any kind that measures.
-        shape: Sizes of the float model.
-    """
-    config = recipe.evaluation
-    tokens = config.perplexity.max_tokens or 100_000
-    block = shape.linear_weights // max(1, shape.num_blocks) * 4
-    outside = (shape.parameters - shape.linear_weights) * 4  # embedding and head
-    states = tokens * shape.hidden * 4
-    kept = min(KEPT_BLOCKS, shape.linear_weights * 4)
-    logits = COPIES * min(LOGITS, 2048 * shape.vocabulary) * 4
-    walked = FIXED_MEMORY + WALKED * (states + outside + kept) + 2 * block + logits
-    whole = shape.parameters * shape.element(recipe.model.dtype)
-    answers = 3 * TOKENS_PER_MICRO_BATCH * shape.vocabulary * 4
-    tasks = {"evaluate tasks": FIXED_MEMORY + whole + answers}
-    return {"evaluate": walked} | (tasks if config.tasks else {})
 
 
 @dataclass(frozen=True)

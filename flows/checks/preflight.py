@@ -13,7 +13,8 @@ from typing import Any
 from flows.checks.finetune import require_same_model, start_of
 from flows.checks.inputs import Ready, check_inputs, check_machine
 from flows.checks.limits import check_disk_limit, check_memory
-from flows.checks.machine import ModelShape, disk_bytes, memory_bytes, processes
+from flows.checks.machine import ModelShape, disk_bytes, processes
+from flows.checks.memory import memory_bytes
 from flows.checks.remaining import shares_there
 from flows.checks.training import (
     finetune_disk,

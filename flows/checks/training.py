@@ -2,13 +2,11 @@
 
 from flows.checks.machine import (
     FIXED_DISK,
-    FIXED_MEMORY,
     FIXED_OF_A_PROCESS,
-    KEPT_OF_A_LINEAR,
     ModelShape,
-    evaluation_memory,
     processes,
 )
+from flows.checks.memory import FIXED_MEMORY, KEPT_OF_A_LINEAR, evaluation_memory
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.finetune.config import FinetuneConfig

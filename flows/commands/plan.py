@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from flows.checks.forecast import STARTED, quantize_seconds
 from flows.checks.inputs import Ready
 from flows.checks.machine import (
-    FIXED_MEMORY,
     WHOLE,
     Writing,
     existing_folder,
@@ -21,6 +20,7 @@ from flows.checks.machine import (
     time_estimate,
     writing,
 )
+from flows.checks.memory import FIXED_MEMORY
 from flows.checks.preflight import OWN, preflight
 from flows.checks.training import finetune_work, num_sharing, ternary_work
 from flows.commands.command import Command, add_recipe
@@ -203,7 +203,8 @@ def _written(text: Writing | None) -> str:
 def _how(stage: str, plan: Plan) -> str:
     if stage == "blocks":
         return f", block by block{plan.shared}"
-    return ", with a whole model" if stage in WHOLE else ", block by block"
+    is_whole = stage in WHOLE or (stage == "calibrate" and plan.data.source == "generated")
+    return ", with a whole model" if is_whole else ", block by block"
 
 
 def _sharing(recipe: TernaryRecipe | FinetuneRecipe) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 
 from flows.recipes.limits import LimitsConfig
-from normtweak_core.memory import limited
+from normtweak_core.memory import hard_limit, limited, map_large_blocks
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -15,8 +15,11 @@ THREADS = "OMP_NUM_THREADS"
 def within(limits: LimitsConfig) -> Iterator[None]:
     """Take no more memory and threads than a recipe allows while the context lasts.
 
+    Where memory is limited, by the recipe or by the kernel, what is freed goes back at once.
     Processes that are started in it, such as the reader of an export, have as many threads.
     """
+    if limits.memory is not None or hard_limit() is not None:
+        map_large_blocks()
     with limited(limits.memory), _threads(limits.threads):
         yield
 

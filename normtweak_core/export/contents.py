@@ -25,10 +25,10 @@ from normtweak_core.export.manifest import (
     tensor_sha256,
 )
 from normtweak_core.export.shards import ShardWriter
-from normtweak_core.export.stored import largest_absolute
 from normtweak_core.model.skeleton import LazyWeights, build_skeleton
 from normtweak_core.model.structure import find_blocks, find_linears, linear_weight
 from normtweak_core.quantization.weight import QuantizedWeight
+from normtweak_core.stored import largest_absolute
 from normtweak_core.ternary.weight import TernaryLinear
 
 

@@ -11,8 +11,8 @@ from normtweak_core.experts.naming import RecordedNames
 from normtweak_core.export.float_type import DTYPES
 from normtweak_core.export.formats.scheme import Scheme, TernaryScheme, recorded_scheme
 from normtweak_core.export.formats.table import FORMATS, Format
-from normtweak_core.export.stored import read_tensor
 from normtweak_core.model.checkpoint import stored_tensors
+from normtweak_core.stored import read_tensor
 
 
 class ExportedWeights:
@@ -72,7 +72,7 @@ class ExportedWeights:
         module, _, last = (name := self._names.tensor(name)).rpartition(".")
         if module in self._quantized and last == "weight":
             return self.linear(module).dequantize().to(self._dtype)
-        return read_tensor(self._stored[name], name)
+        return read_tensor(self._stored[name])
 
     def _stack(self, name: str) -> Tensor:
         """Return a stacked weight, dequantized linear by linear."""
@@ -90,7 +90,7 @@ class ExportedWeights:
         """Return the stored tensors of a quantized linear by the last part of their names."""
         names = {suffix: f"{module}.{suffix}" for suffix in self._form.suffixes}
         return {
-            suffix: read_tensor(self._stored[name], name)
+            suffix: read_tensor(self._stored[name])
             for suffix, name in names.items()
             if name in self._stored
         }

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.formats.checks import FloatTypeError
-from normtweak_core.export.stored import largest_absolute, read_tensor
 from normtweak_core.export.trace import HEADROOM, Peaks, Trace, too_far, why_not
 from normtweak_core.model.half import sum_in_float32
 from normtweak_core.model.skeleton import load_config, used_tensors
@@ -26,6 +25,7 @@ from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.grid import round_scale
+from normtweak_core.stored import largest_absolute, read_tensor
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -251,7 +251,7 @@ def largest_weight(source: Path) -> tuple[float, str]:
     """
     largest, where = 0.0, "no weight"
     for name, stored in used_tensors(source).items():
-        tensor = read_tensor(stored, name)
+        tensor = read_tensor(stored)
         if tensor.is_floating_point():
             value = largest_absolute(tensor)
             if not math.isfinite(value):

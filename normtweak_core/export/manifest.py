@@ -50,7 +50,9 @@ def tensor_sha256(tensor: Tensor) -> str:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """Return the tensor's raw bytes, row-major."""
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    flat = tensor.detach().contiguous().reshape(-1)
+    flat = flat.as_strided(flat.shape, (1,))  # a single number may have any stride
+    return memoryview(flat.view(torch.uint8).numpy())
 
 
 def tensor_entry(tensor: Tensor, quantized: bool = False) -> dict[str, object]:

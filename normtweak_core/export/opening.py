@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrain
 
 from normtweak_core.errors import InputError
 from normtweak_core.export.formats.packing import unpack_rows
-from normtweak_core.export.stored import read_tensor
 from normtweak_core.model.architecture import first_line, quantization_method, read_config
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.half import sum_in_float32
 from normtweak_core.model.loading import load_causal_lm, no_progress_bar
 from normtweak_core.scratch import scratch_folder
+from normtweak_core.stored import read_tensor
 
 GPTQ_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -86,13 +86,13 @@ def _from_gptq(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         linear, _, last = name.rpartition(".")
         if last == "qweight":
             parts = {
-                part: read_tensor(stored[f"{linear}.{part}"], f"{linear}.{part}")
+                part: read_tensor(stored[f"{linear}.{part}"])
                 for part in GPTQ_PARTS
                 if f"{linear}.{part}" in stored
             }
             dense[f"{linear}.weight"] = dequantize_gptq(parts, quantization, linear)
         elif last not in GPTQ_PARTS or f"{linear}.qweight" not in stored:
-            dense[name] = read_tensor(stored[name], name)
+            dense[name] = read_tensor(stored[name])
     with scratch_folder("gptq") as temporary:
         (temporary / "config.json").write_text(json.dumps(config))
         save_file(dense, temporary / "model.safetensors", metadata={"format": "pt"})

@@ -6,36 +6,42 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from normtweak_core.export.folder import sync, write_json
+from normtweak_core.export.manifest import raw_bytes
+from normtweak_core.model.checkpoint import StoredTensor
+from normtweak_core.stored import TYPE_NAMES, read_tensor
 
 # More keys would be written in random order.
 METADATA = {"format": "pt"}
 SINGLE = "model.safetensors"
+ALIGNMENT = 16  # bytes; no number is larger
 
 
 class ShardWriter:
     """Collects tensors and writes a file whenever the next one would exceed the limit.
 
-    At most one shard is in memory. A tensor larger than the limit becomes a file of its own.
+    They are collected on disk: the library must have all of a file at hand, in an order of its own.
+    A tensor larger than the limit becomes a file of its own.
     """
 
     def __init__(self, folder: Path, max_bytes: int):
         self._folder = folder
         self._max_bytes = max_bytes
-        self._pending: dict[str, Tensor] = {}
+        self._pending: dict[str, StoredTensor] = {}
         self._pending_bytes = 0
-        self._memory: set[int] = set()  # where the pending tensors lie
         self._names: list[list[str]] = []  # tensor names of each written shard
         self._total_bytes = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take one tensor; it is on disk once ``finish`` returns."""
+        """Take one tensor; it is in its file once ``finish`` returns."""
         if self._pending and self._pending_bytes + tensor.nbytes > self._max_bytes:
             self._flush()
-        tensor = tensor.contiguous()
-        memory = tensor.untyped_storage().data_ptr()
-        # The library refuses two names for one piece of memory, such as gains that are shared.
-        self._pending[name] = tensor.clone() if memory in self._memory else tensor
-        self._memory.add(memory)
+        with self._collected.open("ab") as file:
+            file.write(bytes(-file.tell() % ALIGNMENT))
+            start = file.tell()
+            file.write(raw_bytes(tensor))
+        kind, shape = TYPE_NAMES[tensor.dtype], tuple(tensor.shape)
+        place = StoredTensor(self._collected, kind, shape, start, start + tensor.nbytes)
+        self._pending[name] = place
         self._pending_bytes += tensor.nbytes
         self._total_bytes += tensor.nbytes
 
@@ -56,11 +62,17 @@ class ShardWriter:
 
     def _flush(self) -> None:
         path = self._temporary(len(self._names))
-        save_file(self._pending, path, metadata=METADATA)
+        tensors = {name: read_tensor(place) for name, place in self._pending.items()}
+        save_file(tensors, path, metadata=METADATA)
         path.chmod(0o644)  # the library makes it readable for its owner only
         sync(path)
+        self._collected.unlink()
         self._names.append(list(self._pending))
-        self._pending, self._pending_bytes, self._memory = {}, 0, set()
+        self._pending, self._pending_bytes = {}, 0
+
+    @property
+    def _collected(self) -> Path:
+        return self._folder / "collected.partial"
 
     def _temporary(self, shard: int) -> Path:
         return self._folder / f"shard-{shard}.partial"

@@ -15,12 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from normtweak_core.stored import PIECE, is_finite
+
 # Root mean square of the change of the logits, as a fraction of their own (both centred): of all
 # tokens, and of the token that changes most. Random ternary models can amplify what happens at
 # rounding boundaries up to 0.55 of a token: there each linear is judged by itself as well.
 FAR = (0.1, 0.5)
 FAR_TERNARY = (0.5, 1.0)
 HEADROOM = 2  # how much larger than seen an activation of another text may be
+TOKENS = 64  # that are compared together
 MASK = 1e30  # magnitudes from here on stand for minus infinity in a mask
 
 
@@ -37,13 +40,14 @@ class Peaks:
             for part in value:
                 self.note(place, part)
         elif isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-            magnitudes = value.detach().abs()
-            kept = torch.where(magnitudes < MASK, magnitudes, 0)  # NaN is not smaller either
-            self.largest[place] = max(self.largest.get(place, 0.0), float(kept.max()))
+            for part in value.detach().flatten().split(PIECE):
+                magnitudes = part.abs()
+                kept = torch.where(magnitudes < MASK, magnitudes, 0)  # NaN is not smaller either
+                self.largest[place] = max(self.largest.get(place, 0.0), float(kept.max()))
 
     def check(self, place: str, value: Tensor) -> None:
         """Note whether what a place gives on is finite."""
-        if self.broken is None and not value.isfinite().all():
+        if self.broken is None and not is_finite(value):
             self.broken = place
 
     def watch(self, module: nn.Module, place: str) -> None:
@@ -114,8 +118,7 @@ def logit_change(
     reference: Float[Tensor, "tokens vocab"], found: Float[Tensor, "tokens vocab"]
 ) -> tuple[float, float]:
     """Return `relative_change` of logits, in which a constant for all of a token says nothing."""
-    centred = (logits - logits.mean(dim=-1, keepdim=True) for logits in (reference, found))
-    return relative_change(*centred)
+    return _change(reference, found, lambda logits: logits - logits.mean(dim=-1, keepdim=True))
 
 
 def relative_change(
@@ -125,6 +128,18 @@ def relative_change(
 
     First over all tokens, then that of the token that changes most; NaN where a number is.
     """
-    squares = (found - reference).double().square().mean(dim=-1)
-    whole = float(reference.double().square().mean().clamp(min=1e-300))
-    return math.sqrt(float(squares.mean()) / whole), math.sqrt(float(squares.max()) / whole)
+    return _change(reference, found, lambda values: values)
+
+
+def _change(
+    reference: Tensor, found: Tensor, prepared: Callable[[Tensor], Tensor]
+) -> tuple[float, float]:
+    """Return `relative_change` of what is made of both, a few tokens at a time."""
+    squares, sizes = [], []
+    for pair in zip(reference.split(TOKENS), found.split(TOKENS), strict=True):
+        ours, theirs = map(prepared, pair)
+        squares.append((theirs - ours).double().square().mean(dim=-1))
+        sizes.append(ours.double().square().mean(dim=-1))
+    whole = float(torch.cat(sizes).mean().clamp(min=1e-300))
+    changes = torch.cat(squares)
+    return math.sqrt(float(changes.mean()) / whole), math.sqrt(float(changes.max()) / whole)

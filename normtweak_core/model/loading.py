@@ -5,17 +5,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from normtweak_core.errors import InputError
 from normtweak_core.model.architecture import first_line, readable_by_transformers
-from normtweak_core.model.checkpoint import stored_tensors
-from normtweak_core.model.skeleton import check_weights, load_config
+from normtweak_core.model.checkpoint import FLOATS, stored_tensors
+from normtweak_core.model.skeleton import assign, build_skeleton, check_weights, load_config
+from normtweak_core.model.structure import find_blocks
+from normtweak_core.on_demand import read_ends_when_run, read_when_run
+from normtweak_core.stored import TORCH_TYPES, read_tensor
 
 
 def load_causal_lm(
-    folder: Path, dtype: torch.dtype, device: str, allow_unused: bool = False
+    folder: Path,
+    dtype: torch.dtype,
+    device: str,
+    allow_unused: bool = False,
+    given: dict[str, Tensor] | None = None,
 ) -> PreTrainedModel:
     """Return the model of a folder in eval mode without gradients, as ``from_pretrained`` makes it.
 
@@ -24,6 +32,7 @@ def load_causal_lm(
         dtype: What it computes in.
         device: Where it lives.
         allow_unused: Whether tensors are passed over that the model has no place for.
+        given: Tensors by the names in the files; None: they are read from there.
 
     Raises:
         InputError: transformers does not know the model, a file is damaged, a weight is absent or
@@ -34,8 +43,10 @@ def load_causal_lm(
     stored_tensors(folder)
     try:
         with no_progress_bar(), readable_by_transformers(folder) as readable:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                readable,
+            # The class itself opens tensors without a folder, which the choice of classes does not.
+            reader = AutoModelForCausalLM if given is None else type(build_skeleton(folder, dtype))
+            model, report = reader.from_pretrained(
+                readable if given is None else None,
                 config=config,
                 dtype=dtype,
                 local_files_only=True,
@@ -43,6 +54,7 @@ def load_causal_lm(
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # reported below, in one sentence
                 output_loading_info=True,
+                **({} if given is None else {"state_dict": given}),
             )
     except ValueError as error:
         raise InputError(
@@ -60,6 +72,39 @@ def load_causal_lm(
     if not allow_unused:
         check_weights(model, folder)
     return model.to(device).eval().requires_grad_(False)
+
+
+def mapped_causal_lm(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Return `load_causal_lm` whose weights lie in pages of their files, for forward passes.
+
+    Where they are stored in another float type than float32, and this is what it computes in, each
+    block has its weights cast while it runs. Any other cast, several stored float types and another
+    device than the CPU need the whole model in memory.
+
+    Raises:
+        InputError: As `load_causal_lm`.
+    """
+    stored = stored_tensors(folder)
+    kinds = {TORCH_TYPES[place.dtype] for place in stored.values() if place.dtype in FLOATS}
+    if device != "cpu" or len(kinds) != 1 or not {dtype} <= kinds | {torch.float32}:
+        return load_causal_lm(folder, dtype, device)
+    given = {name: read_tensor(place) for name, place in stored.items()}
+    model = load_causal_lm(folder, kinds.pop(), device, given=given)
+    held = {name: one for name, one in model.state_dict().items() if one.is_floating_point()}
+    names = {name: name for name, one in held.items() if one.dtype is not dtype}
+
+    def cast(name: str) -> Tensor:
+        return held[name].to(dtype)
+
+    blocks = find_blocks(model)
+    for index, block in enumerate(blocks.modules):
+        prefix = f"{blocks.prefix}.{index}"
+        inside = {name: name for name in names if name.startswith(f"{prefix}.")}
+        read_when_run(block, prefix, inside, cast)
+    outside = {name: name for name in names if not name.startswith(f"{blocks.prefix}.")}
+    assign(model, "", {name: cast(name) for name in outside})
+    read_ends_when_run(model, outside, cast)
+    return model
 
 
 @contextmanager

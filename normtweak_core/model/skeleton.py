@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -21,6 +20,7 @@ from normtweak_core.model.architecture import (
     readable_by_transformers,
 )
 from normtweak_core.model.checkpoint import FLOATS, StoredTensor, no_float, stored_tensors
+from normtweak_core.stored import is_finite, read_tensor
 
 # Causal masks, and the number in their place, which old checkpoints of GPT kinds hold.
 OLD_MASK = re.compile(r"att(entio)?n\.(masked_)?bias$")
@@ -73,6 +73,7 @@ class LazyWeights:
 
     def __init__(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype, device: str):
         self._device = device
+        self._finite: set[str] = set()  # which tensors have been looked at
         # Names and dtypes as built: the caller goes on to change the model.
         self._targets = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
         self._stored = _match_names(model, folder)
@@ -104,18 +105,9 @@ class LazyWeights:
             InputError: A tensor has another shape than the config says.
         """
         tensors: dict[str, Tensor] = {}
-        parts = [(name, *part) for name in names for part in enumerate(self._stored[name])]
-        for path in sorted({place.file for _, _, (_, place) in parts}):
-            try:
-                with safe_open(path, framework="pt", device="cpu") as file:
-                    for name, index, (stored_name, place) in parts:
-                        if place.file == path:
-                            self._put(tensors, name, index, file.get_tensor(stored_name))
-            except SafetensorError as error:
-                raise InputError(
-                    f"{path} must be a complete safetensors file; {first_line(error)}. "
-                    "Fetch or save the model again."
-                ) from error
+        for name in names:
+            for index, (_, place) in enumerate(self._stored[name]):
+                self._put(tensors, name, index, read_tensor(place))
         return tensors
 
     def finish(self, module: nn.Module, prefix: str) -> None:
@@ -151,12 +143,16 @@ class LazyWeights:
         # A copy even where nothing changes: pages of the file must not stay mapped, and the
         # alignment of the memory must not depend on where in the file a tensor lies.
         tensor = stored.to(dtype=dtype, copy=True)
-        if dtype.is_floating_point and not torch.isfinite(tensor).all():
-            was = "as stored" if not torch.isfinite(stored).all() else f"once cast to {dtype}"
+        if name in self._finite:
+            return tensor.to(self._device)
+        if dtype.is_floating_point and not is_finite(tensor):
+            was = f"once cast to {dtype}" if is_finite(stored) else "as stored"
             raise NonFiniteError(
                 f"every weight must be finite; {name} has NaN or infinite values {was}. "
                 "Fetch the model again or choose another model.dtype."
             )
+        if part is None:
+            self._finite.add(name)
         return tensor.to(self._device)
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from normtweak_core.errors import InputError
 from normtweak_core.model import skeleton
 from normtweak_core.model.structure import find_blocks
+from normtweak_core.on_demand import origins_of, read_ends_when_run
 
 HIDDEN = "hidden_states"  # the name of a block's first argument throughout transformers
 SEQUENCES = (tuple, list)  # what some families' blocks return, the hidden state first
@@ -48,8 +49,9 @@ Visit = Callable[[int, Tensor, BlockCall], Tensor]
 class StreamedModel:
     """A causal language model of which no more than the block at hand is in memory.
 
-    Everything outside the blocks (embeddings, last norm, head) is read at construction. Nothing
-    here keeps a block that `load_block` returned. Not for use by two threads at once.
+    Everything outside the blocks (embeddings, last norm, head) is read at construction; an
+    embedding or head that is large is read again whenever it runs. Nothing here keeps a block
+    that `load_block` returned. Not for use by two threads at once.
     """
 
     def __init__(
@@ -84,8 +86,8 @@ class StreamedModel:
         self._prefix, self._num_blocks = blocks.prefix, len(blocks.modules)
         self._list = model.get_submodule(blocks.prefix)
         self._visit: Visit | None = None
-        self._extra_outputs: int | None = None  # found at the first pass; None: a bare tensor
-        self._probed = False
+        # Found at the first pass; None: a bare tensor.
+        self._probed, self._extra_outputs = False, None
         self._kept: dict[int, nn.Module] = {}
         for index, block in enumerate(blocks.modules):
             skeleton.mark_initialized(block)
@@ -244,8 +246,7 @@ class StreamedModel:
     def _stand_in(self, index: int, hidden: Tensor, call: BlockCall) -> Any:
         """Do what the pass at hand does at a block; return it as the block would."""
         if not self._probed:
-            # Some families return a tensor and some a tuple; only the block itself can say.
-            with torch.no_grad():
+            with torch.no_grad():  # some families return a tensor, some a tuple
                 output = self.load_block(index)(hidden, *call.args, **call.kwargs)
             self._extra_outputs = len(output) - 1 if isinstance(output, SEQUENCES) else None
             self._probed = True
@@ -266,8 +267,7 @@ class StreamedModel:
     def _compute_buffers(self, block: nn.Module) -> None:
         """Compute the buffers of the one block that is in its place.
 
-        Modules around it take part (Falcon-H1's model computes the mup_vector of its blocks); what
-        they have read themselves is marked.
+        Modules around it take part (Falcon-H1's model computes the mup_vector of its blocks).
         """
         parts = self._prefix.split(".")
         for depth in range(len(parts) + 1):
@@ -277,19 +277,17 @@ class StreamedModel:
     def _load_rest(self) -> None:
         """Read all tensors outside the blocks, compute their buffers, tie what is tied."""
         weights, model = self._weights, self._model
-        inside = set(weights.names(self._prefix))
-        names = [name for name in weights.names("") if name not in inside]
+        names = sorted({*weights.names("")} - {*weights.names(self._prefix)})
         skeleton.assign(model, "", weights.read(names))
         for name in model.all_tied_weights_keys:
             model.get_parameter(name)._is_hf_initialized = True
-        outside = (
-            module
-            for name, module in model.named_modules()
-            if not name.startswith(self._prefix + ".")
-        )
+        inside = f"{self._prefix}."
+        outside = (one for name, one in model.named_modules() if not name.startswith(inside))
         skeleton.compute_buffers(model, outside, self._device)
         model.tie_weights(missing_keys=set(weights.missing), recompute_mapping=False)
         weights.finish(model, "")
+        origins = origins_of(model, names)
+        read_ends_when_run(model, origins, lambda name: weights.read([name])[name])
 
 
 class HeldModel(StreamedModel):

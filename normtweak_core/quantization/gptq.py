@@ -13,7 +13,11 @@ from torch import Tensor
 from normtweak_core.errors import InputError
 from normtweak_core.quantization.descent import Grids, descend
 from normtweak_core.quantization.grid import CHUNK, ERROR_NORM, GridSpec, fit_grid
-from normtweak_core.quantization.hessian import inverse_cholesky, without_dead_columns
+from normtweak_core.quantization.hessian import (
+    inverse_cholesky,
+    with_diagonal,
+    without_dead_columns,
+)
 from normtweak_core.quantization.weight import QuantizedWeight
 
 # Columns updated together; changes speed only, never the result.
@@ -91,8 +95,8 @@ def gptq(
     W = W.masked_fill(dead, 0.0)  # only now: the correction of W read these columns
     order = torch.argsort(H.diagonal(), descending=True, stable=True)
     plan = ColumnPlan(order if act_order else torch.arange(len(order)), width, act_order)
-    factor = inverse_cholesky(H[plan.order][:, plan.order], percdamp)
-    H = H + torch.diag((factor.percdamp * H.diagonal().mean()).expand(len(H)))
+    factor = inverse_cholesky(H, percdamp, plan.order)
+    H = with_diagonal(H, factor.percdamp * H.diagonal().mean())
     importance = H.diagonal() / H.diagonal().mean()
     best, least = None, None
     for exponent in EXPONENTS if spec.mse_grid else EXPONENTS[:1]:

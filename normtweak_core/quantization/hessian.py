@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from normtweak_core.errors import HessianError, NonFiniteError
@@ -21,6 +21,7 @@ MAX_DAMPING = 1.0
 RESOLUTION = 1e-6
 # Columns of H that are summed together: of a symmetric matrix, half is not computed.
 COLUMNS = 256
+ROWS = 1024  # of a weight, that are in float64 together
 
 
 class InputStatistics:
@@ -96,18 +97,23 @@ class InputStatistics:
         return found
 
     def hessian(self) -> Float[Tensor, "width width"]:
-        """Return H.
+        """Return H, to be asked for once: the sums themselves become it.
 
         Raises:
             NonFiniteError: An input was NaN or infinite.
         """
-        H = self._outer.triu() * (2 / self.num_tokens)
+        H = self._outer.triu_().mul_(2 / self.num_tokens)
+        del self._outer
         if not torch.isfinite(H.diagonal()).all():
             raise NonFiniteError(
                 "inputs of a layer must be finite; found NaN or infinity in the calibration "
                 "activations: check the float model's weights and dtype"
             )
-        return H + H.triu(1).T
+        for start in range(0, len(H), COLUMNS):
+            rows, right = slice(start, start + COLUMNS), slice(start + COLUMNS, None)
+            H[rows, rows] += H[rows, rows].triu(1).T
+            H[right, rows] = H[rows, right].T
+        return H
 
     def cross(self) -> Float[Tensor, "error width"]:
         """Return C, or W C."""
@@ -136,18 +142,30 @@ def without_dead_columns(
     """Return H with ones for the zeros on its diagonal, and which columns those are.
 
     Such an input is zero at every token: H says nothing of its column and, with the zero, could
-    not be factorized.
+    not be factorized. Where there is none, H itself is returned.
     """
     dead = H.diagonal() == 0
-    return H + torch.diag(dead.to(H.dtype)), dead
+    return with_diagonal(H, dead.to(H.dtype)) if dead.any() else H, dead
 
 
-def inverse_cholesky(H: Float[Tensor, "width width"], percdamp: float) -> Factor:
+def with_diagonal(
+    H: Float[Tensor, "width width"], added: Float[Tensor, "*#width"]
+) -> Float[Tensor, "width width"]:
+    """Return H with something added to its diagonal."""
+    changed = H.clone()
+    changed.diagonal().add_(added)
+    return changed
+
+
+def inverse_cholesky(
+    H: Float[Tensor, "width width"], percdamp: float, order: Int64[Tensor, " width"] | None = None
+) -> Factor:
     """Return U with ``(H + damping I)^-1 = U^T U``; damping is raised only if that fails.
 
     Args:
         H: Hessian without zero diagonal entries, float32. Not modified.
         percdamp: Damping as a fraction of the mean diagonal.
+        order: Of the columns of the H that is factorized; None: as they are.
 
     Raises:
         HessianError: Not positive definite even with damping equal to the mean diagonal.
@@ -160,8 +178,13 @@ def inverse_cholesky(H: Float[Tensor, "width width"], percdamp: float) -> Factor
         return lower.float().flip(0, 1)
 
     # From its last column to its first, H = R R^T with R upper, and U = R^-1.
-    turned = H.flip(0, 1)
-    return Factor(*_solved(turned, H.diagonal().mean(), "percdamp", percdamp, inverted))
+    order = torch.arange(len(H), device=H.device) if order is None else order
+    # Every other number of a matrix: torch adds what lies apart in another order than what lies
+    # together, and the result shall be that of the diagonal of a matrix in this order.
+    apart = H.new_empty(len(H), 2)
+    apart[:, 0] = H.diagonal()[order]
+    mean = apart[:, 0].mean()
+    return Factor(*_solved(H, mean, "percdamp", percdamp, inverted, order.flip(0)))
 
 
 def _invert_triangle(lower: Float[Tensor, "width width"]) -> None:
@@ -215,8 +238,12 @@ def corrected_weight(
     H, dead = without_dead_columns(H)
     change, ridge = _solved(H, mean_diagonal, "ridge", ridge, least_squares)
     # C is zero there too, unless the squares of the inputs, but not the inputs, fell below float32.
-    change = change.masked_fill(dead, 0.0)
-    return Correction((W.double() + alpha * change).float(), ridge)
+    change.masked_fill_(dead, 0.0).mul_(alpha)
+    weight = torch.empty_like(W)
+    for start in range(0, len(W), ROWS):
+        rows = slice(start, start + ROWS)
+        weight[rows] = W[rows].double() + change[rows]
+    return Correction(weight, ridge)
 
 
 def _solved(
@@ -225,6 +252,7 @@ def _solved(
     setting: str,
     damping: float,
     solve: Callable[[Tensor], Tensor],
+    order: Int64[Tensor, " width"] | None = None,
 ) -> tuple[Tensor, float]:
     """Return what ``solve`` makes of the lower Cholesky factor of H, and the damping it took.
 
@@ -234,13 +262,17 @@ def _solved(
         setting: Name of the damping in the recipe.
         damping: The least there is to be; raised step by step where H cannot be factorized.
         solve: Makes the solution of the factor, which it may overwrite.
+        order: Of the columns; None: as they are.
     """
     while True:
-        damped = H.double()
-        damped.diagonal().add_(damping * mean_diagonal.double())
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        # Turned, which changes nothing of a symmetric matrix but lets it be factorized in place.
+        lower = (H if order is None else H[order[:, None], order]).double().T
+        lower.diagonal().add_(damping * mean_diagonal.double())
+        diagonal = lower.diagonal().clone()
+        failed = torch.empty((), dtype=torch.int32, device=H.device)
+        torch.linalg.cholesky_ex(lower, out=(lower, failed))
         pivots = lower.diagonal().square()
-        if not failed and (pivots > RESOLUTION * damped.diagonal()).all():
+        if not failed and (pivots > RESOLUTION * diagonal).all():
             return solve(lower), damping
         if damping >= MAX_DAMPING:
             raise HessianError(

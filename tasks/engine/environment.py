@@ -148,6 +148,8 @@ def default_variables(root: Path) -> dict[str, str]:
         # Nothing leaves the machine. MLflow accepts only "true"; Prefect's own server ignores
         # DO_NOT_TRACK and wants its second variable.
         "DO_NOT_TRACK": "true",
+        # Its own pool reserves a GiB, which `ulimit -d` counts.
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",

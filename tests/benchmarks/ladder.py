@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import string
 import subprocess
@@ -46,6 +47,7 @@ class Rung:
     shape: str
     blocks: int | None = None  # None: those of the shape
     values: tuple[tuple[str, Any], ...] = ()  # of the recipe, by dotted key
+    cap: int = resource.RLIM_INFINITY  # bytes of data that the kernel lets the process have
 
     @property
     def depth(self) -> int:
@@ -55,6 +57,9 @@ class Rung:
 
 FEW = (("calibration.samples", 8), ("evaluation.perplexity.max_tokens", 1024))
 QUICK = (*FEW, ("quantization.mse_grid", False))
+CAP = 2 << 30  # bytes that `ulimit -d` and the recipe allow the process, each
+CAPPED = (*QUICK, ("calibration.source", "text"), ("final_tune.enabled", False))
+CAPPED += (("limits", {"memory": CAP}),)
 RUNGS = {
     "60M-2": Rung("60M", 2),
     "60M-4": Rung("60M", 4),
@@ -66,6 +71,8 @@ RUNGS = {
     "410M": Rung("410M", None, QUICK),
     "1.1B-2": Rung("1.1B", 2, FEW),
     "1.1B": Rung("1.1B", None, (*QUICK, ("calibration.source", "text"))),
+    "1.5B-2": Rung("1.5B", 2, CAPPED, CAP),
+    "1.5B": Rung("1.5B", None, CAPPED, CAP),
 }
 
 
@@ -110,7 +117,11 @@ def climb(name: str, rung: Rung, work: Path) -> dict[str, Any]:
     shutil.rmtree(root, ignore_errors=True)
     environment = ONE_THREAD | {"NORMTWEAK_HOME": str(root)}
     command = [sys.executable, "-m", "flows.cli", "quantize", str(recipe)]
-    taken: Watched = watch(command, root, environment, cwd=REPOSITORY)
+
+    def cap() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (rung.cap, rung.cap))
+
+    taken: Watched = watch(command, root, environment, cwd=REPOSITORY, preexec_fn=cap)
     if taken.code:
         raise RuntimeError(f"{name} must be quantized; it ended with {taken.code}: {taken.output}")
     shutil.rmtree(root)

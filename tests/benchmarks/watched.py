@@ -21,6 +21,7 @@ from tasks.engine.events import read_events
 
 PAUSE = 0.025  # seconds between two looks at the memory
 DISK_PAUSE = 0.5  # and between two at the disk
+KINDS = ("RssAnon", "RssFile", "RssShmem", "VmData")  # of /proc/PID/status
 TICKS = os.sysconf("SC_CLK_TCK")
 START, END = "start", "end"
 # What plans call the stages that events call otherwise.
@@ -35,6 +36,7 @@ class Look:
     anonymous: int  # of the process itself
     file: int
     children: int  # anonymous and file, of those that it has started
+    data: int  # what `ulimit -d` counts: the most that one of all of them has asked for
     cpu_seconds: float  # of all of them since the start
 
 
@@ -47,6 +49,7 @@ class StageCost:
     anonymous: int  # at its peak
     resident: int  # anonymous and file together, at its peak
     children: int
+    data: int
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,13 @@ def look_at(pid: int) -> Look | None:
     if own is None:
         return None
     below = _below(pid)
+    others = [found for one in below if (found := _memory(one)) is not None]
     return Look(
         time.time(),
         own[0],
         own[1],
-        sum(sum(_memory(one) or (0, 0)) for one in below),
+        sum(one[0] + one[1] for one in others),
+        max(one[2] for one in (own, *others)),
         sum(map(_cpu_seconds, (pid, *below))),
     )
 
@@ -140,6 +145,7 @@ def costs(looks: list[Look], marks: list[tuple[float, str]]) -> dict[str, StageC
             max(one.anonymous for one in part),
             max(one.anonymous + one.file for one in part),
             max(one.children for one in part),
+            max(one.data for one in part),
         )
         found[name] = _together(found[name], new) if name in found else new
     return found
@@ -200,11 +206,12 @@ def _together(one: StageCost, other: StageCost) -> StageCost:
         max(one.anonymous, other.anonymous),
         max(one.resident, other.resident),
         max(one.children, other.children),
+        max(one.data, other.data),
     )
 
 
-def _memory(pid: int) -> tuple[int, int] | None:
-    """Return anonymous bytes and those of files of a process; None: it has ended."""
+def _memory(pid: int) -> tuple[int, int, int] | None:
+    """Return anonymous bytes of a process, those of files and its data; None: it has ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -212,8 +219,9 @@ def _memory(pid: int) -> tuple[int, int] | None:
     lines = dict(line.split(":", 1) for line in text.splitlines())
     if "RssAnon" not in lines:
         return None
-    kib = {name: int(lines[name].split()[0]) for name in ("RssAnon", "RssFile", "RssShmem")}
-    return kib["RssAnon"] * 1024, (kib["RssFile"] + kib["RssShmem"]) * 1024
+    kib = {name: int(lines[name].split()[0]) for name in KINDS}
+    file = kib["RssFile"] + kib["RssShmem"]
+    return kib["RssAnon"] * 1024, file * 1024, kib["VmData"] * 1024
 
 
 def _below(pid: int) -> list[int]:

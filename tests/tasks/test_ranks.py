@@ -75,9 +75,9 @@ def test_their_memory_counts_while_they_live(tmp_path):
         infos = [psutil.Process(pid).memory_info() for pid in found]
         private = sum(info.rss - info.shared for info in infos)
         assert private > 4 << 20
-        counted = memory._held()
+        counted = memory.held_bytes()
         others.stop()
-        alone = memory._held()
+        alone = memory.held_bytes()
         assert counted - alone == pytest.approx(private, rel=0.2)
         assert peak_of_ranks() >= sum(info.rss for info in infos)
     assert all(map(gone, found))

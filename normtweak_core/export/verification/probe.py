@@ -29,6 +29,7 @@ from normtweak_core.model.skeleton import assign, build_skeleton, compute_buffer
 from normtweak_core.model.structure import find_blocks
 from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.model.tokenizer_files import tokenizer_files
+from normtweak_core.on_demand import read_ends_when_run, read_when_run
 from normtweak_core.ternary.arithmetic import linear_problem
 from normtweak_core.ternary.inference import TernaryInference
 
@@ -208,10 +209,12 @@ def streaming_model(
     rest = {name: origin for name, origin in stored.items() if not name.startswith(inside)}
     tensors = {origin: read(origin) for origin in rest.values()}
     assign(model, "", {name: tensors[origin] for name, origin in rest.items()})
+    del tensors
+    read_ends_when_run(model, rest, read)
     for index in range(len(blocks.modules)):
         prefix = f"{inside}{index}"
         names = {name: stored[name] for name in stored if name.startswith(f"{prefix}.")}
-        _stream(model.get_submodule(prefix), prefix, names, read)
+        read_when_run(model.get_submodule(prefix), prefix, names, read)
     return model, blocks.modules
 
 
@@ -237,22 +240,3 @@ class _StreamedTernary(nn.Module):
         if self.look is not None:
             self.look(self._name, run, x)
         return run(x)
-
-
-def _stream(
-    block: nn.Module, prefix: str, names: dict[str, str], read: Callable[[str], Tensor]
-) -> None:
-    """Make a block read its parameters before it runs and drop them afterwards.
-
-    All of them at once: some modules read the weight of a part without ever calling the part.
-    """
-
-    def load(_: nn.Module, args: object) -> None:
-        assign(block, prefix, {name: read(origin) for name, origin in names.items()})
-
-    def drop(_: nn.Module, args: object, output: object) -> None:
-        held = {name: block.get_parameter(name.removeprefix(f"{prefix}.")) for name in names}
-        assign(block, prefix, {name: tensor.to("meta") for name, tensor in held.items()})
-
-    block.register_forward_pre_hook(load)
-    block.register_forward_hook(drop)

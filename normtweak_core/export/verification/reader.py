@@ -1,11 +1,12 @@
 """Opens an export with stock transformers and compares it with its manifest: a script by itself.
 
 It runs in a fresh, isolated process (``python -I reader.py FOLDER RESULT PARENT``) and imports the
-standard library, torch, safetensors and transformers, nothing of the package that wrote the
-folder: what it finds, any user finds. RESULT receives a JSON object; ``problems`` is empty where
-the export is faithful. A folder that cannot be opened at all ends in transformers' own error.
+standard library, torch, safetensors, transformers and the library by which that opens the format,
+nothing of the package that wrote the folder: any user finds the same. RESULT receives JSON, whose
+``problems`` are empty where the export is faithful. One that cannot be opened is an error.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -66,11 +67,39 @@ def check_loading(info, problems):
             problems.append({"what": "loading", "name": entry, "found": kind.replace("_", " ")})
 
 
+def unpack_while_running(model):
+    """Let each compressed linear unpack while it runs, and not all in the first forward pass.
+
+    Packed they lie in pages of the file, so that no more than one dense linear is in memory.
+    """
+    if not hasattr(model, "ct_decompress_hook"):
+        return
+    model.ct_decompress_hook.remove()
+    for module in model.modules():
+        if hasattr(module, "weight_packed"):
+            module.forward = unpacked(module)(module.forward)
+
+
+@contextlib.contextmanager
+def unpacked(module):
+    """Let a compressed linear hold its weight for a time."""
+    from compressed_tensors.compressors import decompress_module as unpack
+
+    packed, status = module._parameters, module.quantization_status
+    module._parameters = dict(packed)
+    unpack(module)
+    yield
+    module._parameters, module.quantization_status = packed, status
+
+
 def dense_tensors(model):
     """Yield name and tensor of everything the model computes with, all of it dense."""
     packed = set()
     with torch.inference_mode():
         for name, module in model.named_modules():
+            if hasattr(module, "weight_packed"):
+                with unpacked(module):
+                    yield f"{name}.weight", module.weight
             if hasattr(module, "qweight"):
                 packed.add(name)
                 yield f"{name}.weight", module.dequantize_weight().T
@@ -96,9 +125,8 @@ def check_tensors(model, expected, problems):
         entry = left.pop(name, None)
         if entry is None:
             continue  # a tied copy, or the scales beside a weight that was unpacked
-        if list(tensor.shape) != entry["shape"]:
-            found, wanted = list(tensor.shape), entry["shape"]
-        else:
+        found, wanted = list(tensor.shape), entry["shape"]
+        if found == wanted:
             found, wanted = digest(tensor, getattr(torch, entry["dtype"])), entry["sha256"]
             found = found or f"values that {entry['dtype']} does not hold"
         if found != wanted:
@@ -150,9 +178,8 @@ def check_layers(model, folder, probe, expected, problems):
     reference = load_file(folder / probe["file"])
     left = {name.removeprefix("output/") for name in reference if name.startswith("output/")}
     largest = 0.0
-    for name, module in model.named_modules():
-        if type(module).__name__ != "BitLinear":
-            continue
+    linears = {n: one for n, one in model.named_modules() if type(one).__name__ == "BitLinear"}
+    for name, module in linears.items():
         # Loading fills what a file lacks with defaults, a gain of ones for example.
         for key in module.state_dict():
             if f"{name}.{key}" not in expected:
@@ -178,14 +205,8 @@ def layer_difference(module, name, reference, kept_outputs):
     x, wanted = reference[f"input/{name}"], reference[f"output/{name}"]
     with torch.inference_mode():
         y = module(x.to(module.weight_scale.dtype)).float()
-    found = y[:, :: -(-y.shape[1] // kept_outputs)]
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
-
-
-def other_files(manifest):
-    """Return the hashes of files outside the payload that other programs open."""
-    entries = manifest.get("consumers", {}).values()
-    return {entry["file"]: entry["sha256"] for entry in entries if "sha256" in entry}
+    distances = (y[:, :: -(-y.shape[1] // kept_outputs)] - wanted).abs()
+    return float(distances.max() / wanted.abs().max().clamp(min=1e-30))
 
 
 def check_files(folder, expected, problems):
@@ -297,12 +318,14 @@ def examine(folder):
     problems = []
     model, info = load(folder, manifest)
     check_loading(info, problems)
+    unpack_while_running(model)
     layers = check_layers(model.eval(), folder, manifest["probe"], manifest["tensors"], problems)
-    # Logits before weights: compressed-tensors unpacks its weights in the first forward pass.
     logits = check_logits(model, folder, manifest["probe"], problems)
     check_scales(folder, manifest["tensors"], problems)
     tensors = check_tensors(model, manifest["tensors"], problems)
-    check_files(folder, manifest["files"] | other_files(manifest), problems)
+    consumers = manifest.get("consumers", {}).values()  # other programs and what they open
+    others = {one["file"]: one["sha256"] for one in consumers if "sha256" in one}
+    check_files(folder, manifest["files"] | others, problems)
     sample = manifest.get("calibration_sample")
     tokenizer = check_tokenizer(folder, manifest["probe"]["tokenizer"], sample, problems)
     problems.sort(key=lambda problem: ORDER.index(problem["what"]))

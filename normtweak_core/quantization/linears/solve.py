@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from normtweak_core.distributed.ranks import ALONE, Ranks
 from normtweak_core.distributed.tree import TreeSum
 from normtweak_core.experts.stacked import mixture_of
+from normtweak_core.forecast.memory import solving_bytes
 from normtweak_core.memory import available_memory
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
 from normtweak_core.quantization.config import QuantizationConfig
@@ -30,7 +31,7 @@ from normtweak_core.quantization.report import ExpertReport, LayerReport
 from normtweak_core.quantization.streams import Streams, micro_batches, share_of
 from normtweak_core.quantization.weight import QuantizedWeight
 
-# Share of the memory that is free now which micro-batches that wait in a block may take.
+# Share of the memory that is free, beside what solving takes, for micro-batches that wait.
 SUSPENDED_SHARE = 0.4
 
 
@@ -188,6 +189,7 @@ def _held_micro_batches(
     Processes share the memory of the machine; a GPU is of one alone.
     """
     hidden, before, floats, noted = streams.x_q.shape[2], 0, 0, 0
+    sizes: list[tuple[int, int]] = []
     for group in groups:
         weights = [linear_weight(module) for module in group.modules.values()]
         rows, columns = sum(len(weight) for weight in weights), weights[0].shape[1]
@@ -196,12 +198,14 @@ def _held_micro_batches(
         # The residual, the input of the part of the block that is at work, what the linears before
         # gave it, and what these read.
         floats, before = max(floats, 2 * hidden + before + columns), rows
+        sizes.append((rows, columns))
         noted += rows if group.by_outputs else columns
     size = micro_batches(streams.x_q)[0].stop * streams.x_q.shape[1]
     needed = size * (floats + propagated * noted) * streams.x_q.element_size()
     device = linear_weight(next(iter(groups[0].modules.values()))).device
     sharing = ranks.size if device.type == "cpu" else 1
-    return int(SUSPENDED_SHARE * available_memory(str(device)) // needed // sharing)
+    free = available_memory(str(device)) - solving_bytes(sizes)
+    return max(0, int(SUSPENDED_SHARE * free // needed // sharing))
 
 
 def _solve_mixture(

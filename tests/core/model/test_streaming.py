@@ -6,6 +6,7 @@ from families import FAMILIES, MIXTURES, ODD_FAMILIES, left_padding, save, token
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from normtweak_core import on_demand
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.model.streaming import StreamedModel
 
@@ -53,6 +54,19 @@ def assert_streams_exactly(folder, dtype=torch.float32, attention_mask=None):
 def test_block_by_block_equals_the_models_own_forward_exactly(family, padded, tmp_path):
     mask = left_padding(tokens()) if padded else None
     assert_streams_exactly(save(family, tmp_path), attention_mask=mask)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *ODD_FAMILIES, *MIXTURES])
+def test_an_embedding_or_head_that_is_read_when_it_runs_changes_nothing(
+    family, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(on_demand, "KEPT_WEIGHT", 0)
+    folder = save(family, tmp_path)
+    assert_streams_exactly(folder)
+    streamed = StreamedModel(folder, torch.float32, "cpu")
+    streamed.logits(tokens())
+    for end in (streamed.model.get_input_embeddings(), streamed.model.get_output_embeddings()):
+        assert end.weight.is_meta
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])

@@ -10,7 +10,8 @@ from flows.pipeline.run import BEGINNING, ENDING, RecipePipeline, Run
 from flows.pipeline.run_name import run_name
 from flows.recipes.kinds import QUANTIZE as KIND
 from flows.recipes.quantize import Recipe
-from flows.reports.quantize import Reports, rolled_back, show_blocks
+from flows.reports.blocks.rows import show_blocks
+from flows.reports.quantize import Reports, rolled_back
 from normtweak_core.errors import ProblemError
 from normtweak_core.quantization.report import BlockReport
 from normtweak_core.tweak.report import FinalTuneReport
@@ -80,10 +81,16 @@ def final_report(tuned: FinalTuneResult | None) -> FinalTuneReport | None:
 
 
 def _report(run: Run, found: Found, **common: Any) -> Reports:
-    tuned, tweaked = found.get("final tune"), run.recipe.norm_tweak.enabled
+    tuned, recipe = found.get("final tune"), run.recipe
     return Reports(
         **common,
-        drift=measured_stages(found["block"], found["baseline"], tuned, tweaked),
+        drift=measured_stages(
+            found["block"],
+            found["baseline"],
+            tuned,
+            recipe.norm_tweak.enabled,
+            recipe.block_training.enabled,
+        ),
         blocks=[block_report(one) for one in found["block"]],
         baseline=[block_report(one) for one in found["baseline"]],
         final_tune=final_report(tuned),
@@ -100,7 +107,7 @@ def _rows(run: Run, found: Found) -> list[dict[str, Any]]:
                 "cached": run.cached[f"block {one.block}"],
                 "seconds": one.seconds,
                 "error_before": report.drift_quantized,
-                "error_after": report.drift_tweaked,
+                "error_after": report.drift_behind,
                 "tweak_accepted": report.tweak.accepted if report.tweak else None,
             }
         )

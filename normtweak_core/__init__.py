@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from normtweak_core.errors import InputError
     from normtweak_core.evaluate.divergence import compare
     from normtweak_core.export.config import ExportConfig
+    from normtweak_core.finetune.config import BlockTrainingConfig
     from normtweak_core.library.quantizing import quantize
     from normtweak_core.library.result import Quantized
     from normtweak_core.quantization.config import QuantizationConfig
     from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
 
 _HOME = {
+    "BlockTrainingConfig": "finetune.config",
     "CalibrationConfig": "calibration.config",
     "ExportConfig": "export.config",
     "FinalTuneConfig": "tweak.config",
@@ -30,6 +32,7 @@ _HOME = {
     "quantize": "library.quantizing",
 }
 __all__ = [
+    "BlockTrainingConfig",
     "CalibrationConfig",
     "ExportConfig",
     "FinalTuneConfig",

@@ -46,7 +46,7 @@ class BlockResult(Result, frozen=True):
     block: int
     weights: ArtifactRef
     report: ArtifactRef
-    drift: ArtifactRef  # of its channels, after quantizing and after the norm tweak
+    drift: ArtifactRef  # of its channels, after quantizing, the norm tweak and the training
     x_f_sha256: str
     x_q_sha256: str
     seconds: Annotated[float, NOT_CONTENT]
@@ -56,6 +56,7 @@ class FinalTuneResult(Result, frozen=True):
     """Norm masters of the whole model; empty when the tune was rolled back."""
 
     norms: ArtifactRef
+    scales: ArtifactRef | None = None  # of the linears, where they were tuned too
     report: ArtifactRef
     drift: ArtifactRef  # of the channels behind each block, with the norms that were kept
     seconds: Annotated[float, NOT_CONTENT]

@@ -16,7 +16,7 @@ from flows.recipes.ablation import AblationRecipe, planned_cells
 from flows.recipes.file import recipe_sha256
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
-from normtweak_core.export.formats.checks import check_exportable
+from normtweak_core.export.formats.checks import check_exportable, refuse_experts
 from normtweak_core.model.source import REFERENCE_PREFIX
 from normtweak_core.paths import given_path
 
@@ -49,6 +49,8 @@ def preflight(recipe: AblationRecipe, root: Path, result: Path | None = None) ->
     cells = distinct_recipes(recipe, TRAINING_TEXT)
     for cell in cells:
         # Nothing of a cell is verified by a reader of its format, only read back by us.
+        if cell.block_training.enabled:
+            refuse_experts(found.shape.linears, "block_training")
         check_exportable(cell.export, cell.quantization, found.shape.linears, reader_available=True)
     ready = replace(found, warnings=warnings)
     disk = _disk(cells, ready)

@@ -14,6 +14,7 @@ streams = lazy("normtweak_core.quantization.streams")
 
 PROBED = 6 * 64  # tokens of a float type's trial, and of an export's
 SHARES = 5  # times that they judge a norm tweak, once before it
+LOOKS = 8  # that a block training takes at its held-out windows, as normtweak_core.finetune.block
 WRITTEN = 32  # tokens of a sample at most, and of its prompt
 KEPT_WEIGHTS = 1 << 25  # of float blocks that stay in memory while samples are written
 # Processes that start, server, registry: the same for 40 and 220 million parameters (make ladder).
@@ -75,6 +76,12 @@ def _block(recipe: Recipe, samples: int, length: int, costs: "Costs") -> float:
         held_out = _held_out(samples)
         seconds += tweak.iterations * (samples - held_out) * length * costs.step
         seconds += SHARES * held_out * length * costs.forward
+        seconds += tokens * (costs.forward + costs.drift)
+    training = recipe.block_training
+    if training.enabled:
+        # Weights are rounded anew and have gradients too, which a step of norms has not.
+        seconds += training.steps * training.batch * length * (costs.step + costs.forward)
+        seconds += (LOOKS + 1) * _held_out(samples) * length * costs.forward
         seconds += tokens * (costs.forward + costs.drift)
     return seconds
 

@@ -79,6 +79,8 @@ def preflight(recipe: Any, root: Path, result: Path | None = None, evaluates: bo
 def _fits(recipe: Any, ready: Ready) -> None:
     if ready.export is not None:
         refuse_experts(ready.shape.linears, "fine-tuning")
+    elif recipe.block_training.enabled:
+        refuse_experts(ready.shape.linears, "block_training")
     config = recipe.quantization if ready.export is None else ready.export.quantization
     reader = (REPOSITORY / GPTQ_READER_DONE).is_file()
     check_exportable(recipe.export, config, ready.shape.linears, reader_available=reader)

@@ -17,8 +17,10 @@ from normtweak_core.ablation.config import (
 )
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.distributed.config import Devices
+from normtweak_core.effort import WithEffort
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
+from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
@@ -28,7 +30,7 @@ BASE = "base"  # the study whose one value changes nothing
 NOT_READ = ("gate", "registry", "on_problem")  # of a recipe of quantize
 
 
-class AblationRecipe(BaseRecipe, frozen=True, extra="forbid"):
+class AblationRecipe(WithEffort, BaseRecipe, frozen=True, extra="forbid"):
     """The base of an ablation, and its studies.
 
     The base has the keys of a recipe of quantize but for `NOT_READ`: cells are not registered, and
@@ -41,6 +43,7 @@ class AblationRecipe(BaseRecipe, frozen=True, extra="forbid"):
     calibration: CalibrationConfig = CalibrationConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     norm_tweak: NormTweakConfig = NormTweakConfig()
+    block_training: BlockTrainingConfig = BlockTrainingConfig()
     final_tune: FinalTuneConfig = FinalTuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: QuantizedExport = QuantizedExport()

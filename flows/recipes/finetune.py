@@ -16,7 +16,15 @@ from normtweak_core.finetune.source import GRID, ExportSource
 from normtweak_core.model.config import ModelConfig
 
 # Sections of other recipes that a fine-tuning does not read.
-NOT_READ = ("calibration", "norm_tweak", "final_tune", "on_problem", "ternary")
+NOT_READ = (
+    "calibration",
+    "effort",
+    "norm_tweak",
+    "block_training",
+    "final_tune",
+    "on_problem",
+    "ternary",
+)
 
 
 class StartModel(ModelConfig, frozen=True, extra="forbid"):

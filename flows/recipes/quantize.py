@@ -9,10 +9,12 @@ from flows.recipes.base import RegisteredRecipe, RegistryConfig, looked_up
 from flows.recipes.limits import DEVICES, LimitsConfig
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.distributed.config import Devices
+from normtweak_core.effort import WithEffort
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig
 from normtweak_core.export.config import ExportConfig, Format
+from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
@@ -33,7 +35,7 @@ class QuantizedExport(ExportConfig, frozen=True, extra="forbid"):
     )
 
 
-class Recipe(RegisteredRecipe, frozen=True, extra="forbid"):
+class Recipe(WithEffort, RegisteredRecipe, frozen=True, extra="forbid"):
     """One run of the quantization flow."""
 
     on_problem: Literal["warn", "fail"] = Field(
@@ -45,6 +47,7 @@ class Recipe(RegisteredRecipe, frozen=True, extra="forbid"):
     calibration: CalibrationConfig = CalibrationConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     norm_tweak: NormTweakConfig = NormTweakConfig()
+    block_training: BlockTrainingConfig = BlockTrainingConfig()
     final_tune: FinalTuneConfig = FinalTuneConfig()
     # May be written as null; no form shows them and no dump holds them.
     ternary: SkipJsonSchema[None] = Field(None, exclude=True)

@@ -15,7 +15,15 @@ from normtweak_core.model.config import ModelConfig
 from normtweak_core.ternary.config import TernaryConfig
 
 # Sections of the quantization recipe that a ternary training does not read.
-NOT_READ = ("calibration", "quantization", "norm_tweak", "final_tune", "on_problem")
+NOT_READ = (
+    "calibration",
+    "quantization",
+    "norm_tweak",
+    "block_training",
+    "final_tune",
+    "effort",
+    "on_problem",
+)
 
 
 class TernaryExport(ExportConfig, frozen=True, extra="forbid"):

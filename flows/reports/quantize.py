@@ -1,41 +1,40 @@
 """What is told of a quantization: drift and errors block by block, and what every run tells."""
 
-import math
 from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from flows.recipes.quantize import Recipe
+from flows.reports.blocks.outcomes import (
+    effort_in_words,
+    experts_in_words,
+    final_tune_in_words,
+    scheme,
+    training_in_words,
+    tweaks_in_words,
+)
+from flows.reports.blocks.rows import BLOCKS_DESCRIPTION, block_rows
 from flows.reports.document import Cell, Drawing, Section, Table, number
 from flows.reports.figures.canvas import drawing
 from flows.reports.figures.drift_channels import channel_figure
 from flows.reports.figures.drift_lines import drift_figure
-from flows.reports.publish import Report, Rows
+from flows.reports.publish import Report
 from flows.reports.run import VERDICTS, RunReports, Told, run_report
 from normtweak_core.quantization.report import BlockReport, ExpertReport, LayerReport
 from normtweak_core.tweak.report import FinalTuneReport
-from tasks.engine.live_page import show_table
-from tasks.tables.blocks import BLOCKS, block_frame, tweak_outcome
+from tasks.tables.blocks import BLOCKS, block_frame, training_outcome, tweak_outcome
 from tasks.tables.drift import DRIFT, drift_frame
 from tasks.tables.experts import EXPERTS, expert_frame
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from normtweak_core.evaluate.channel_drift import ChannelDrift
     from tasks.tables.drift import Stage
 
 TABLE, DRIFT_TABLE, EXPERT_TABLE = "blocks.parquet", "drift.parquet", "experts.parquet"
 PLOT, CHANNELS_PLOT = "drift.png", "drift-channels.png"
-TABLE_DESCRIPTION = (
-    "Drift is |x_q - x_f| / |x_f| behind a block: rounded to nearest (RTN), as quantized, and "
-    "after the norm tweak. Errors are relative, means over the block's linears."
-)
 BY_BLOCK, BY_CHANNEL = "Drift, block by block", "Drift, channel by channel"
 ERRORS = "Errors, block by block"
 EXPERTS_BY_BLOCK = "Experts, block by block"
 OF_LINEARS = ("damping", "ridge", "dead columns")
-NO_NORMS = "no norm of this model has a weight"
 OF_ERRORS = (
     "Relative errors of the linears of each block. Weight error is |W - Q| / |W|; output error is "
     "the same of a layer's output over the calibration tokens, where W carries the correction for "
@@ -88,6 +87,11 @@ class Reports(RunReports):
             "drift/rtn": {block.block: block.drift_quantized for block in self.baseline},
             "drift/quantized": {block.block: block.drift_quantized for block in self.blocks},
             "drift/tweaked": {block.block: block.drift_tweaked for block in self.blocks},
+            "drift/trained": {
+                block.block: block.drift_trained
+                for block in self.blocks
+                if block.drift_trained is not None
+            },
             "error/weight": {
                 block.block: mean(row.weight_error for row in block.layers)
                 for block in self.blocks
@@ -100,11 +104,12 @@ class Reports(RunReports):
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
         config = self.recipe.quantization
-        routed = {"experts": _experts_outcome(self.blocks)} if self.experts else {}
+        routed = {"experts": experts_in_words(self.blocks)} if self.experts else {}
         return (
             super().lineage()
             | routed
             | {
+                "effort": self.recipe.effort,
                 "bits": str(config.bits),
                 "group_size": str(config.group_size or "channel"),
                 "method": config.method,
@@ -135,15 +140,17 @@ class Reports(RunReports):
         blocks = block_frame(self.blocks, self.baseline)
         told = Told(
             kind="Quantization",
-            lead=f"{self.recipe.model.source} {_scheme(self.recipe)}.",
+            lead=f"{self.recipe.model.source} {scheme(self.recipe)}.",
             own="quantized",
             models=self.models("quantized"),
             stages=[
                 ("calibration", VERDICTS[self.quality["verdict"]]),
                 ("float type", self.float_type.in_words()),
-                ("norm tweak", _tweaks_outcome(self.blocks)),
-                ("final tune", _final_outcome(self.final_tune)),
-                *([("experts", _experts_outcome(self.blocks))] if self.experts else []),
+                ("effort", effort_in_words(self.recipe)),
+                ("norm tweak", tweaks_in_words(self.blocks)),
+                ("block training", training_in_words(self.blocks)),
+                ("final tune", final_tune_in_words(self.final_tune)),
+                *([("experts", experts_in_words(self.blocks))] if self.experts else []),
             ],
             sections=[
                 _drift_section(self),
@@ -162,7 +169,7 @@ class Reports(RunReports):
         }
         if self.experts:
             data[EXPERT_TABLE] = (EXPERTS, expert_frame(self.blocks))
-        return run_report(self, told, data, {"blocks": (block_rows(blocks), TABLE_DESCRIPTION)})
+        return run_report(self, told, data, {"blocks": (block_rows(blocks), BLOCKS_DESCRIPTION)})
 
 
 def rolled_back(tune: FinalTuneReport) -> str:
@@ -170,72 +177,12 @@ def rolled_back(tune: FinalTuneReport) -> str:
     return tune.notes()[0]
 
 
-def show_blocks(blocks: list[BlockReport]) -> None:
-    """Show the finished blocks on the page of the run; the baseline is added at its end."""
-    rows = block_rows(block_frame(blocks, blocks))
-    for row in rows:
-        del row["drift RTN"]
-    show_table("blocks", rows, TABLE_DESCRIPTION)
-
-
-def block_rows(table: "pd.DataFrame") -> Rows:
-    """Return one row a block, numbers rounded for reading, from the table of layers."""
-    return [
-        {
-            "block": int(block),
-            "drift RTN": _rounded(layers["drift_rtn"].iloc[0]),
-            "drift": _rounded(layers["drift_quantized"].iloc[0]),
-            "tweaked": _rounded(layers["drift_tweaked"].iloc[0]),
-            "norm tweak": layers["tweak"].iloc[0],
-            "output error": _rounded(layers["output_error"].mean()),
-            "weight error": _rounded(layers["weight_error"].mean()),
-            "bits": int(layers["bits"].iloc[0]),
-            "damping raised": int(layers["damping_raised"].sum()),
-        }
-        for block, layers in table.groupby("block")
-    ]
-
-
-def _rounded(value: float) -> float | str:
-    return "" if math.isnan(value) else float(f"{value:.4g}")
-
-
-def _scheme(recipe: Recipe) -> str:
-    """Return what was made of the model, such as "in 4 bits by GPTQ"."""
-    config = recipe.quantization
-    method = {"gptq": "GPTQ", "rtn": "round to nearest"}[config.method]
-    groups = f"groups of {config.group_size}" if config.group_size else "one scale per row"
-    grid = "symmetric" if config.symmetric else "asymmetric"
-    return f"in {config.bits} bits by {method} ({grid}, {groups})"
-
-
-def _tweaks_outcome(blocks: list[BlockReport]) -> str:
-    tweaks = {block.block: block.tweak for block in blocks if block.tweak}
-    if not tweaks:
-        return "off"
-    if not any(tweak.trained for tweak in tweaks.values()):
-        return f"nothing to train: {NO_NORMS}"
-    back = [str(index) for index, tweak in tweaks.items() if tweak.outcome == "rolled back"]
-    kept = sum(tweak.accepted for tweak in tweaks.values())
-    where = f"; rolled back in {', '.join(back)}" if back else ""
-    return f"kept in {kept} of {len(tweaks)} blocks{where}"
-
-
-def _final_outcome(final_tune: FinalTuneReport | None) -> str:
-    if final_tune is None:
-        return "off"
-    if not final_tune.trained:
-        return f"nothing to train: {NO_NORMS}"
-    return (
-        f"{final_tune.outcome}: held-out divergence {final_tune.held_out_before:.4g} → "
-        f"{final_tune.held_out_after:.4g} nats per token"
-    )
-
-
 def _drift_section(reports: Reports) -> Section:
     # The final tune comes last, and only where the recipe asks for it.
     tuned = reports.drift["final tune"].relative_norm() if "final tune" in reports.drift else None
     heads = ["block", "round to nearest", "quantized", "tweaked", "norm tweak"]
+    is_trained = reports.recipe.block_training.enabled
+    heads += ["trained", "training"] if is_trained else []
     heads += [] if tuned is None else ["final tune"]
     rows = [
         (
@@ -244,6 +191,7 @@ def _drift_section(reports: Reports) -> Section:
             number(block.drift_quantized),
             number(block.drift_tweaked),
             tweak_outcome(block),
+            *((number(block.drift_trained), training_outcome(block)) if is_trained else ()),
             *([] if tuned is None else [number(tuned[block.block])]),
         )
         for block, rounded in zip(reports.blocks, reports.baseline, strict=True)
@@ -255,6 +203,8 @@ def _drift_section(reports: Reports) -> Section:
     }
     if reports.recipe.norm_tweak.enabled:
         series["after the norm tweak"] = [block.drift_tweaked for block in reports.blocks]
+    if is_trained:
+        series["after the block training"] = [block.drift_trained for block in reports.blocks]
     if tuned is not None:
         series["after the final tune"] = tuned.tolist()
     title = f"{reports.recipe.name}: drift of the quantized stream"
@@ -291,15 +241,6 @@ def _errors_section(blocks: list[BlockReport]) -> Section:
         return Section(ERRORS, [table])
     figure = drift_figure(series, "relative error")
     return Section(ERRORS, [drawing(figure, "errors", OF_ERRORS), table])
-
-
-def _experts_outcome(blocks: list[BlockReport]) -> str:
-    """Return how the experts of all blocks got their statistics."""
-    experts = [one for block in blocks for one in block.experts]
-    few = sum(one.few for one in experts)
-    fewest = min(one.tokens for one in experts)
-    named = f"{few} with few tokens, named in the notes" if few else "all from their own tokens"
-    return f"{len(experts)}, the least used with {fewest} calibration tokens; {named}"
 
 
 def _experts_section(blocks: list[BlockReport]) -> Section:

@@ -17,6 +17,26 @@ class LoraConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class BlockTrainingConfig(BaseModel, frozen=True, extra="forbid"):
+    """Training of each block's weights, scales and norms on its float output, once quantized."""
+
+    enabled: bool = Field(False, description="Train each block.")
+    steps: int = Field(200, ge=1, description="Optimizer steps per block.")
+    batch: int = Field(8, ge=1, description="Windows per optimizer step.")
+    lr: float = Field(
+        5e-3, gt=0, description="Peak learning rate of latent weights, in levels of their grid."
+    )
+    scale_lr: float = Field(
+        1e-3, gt=0, description="Peak learning rate of scales, as a share of them, and of norms."
+    )
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+
+    def as_finetune(self) -> "FinetuneConfig":
+        """Return the same as the first part of a fine-tuning."""
+        fields = self.model_dump(exclude={"enabled", "steps"})
+        return FinetuneConfig(block_steps=self.steps, **fields)
+
+
 class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     """Block by block, then end to end; width and grid are those of the export."""
 

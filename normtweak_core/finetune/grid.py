@@ -78,8 +78,8 @@ class _OnGrid(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         levels, scales, clipped = ctx.saved_tensors
         grouped = gradient.unflatten(1, levels.shape[1:])
-        passed = grouped if ctx.grid.levels == "binary" else grouped * ~clipped
         of_factors = (grouped * levels).sum(dim=2) * ctx.grid.scales
+        passed = grouped if ctx.grid.levels == "binary" else grouped * ~clipped
         return (passed * scales).flatten(1), of_factors, None
 
 

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.quality import QualityReport
+from normtweak_core.calibration.sets import CalibrationSet
+from normtweak_core.effort import Effort
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.float_type import FloatTypeChoice
 from normtweak_core.export.payload import payload_bytes
 from normtweak_core.export.record import ExportRecord
+from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.library.progress import Progress, progress_of
 from normtweak_core.library.report import Report
 from normtweak_core.library.result import Quantized
@@ -34,8 +37,10 @@ def quantize(
     calibration: Sequence[str] | Tensor | CalibrationConfig | None = None,
     samples: int | None = None,
     length: int | None = None,
-    norm_tweak: bool | NormTweakConfig | Mapping[str, Any] = True,
-    final_tune: bool | FinalTuneConfig | Mapping[str, Any] = True,
+    effort: Effort = "standard",
+    norm_tweak: bool | NormTweakConfig | Mapping[str, Any] | None = None,
+    block_training: bool | BlockTrainingConfig | Mapping[str, Any] | None = None,
+    final_tune: bool | FinalTuneConfig | Mapping[str, Any] | None = None,
     export: str | ExportConfig | Mapping[str, Any] = "auto",
     seed: int = 0,
     dtype: str = "float32",
@@ -52,8 +57,10 @@ def quantize(
             on; None: the model writes them itself; or what a recipe can say.
         samples: Windows; None: 128, of texts as many as there are up to that.
         length: Tokens per window; None: min(2048, model context).
+        effort: fast, standard, best or long: what all that is not said here follows from.
         norm_tweak: Whether and how the norms of each block are tweaked.
-        final_tune: Whether and how all norms are tuned at the end.
+        block_training: Whether and how weights, scales and norms of each block are trained.
+        final_tune: Whether and how norms, and scales, are tuned at the end.
         export: The format: auto, compressed-tensors or gptq; or the whole section of a recipe.
         seed: Of everything random.
         dtype: Arithmetic of the float model.
@@ -69,25 +76,37 @@ def quantize(
         NonFiniteError: A weight, an activation or a loss is NaN or infinite.
     """
     began = time.monotonic()
-    windows = {"samples": samples, "length": length}
-    asked = {name: value for name, value in windows.items() if value is not None}
-    given = calibration
+    given, asked = calibration, _said(samples=samples, length=length)
     if isinstance(calibration, CalibrationConfig):
         given, asked = None, calibration.model_dump() | asked
     settings = parse_settings(
         {"source": source, "dtype": dtype, "device": device, "revision": revision},
         asked,
         quantization,
-        {"norm_tweak": norm_tweak, "final_tune": final_tune, "export": export},
+        _said(norm_tweak=norm_tweak, block_training=block_training, final_tune=final_tune)
+        | {"export": export},
         seed,
+        effort,
     )
-    with progress_of(progress) as tell, arguments_named(), contextlib.ExitStack() as held:
+    with progress_of(progress) as tell, arguments_named():
         work = Work(settings, tell)
-        windows, quality = work.calibrated(given, samples, length)
-        out = held.enter_context(scratch_folder("quantized")) / _name(settings)
+        return _exported(work, work.calibrated(given, samples, length), began)
+
+
+def _exported(
+    work: Work, calibrated: tuple[CalibrationSet, QualityReport], began: float
+) -> Quantized:
+    windows, quality = calibrated
+    with contextlib.ExitStack() as held:
+        out = held.enter_context(scratch_folder("quantized")) / _name(work.settings)
         record, made, choice = work.exported(windows, out)
         report = _report(work, quality, record, made, choice, time.monotonic() - began)
         return Quantized(record, report, work.source.path, work.device, held.pop_all())
+
+
+def _said(**arguments: Any) -> dict[str, Any]:
+    """Return the arguments that are not None."""
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _report(

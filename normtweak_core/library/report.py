@@ -36,16 +36,17 @@ class Report(BaseModel, frozen=True):
         return [*told, *(f"calibration: {reason}" for reason in self.calibration.reasons)]
 
     def __str__(self) -> str:
-        lines = [self._summary(), f"{'block':>5}  {'drift':>8}  {'tweaked':>8}  norm tweak"]
-        lines += [f"{a:>5}  {b:>8}  {c:>8}  {d}" for a, b, c, d in self._rows()]
+        lines = [self._summary()]
+        for block, drift, after, tweak, training in [self._heads(), *self._rows()]:
+            lines.append(f"{block:>5}  {drift:>8}  {after:>8}  {tweak:<11}  {training}")
         return "\n".join(lines + [f"problem: {text}" for text in self.problems()] + self.notes())
 
     def _repr_markdown_(self) -> str:
         lines = [
             self._summary(),
             "",
-            "| block | drift | tweaked | norm tweak |",
-            "|---|---|---|---|",
+            f"| {' | '.join(self._heads())} |",
+            "|---|---|---|---|---|",
         ]
         lines += [f"| {' | '.join(row)} |" for row in self._rows()]
         told = [f"* **problem:** {text}" for text in self.problems()]
@@ -60,13 +61,17 @@ class Report(BaseModel, frozen=True):
             f"weight{tuned}"
         )
 
-    def _rows(self) -> list[tuple[str, str, str, str]]:
+    def _heads(self) -> tuple[str, ...]:
+        return ("block", "drift", "behind", "norm tweak", "training")
+
+    def _rows(self) -> list[tuple[str, ...]]:
         return [
             (
                 str(block.block),
                 f"{block.drift_quantized:.4f}",
-                f"{block.drift_tweaked:.4f}",
+                f"{block.drift_behind:.4f}",
                 block.tweak.outcome if block.tweak else "off",
+                block.training.outcome if block.training else "off",
             )
             for block in self.blocks
         ]

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.effort import WithEffort
 from normtweak_core.errors import InputError, keys_called
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.paths import shown
 from normtweak_core.quantization.config import QuantizationConfig
@@ -27,7 +29,7 @@ ARGUMENTS |= {f"model.{name}": name for name in ModelConfig.model_fields}
 ARGUMENTS |= {"calibration.samples": "samples", "calibration.length": "length"}
 
 
-class Settings(BaseModel, frozen=True, extra="forbid"):
+class Settings(WithEffort, frozen=True, extra="forbid"):
     """What decides the bytes of an export: the sections of a recipe that do."""
 
     seed: int = Field(0, ge=0, description="Seed of everything random.")
@@ -35,6 +37,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     calibration: CalibrationConfig = CalibrationConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     norm_tweak: NormTweakConfig = NormTweakConfig()
+    block_training: BlockTrainingConfig = BlockTrainingConfig()
     final_tune: FinalTuneConfig = FinalTuneConfig()
     export: ExportConfig = ExportConfig()
 
@@ -45,6 +48,7 @@ def parse_settings(
     quantization: Mapping[str, Any],
     sections: Mapping[str, Any],
     seed: int,
+    effort: str = "standard",
 ) -> Settings:
     """Return the settings that arguments stand for.
 
@@ -52,9 +56,10 @@ def parse_settings(
         model: Fields of the section of that name.
         calibration: The section, or fields of it.
         quantization: Fields of the section.
-        sections: norm_tweak, final_tune and export: a section, fields of it, or in short whether it
-            is enabled, and the format.
+        sections: norm_tweak, block_training, final_tune and export: a section, fields of it, or in
+            short whether it is enabled, and the format.
         seed: Of everything random.
+        effort: What is left out follows from it.
 
     Raises:
         InputError: An argument is unknown, of the wrong type or out of range.
@@ -73,6 +78,7 @@ def parse_settings(
         try:
             settings = Settings(
                 seed=seed,
+                effort=effort,
                 model={**model, "source": str(source)},
                 calibration=calibration,
                 quantization=quantization,

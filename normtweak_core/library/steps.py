@@ -1,6 +1,6 @@
 """The steps of one call of `quantize`, in the order in which `normtweak quantize` takes them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from normtweak_core.export.formats.checks import (
     check_exportable,
     linear_shapes,
     next_float_type,
+    refuse_experts,
 )
 from normtweak_core.export.record import ExportRecord
 from normtweak_core.export.verification.probe import probe_rows
@@ -40,17 +41,22 @@ from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.model.tokenizer_files import require_reader_files
 from normtweak_core.quantization.block import quantize_block
-from normtweak_core.quantization.dense_model import dense_model
+from normtweak_core.quantization.dense_model import dense_model, put_scales
 from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.report import BlockReport
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.quantization.weight import QuantizedWeight
-from normtweak_core.tweak.final import TuningWindows, final_tune, walked_targets
+from normtweak_core.tweak.final import (
+    TuningWindows,
+    final_tune,
+    put_tuned,
+    walked_targets,
+)
 from normtweak_core.tweak.report import FinalTuneReport
 
 ROOT = Path(__file__).parents[2]  # where `make reader-gptq` puts the environment that reads gptq
 # Of a block when a part of it begins; roughly, for the bar.
-SHARE_DONE = {"solve": 0.1, "tweak": 0.6, "finish": 0.9}
+SHARE_DONE = {"solve": 0.1, "tweak": 0.6, "train": 0.7, "finish": 0.9}
 ABOUT = "recipe holds the settings of the call of normtweak_core.quantize that wrote this folder."
 
 
@@ -84,10 +90,13 @@ class Work:
         folder = self.source.path
         check_model_folder(folder)
         require_reader_files(folder)
+        linears = linear_shapes(folder)
+        if settings.block_training.enabled:
+            refuse_experts(linears, "block_training")
         check_exportable(
             settings.export,
             settings.quantization,
-            linear_shapes(folder),
+            linears,
             reader_available=(ROOT / GPTQ_READER_DONE).is_file(),
         )
         self.device = resolve_device(settings.model.device)
@@ -158,7 +167,13 @@ class Work:
                 streams,
                 walk.runner(index),
                 BlockPlan(
-                    index, total, self.settings.quantization, self.settings.norm_tweak, dtype
+                    index,
+                    total,
+                    self.settings.quantization,
+                    self.settings.norm_tweak,
+                    dtype,
+                    self.settings.block_training,
+                    self.settings.seed,
                 ),
                 lambda part, at=index: self._tell("blocks", at + SHARE_DONE[part], total),
             )
@@ -170,7 +185,7 @@ class Work:
         return made
 
     def _tuned(self, made: Blocks, windows: Tensor) -> Blocks:
-        """Return the same with all norms tuned against the float model's logits."""
+        """Return the same with norms, and scales, tuned against the float model's logits."""
         config = self.settings.final_tune
         if not config.enabled:
             return made
@@ -178,8 +193,11 @@ class Work:
         float_model = StreamedModel(folder, self._dtype, self.device)
         tuned_on = TuningWindows.of(windows)
         expected = walked_targets(float_model, tuned_on)
-        made.final_tune, norms = final_tune(
-            dense_model(folder, made.layers, made.norms, self._dtype, made.dtype, self.device),
+        model = dense_model(folder, made.layers, made.norms, self._dtype, made.dtype, self.device)
+        if config.scales:
+            put_scales(model, made.layers, made.dtype)
+        made.final_tune, trained = final_tune(
+            model,
             expected,
             tuned_on,
             config,
@@ -188,7 +206,10 @@ class Work:
             self.settings.seed,
             lambda step, steps, loss: tell(step, steps),
         )
+        norms, scales = put_tuned(model, trained, made.dtype)
         made.norms |= norms
+        for name, tuned in scales.items():
+            made.layers[name] = replace(made.layers[name], scales=tuned)
         return made
 
     def _written(self, made: Blocks, calibration: CalibrationSet, out: Path) -> ExportRecord:

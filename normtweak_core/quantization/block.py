@@ -1,4 +1,4 @@
-"""Quantize one block: GPTQ with error propagation on its linears, then tweak its norms.
+"""Quantize one block: GPTQ with error propagation on its linears, tweak its norms, train it.
 
 Two streams arrive: x_f, what the float model sees here, and x_q, what the quantized model sees.
 The linears are taken in the order they run (true-sequential): statistics of a later layer are
@@ -14,12 +14,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from normtweak_core.distributed.ranks import ALONE, Ranks
+from normtweak_core.finetune.block import train_on_grids
+from normtweak_core.finetune.model import grid_linears, put_on_grids
+from normtweak_core.finetune.report import BlockTraining
 from normtweak_core.model.structure import find_linears
 from normtweak_core.quantization.drift import Drift, drift
 from normtweak_core.quantization.linears.inputs import RunBlock
 from normtweak_core.quantization.linears.solve import quantize_linears
 from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.report import BlockReport
+from normtweak_core.quantization.storage import quantized_copy
 from normtweak_core.quantization.streams import (
     Streams,
     num_training_windows,
@@ -28,7 +32,12 @@ from normtweak_core.quantization.streams import (
 )
 from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.tweak.report import TweakReport
-from normtweak_core.tweak.tweak import round_norms, tweak_norms, tweak_rate
+from normtweak_core.tweak.tweak import (
+    norm_parameters,
+    round_norms,
+    tweak_norms,
+    tweak_rate,
+)
 
 
 @dataclass
@@ -41,6 +50,7 @@ class QuantizedBlock:
     streams: Streams  # its output
     drift_quantized: Drift  # behind it, after its linears were quantized
     drift_tweaked: Drift  # and after the norm tweak; the same where there was none
+    drift_trained: Drift  # and after its training; the same where there was none
 
 
 def quantize_block(
@@ -61,7 +71,7 @@ def quantize_block(
             the largest tensors there are, and those behind the block take their place.
         run: Runs a block on a micro-batch of windows.
         plan: Settings, depth and export dtype.
-        note: Called with ``solve``, ``tweak`` and ``finish`` as each part begins.
+        note: Called with ``solve``, ``tweak``, ``train`` and ``finish`` as each part begins.
         ranks: Who does it; others than this first process call `help_with`.
 
     Raises:
@@ -106,26 +116,27 @@ def _quantized(
     quantized = copy.deepcopy(block)
     round_norms(quantized, plan.export_dtype)
     note("solve")
-    x_q, tweaks = streams.x_q, plan.norm_tweak.enabled
+    x_q, tweaks, trains = streams.x_q, plan.norm_tweak.enabled, plan.training.enabled
     x_f = x_q.clone() if streams.x_f is x_q else streams.x_f
-    before = streams.room("before") if tweaks else x_q  # what the tweak passes through once more
-    for part in share_of(x_q, ranks).parts if tweaks else ():
+    again = tweaks or trains  # pass through the block once more
+    before = streams.room("before") if again else x_q
+    for part in share_of(x_q, ranks).parts if again else ():
         before[part] = x_q[part]
     solved = quantize_linears(block, quantized, Streams(x_f, x_q), run, plan, ranks)
-    tweaked = quantized_drift = drift(x_q, x_f) if ranks.is_first else None
+    made = _Made(block, quantized, before, Streams(x_f, x_q, streams.spare), solved.layers, {})
+    quantized_drift = tweaked = trained = made.drift(ranks)
     tweak: TweakReport | None = None
-    norms: dict[str, Tensor] = {}
+    training: BlockTraining | None = None
     if tweaks:
         note("tweak")
-        target = x_f
-        if plan.norm_tweak.target == "local":
-            target = run_stream(block, before, run, streams.room("target"), ranks)
-        tweak, norms = _tweak(quantized, before, target, run, plan, ranks)
-        if tweak.accepted:
-            run_stream(quantized, before, run, x_q, ranks)
-            tweaked = drift(x_q, x_f) if ranks.is_first else None
+        tweak = made.tweak(run, plan, ranks)
+        tweaked = trained = made.drift(ranks) if tweak.accepted else quantized_drift
+    if trains:
+        note("train")
+        training, accepted = made.train(run, plan, ranks)
+        trained = made.drift(ranks) if accepted else tweaked
     note("finish")
-    if tweaked is None:
+    if not ranks.is_first:
         return None
     report = BlockReport(
         block=plan.index,
@@ -138,9 +149,79 @@ def _quantized(
         mean_shift_tweaked=tweaked.mean_shift,
         experts=list(solved.experts.values()),
         routed_alike=solved.routed_alike,
+        training=training,
+        drift_trained=None if training is None else trained.relative_norm,
     )
-    behind = Streams(x_f, x_q, streams.spare)
-    return QuantizedBlock(solved.layers, norms, report, behind, quantized_drift, tweaked)
+    return QuantizedBlock(
+        made.layers, made.norms, report, made.behind, quantized_drift, tweaked, trained
+    )
+
+
+@dataclass
+class _Made:
+    """A block on its way: what it has become so far, and the streams behind it."""
+
+    block: nn.Module  # float
+    quantized: nn.Module
+    before: Tensor  # what the quantized model sees in front of it
+    behind: Streams
+    layers: dict[str, QuantizedWeight]
+    norms: dict[str, Tensor]
+
+    def drift(self, ranks: Ranks) -> Drift | None:
+        """Return the drift behind the block as it is; of several processes, the first does."""
+        return drift(self.behind.x_q, self.behind.x_f) if ranks.is_first else None
+
+    def tweak(self, run: RunBlock, plan: BlockPlan, ranks: Ranks) -> TweakReport:
+        """Train the norms on the statistics of the block's output."""
+        target = self.behind.x_f
+        if plan.norm_tweak.target == "local":
+            target = run_stream(self.block, self.before, run, self.behind.room("target"), ranks)
+        report, self.norms = _tweak(self.quantized, self.before, target, run, plan, ranks)
+        if report.accepted:
+            run_stream(self.quantized, self.before, run, self.behind.x_q, ranks)
+        return report
+
+    def train(
+        self, run: RunBlock, plan: BlockPlan, ranks: Ranks
+    ) -> tuple[BlockTraining | None, bool]:
+        """Train weights, scales and norms on the block's output, and say whether that was kept.
+
+        The first process does it, since its steps depend on each other; it has the report.
+        """
+        report = self._trained(run, plan) if ranks.is_first else None
+        accepted = bool(ranks.number(report is not None and report.accepted))
+        if accepted:
+            for parameter in self.quantized.parameters():
+                ranks.agree(parameter.data)
+            run_stream(self.quantized, self.before, run, self.behind.x_q, ranks)
+        return report, accepted
+
+    def _trained(self, run: RunBlock, plan: BlockPlan) -> BlockTraining:
+        config, dtype = plan.training.as_finetune(), plan.export_dtype
+        on_grids = put_on_grids(
+            copy.deepcopy(self.block).float(),
+            self.layers,
+            self.norms,
+            config,
+            plan.quantization.levels,
+            dtype,
+            plan.seed,
+        )
+
+        def in_float32(module: nn.Module, hidden: Tensor) -> Tensor:
+            return run(module, hidden.float())
+
+        report = train_on_grids(
+            on_grids, self.before, self.behind.x_f, in_float32, config, plan.seed, plan.index
+        )
+        if report.accepted:
+            trained = grid_linears(on_grids)
+            self.layers = {name: layer.quantized() for name, layer in trained.items()}
+            self.norms = {n: p.detach().float() for n, p in norm_parameters(on_grids).items()}
+            made = quantized_copy(self.block, self.layers, self.norms, dtype)
+            self.quantized.load_state_dict(made.state_dict())
+        return report
 
 
 def _tweak(

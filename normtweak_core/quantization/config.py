@@ -1,6 +1,6 @@
 """How the linear layers are quantized."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -50,6 +50,13 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
     )
     act_order: bool = Field(True, description="Take columns by decreasing diag(H); groups static.")
     mse_grid: bool = Field(True, description="Search each grid's clipping for least error.")
+    exponents: tuple[Annotated[float, Field(ge=1, le=16)], ...] = Field(
+        (2.0, 3.0, 4.0, 6.0),
+        min_length=1,
+        max_length=8,
+        description="Of the errors by which GPTQ's clipping is searched: each row keeps the one "
+        "that leaves its output closest, and each costs a pass over the columns.",
+    )
     sweeps: int = Field(
         4,
         ge=0,

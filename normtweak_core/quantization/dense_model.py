@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from normtweak_core.experts.stacked import ExpertLinear
+from normtweak_core.finetune.scales import ScaleLinear
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.structure import find_linears, set_linear_weight
 from normtweak_core.quantization.weight import QuantizedWeight
@@ -37,6 +39,28 @@ def dense_model(
         set_linear_weight(linears[name], weight.dequantize().to(device))
     set_norms(model, masters, export_dtype)
     return model
+
+
+def put_scales(
+    model: nn.Module,
+    layers: Mapping[str, QuantizedWeight],
+    export_dtype: torch.dtype,
+) -> None:
+    """Let the quantized linears of a model learn their scales; their codes stay.
+
+    Those of experts stay as they are: they are parts of stacked weights, and no modules.
+
+    Args:
+        model: As `dense_model` returns it; changed in place.
+        layers: Quantized linears by full module name.
+        export_dtype: What scales are rounded to.
+    """
+    linears = find_linears(model)
+    for name, weight in layers.items():
+        linear = linears[name]
+        if isinstance(linear, ExpertLinear):
+            continue
+        model.set_submodule(name, ScaleLinear(linear, weight, export_dtype))
 
 
 def set_norms(

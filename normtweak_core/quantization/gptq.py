@@ -4,6 +4,7 @@ Source: Frantar et al. 2022, Algorithm 1, https://arxiv.org/abs/2210.17323.
 Symbols follow the paper: W weight, H Hessian, U upper Cholesky factor of H^-1, E scaled error.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,6 @@ from normtweak_core.quantization.weight import QuantizedWeight
 
 # Columns updated together; changes speed only, never the result.
 BLOCK_SIZE = 128
-# Of the errors by which the ranges of grids are searched. The larger, the less is clipped: what
-# rounding does GPTQ can make up for where inputs are correlated, what clipping does it cannot.
-EXPONENTS = (2.0, 3.0, 4.0, 6.0)
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,13 @@ def gptq(
     *,
     act_order: bool,
     percdamp: float,
+    exponents: Sequence[float] = (ERROR_NORM,),
     sweeps: int = 0,
 ) -> SolvedWeight:
     """Return codes for which the layer's output, rather than its weight, stays close.
 
     Which share of a range to clip depends on how far GPTQ can make up for rounding, and that on
-    the layer. So each of ``EXPONENTS`` is tried, and each row keeps what leaves its output closest.
+    the layer. So each of ``exponents`` is tried, and each row keeps what leaves its output closest.
 
     Args:
         W: Weight; rows of several layers may be stacked when they read the same input. Not
@@ -80,6 +79,9 @@ def gptq(
             fitted before the loop (``static``); otherwise each group is fitted when the loop
             reaches it, on weights that carry all errors so far.
         percdamp: Damping of H, a fraction of its mean diagonal.
+        exponents: Of the errors by which ranges are searched, where the grid is. The larger, the
+            less is clipped: what rounding does GPTQ can make up for where inputs are correlated,
+            what clipping does it cannot.
         sweeps: Of coordinate descent over scales and codes afterwards, see `descend`.
 
     Raises:
@@ -99,7 +101,7 @@ def gptq(
     H = with_diagonal(H, factor.percdamp * H.diagonal().mean())
     importance = H.diagonal() / H.diagonal().mean()
     best, least = None, None
-    for exponent in EXPONENTS if spec.mse_grid else EXPONENTS[:1]:
+    for exponent in exponents if spec.mse_grid else exponents[:1]:
         found, error = _column_loop(W, factor.U, plan, spec, importance, exponent)
         best = found if best is None else best.or_better(found, error < least)
         least = error if least is None else torch.minimum(error, least)

@@ -1,9 +1,10 @@
 """What decides how one block is quantized."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.tweak.config import NormTweakConfig
 
@@ -17,3 +18,5 @@ class BlockPlan:
     quantization: QuantizationConfig
     norm_tweak: NormTweakConfig
     export_dtype: torch.dtype
+    training: BlockTrainingConfig = field(default_factory=BlockTrainingConfig)
+    seed: int = 0  # of the order in which a training reads its windows

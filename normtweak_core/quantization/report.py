@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from normtweak_core.finetune.report import BlockTraining
 from normtweak_core.tweak.report import TweakReport
 
 
@@ -49,8 +50,16 @@ class BlockReport(BaseModel, frozen=True):
     mean_shift_tweaked: float
     # Of a mixture, where statistics were needed. Left out where there are none.
     experts: list[ExpertReport] = Field(default=[], exclude_if=lambda experts: not experts)
+    # Where the block was trained.
+    training: BlockTraining | None = Field(default=None, exclude_if=lambda one: one is None)
+    drift_trained: float | None = Field(default=None, exclude_if=lambda one: one is None)
     # Share of their (token, expert) pairs that the float router makes too.
     routed_alike: float | None = Field(default=None, exclude_if=lambda share: share is None)
+
+    @property
+    def drift_behind(self) -> float:
+        """Drift behind the block as it is passed on."""
+        return self.drift_tweaked if self.drift_trained is None else self.drift_trained
 
     def problems(self) -> list[str]:
         """Return what a person must act on, one sentence each."""
@@ -76,11 +85,15 @@ class BlockReport(BaseModel, frozen=True):
             source = next(one.statistics for one in self.experts if one.few)
             what = "rounded to nearest" if source == "none" else f"statistics of {source}"
             found = [f"block {self.block}: experts with few tokens, {what}: {', '.join(few)}"]
-        if self.tweak is None or self.tweak.outcome != "rolled back":
-            return found
-        return [
-            *found,
-            f"block {self.block}: norm tweak rolled back (held-out loss "
-            f"{self.tweak.held_out_before:.4g} -> {self.tweak.held_out_after:.4g}, distance "
-            f"{self.tweak.distance_before:.4g} -> {self.tweak.distance_after:.4g})",
-        ]
+        if self.tweak is not None and self.tweak.outcome == "rolled back":
+            found.append(
+                f"block {self.block}: norm tweak rolled back (held-out loss "
+                f"{self.tweak.held_out_before:.4g} -> {self.tweak.held_out_after:.4g}, distance "
+                f"{self.tweak.distance_before:.4g} -> {self.tweak.distance_after:.4g})"
+            )
+        if self.training is not None and not self.training.accepted:
+            found.append(
+                f"block {self.block}: training undone, which came no nearer to the float output "
+                f"(held-out distance {self.training.distance_before:.4g})"
+            )
+        return found

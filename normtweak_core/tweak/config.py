@@ -30,8 +30,12 @@ class NormTweakConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class FinalTuneConfig(BaseModel, frozen=True, extra="forbid"):
-    """End-to-end norm tuning of the finished quantized model."""
+    """End-to-end tuning of the norms, and scales, of the finished quantized model."""
 
     enabled: bool = Field(True, description="Tune all norms against the float model's logits.")
     steps: int = Field(200, ge=1, description="Optimizer steps.")
-    lr: float = Field(1.0e-3, gt=0, description="Learning rate.")
+    lr: float = Field(1.0e-3, gt=0, description="Learning rate of norms.")
+    scales: bool = Field(True, description="Tune the scales of quantized linears with them.")
+    scale_lr: float = Field(
+        3.0e-3, gt=0, description="Learning rate of scales, as a share of them."
+    )

@@ -1,5 +1,7 @@
 """Final tune: train all norms of the finished quantized model against the float model's logits.
 
+Where asked for, the scales of its linears as well; their codes stay.
+
 Source: the "post" stage of SandwichQuant: AdamW without weight
 decay, batch 1, gradient clipping at 1.0, everything but the norms frozen. Where we differ: only
 the divergence from the float logits is minimized (no cross-entropy term: the text may be
@@ -8,7 +10,7 @@ float model is walked once before: only the quantized model is in memory.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.evaluate.predictions import Walked, walked
+from normtweak_core.finetune.scales import ScaleLinear
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.quantization.streams import num_training_windows
 from normtweak_core.randomness import generator
@@ -65,17 +68,18 @@ def final_tune(
     export_dtype: torch.dtype,
     seed: int,
     progress: Progress = lambda step, steps, loss: None,
-) -> tuple[FinalTuneReport, dict[str, Float[Tensor, " hidden"]]]:
-    """Return the report and, if accepted, float32 values of every norm parameter.
+) -> tuple[FinalTuneReport, dict[str, Tensor]]:
+    """Return the report and, if accepted, float32 values of everything that was trained.
 
-    Of a model whose norms have no weights nothing is trained, and the report says so.
+    Trained are norms and, of linears that `put_scales` has made, factors of scales. Of a model that
+    has neither nothing is trained, and the report says so.
 
     Args:
-        quantized: Causal LM whose linears hold dequantized weights and whose norms are rounded to
-            the export dtype. Its norms are changed during the call and restored at the end.
+        quantized: Causal LM whose linears hold quantized weights and whose norms are rounded to
+            the export dtype. What is trained is changed during the call and restored at the end.
         expected: What `walked_targets` has returned for the same windows.
         windows: Calibration windows without padding.
-        config: Steps and learning rate.
+        config: Steps and learning rates.
         masters: Float32 masters of norms that were tweaked before; others start at their value.
         export_dtype: The held-out divergence is measured with gains rounded to it.
         seed: Seed of the order in which windows are drawn.
@@ -84,7 +88,8 @@ def final_tune(
     Raises:
         NonFiniteError: The loss became NaN or infinite.
     """
-    parameters = norm_parameters(quantized)
+    norms, factors = norm_parameters(quantized), scale_factors(quantized)
+    parameters = norms | factors
     original = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     start = {
         name: _float32(masters.get(name, parameter.detach()), parameter).requires_grad_(True)
@@ -99,12 +104,47 @@ def final_tune(
     trained = _train(quantized, expected, windows, config, start, seed, progress)
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(trained[name].to(export_dtype))
+            # Scales are rounded where they are multiplied with their factors.
+            parameter.copy_(trained[name].to(export_dtype) if name in norms else trained[name])
         after = _held_out_divergence(quantized, expected, windows)
         for name, parameter in parameters.items():
             parameter.copy_(original[name])
     report = FinalTuneReport(held_out_before=before, held_out_after=after, accepted=after < before)
     return report, trained if report.accepted else {}
+
+
+def scale_factors(quantized: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the factors of all scales that are trained, by full name."""
+    return {
+        f"{name}.factors": layer.factors
+        for name, layer in quantized.named_modules()
+        if isinstance(layer, ScaleLinear)
+    }
+
+
+@torch.no_grad()
+def put_tuned(
+    quantized: nn.Module, trained: Mapping[str, Tensor], export_dtype: torch.dtype
+) -> tuple[dict[str, Float[Tensor, " hidden"]], dict[str, Float[Tensor, "out groups"]]]:
+    """Give a model what `final_tune` has kept; its linears are plain ones again.
+
+    Returns:
+        The float32 masters of the norms, and the new scales by their linear; nothing where nothing
+        was kept.
+    """
+    factors = scale_factors(quantized)
+    norms = {name: value for name, value in trained.items() if name not in factors}
+    for name, master in norms.items():
+        quantized.get_parameter(name).copy_(master.to(export_dtype))
+    scales = {}
+    for name, parameter in factors.items():
+        linear = name.rpartition(".")[0]
+        learning = quantized.get_submodule(linear)
+        if name in trained:
+            parameter.copy_(trained[name])
+            scales[linear] = learning.scales()
+        quantized.set_submodule(linear, learning.dense())
+    return norms, scales
 
 
 def _float32(value: Tensor, like: Tensor) -> Tensor:
@@ -122,13 +162,18 @@ def _train(
     progress: Progress,
 ) -> dict[str, Tensor]:
     tuned = WithMasters(quantized, masters)
-    optimizer = torch.optim.AdamW(masters.values(), lr=config.lr, weight_decay=0.0)
+    of_scales = scale_factors(quantized)
+    groups = [
+        {"params": [one], "peak": config.scale_lr if name in of_scales else config.lr}
+        for name, one in masters.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
     draws = generator(seed, "final-tune")
     order: list[int] = []
     device = next(quantized.parameters()).device
     for step in range(config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+            group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         order = order or torch.randperm(windows.num_training, generator=draws).tolist()
         chosen = order.pop()
         ids, target = windows.input_ids[chosen][None].to(device), expected.logits(chosen)

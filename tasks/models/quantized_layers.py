@@ -1,14 +1,17 @@
 """The finished blocks of a run, read lazily under the names that layers have in the whole model."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+
+from safetensors.torch import load_file
 
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.storage import load_block
 from normtweak_core.quantization.weight import QuantizedWeight
 from tasks.engine.environment import state_root
-from tasks.results import BlockResult
+from tasks.results import BlockResult, FinalTuneResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +20,16 @@ if TYPE_CHECKING:
 class QuantizedLayers(Mapping[str, QuantizedWeight]):
     """Every quantized linear by its full name; one block is in memory at a time."""
 
-    def __init__(self, prefix: str, blocks: list[BlockResult], config: QuantizationConfig):
-        """Read ``blocks``, whose list is called ``prefix`` in the model."""
+    def __init__(
+        self,
+        prefix: str,
+        blocks: list[BlockResult],
+        config: QuantizationConfig,
+        tuned: FinalTuneResult | None = None,
+    ):
+        """Read ``blocks``, whose list is called ``prefix`` in the model, and what was tuned."""
+        scales = tuned.scales if tuned is not None else None
+        self._scales = load_file(state_root() / scales.path) if scales is not None else {}
         self._load = functools.lru_cache(maxsize=1)(
             lambda index: load_block(state_root() / blocks[index].weights.path, config)
         )
@@ -31,7 +42,8 @@ class QuantizedLayers(Mapping[str, QuantizedWeight]):
 
     def __getitem__(self, name: str) -> QuantizedWeight:
         index, layer = self._names[name]
-        return self._load(index)[0][layer]
+        weight = self._load(index)[0][layer]
+        return dataclasses.replace(weight, scales=self._scales.get(name, weight.scales))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -15,6 +15,7 @@ from normtweak_core.calibration.storage import load_calibration_set
 from normtweak_core.distributed.group import Group
 from normtweak_core.distributed.ranks import Ranks
 from normtweak_core.distributed.shared_memory import shared_tensors
+from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.quantization.block import help_with
 from normtweak_core.quantization.config import QuantizationConfig
@@ -38,12 +39,22 @@ class BlockWork(BaseModel, frozen=True):
     windows: Path
     quantization: QuantizationConfig
     norm_tweak: NormTweakConfig
+    training: BlockTrainingConfig
+    seed: int
     export_dtype: str
 
     def plan(self, index: int, num_blocks: int) -> BlockPlan:
         """Return everything one block's result depends on besides weights and streams."""
         dtype = getattr(torch, self.export_dtype)
-        return BlockPlan(index, num_blocks, self.quantization, self.norm_tweak, dtype)
+        return BlockPlan(
+            index,
+            num_blocks,
+            self.quantization,
+            self.norm_tweak,
+            dtype,
+            self.training,
+            self.seed,
+        )
 
     def device_of(self, rank: int) -> str:
         """Return what a process computes on."""

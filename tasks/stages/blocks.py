@@ -1,4 +1,4 @@
-"""The stage of one block: GPTQ with error propagation, then the norm tweak."""
+"""The stage of one block: GPTQ with error propagation, the norm tweak, and its training."""
 
 import contextlib
 import time
@@ -19,13 +19,13 @@ from tasks.models.job import Job
 from tasks.models.work import Work
 from tasks.results import BlockResult, FinalTuneResult
 from tasks.stages.chain import BlockChain, ChainSettings
-from tasks.tables.drift import QUANTIZED, TUNED, TWEAKED, Stage
+from tasks.tables.drift import QUANTIZED, TRAINED, TUNED, TWEAKED, Stage
 
 quantization = lazy("normtweak_core.quantization.block")
 storage = lazy("normtweak_core.quantization.storage")
 
 # Of a block when a part of it begins; roughly, for the bar on the page.
-SHARE_DONE = {"begin": 0.0, "solve": 0.1, "tweak": 0.6, "finish": 0.9, "done": 1.0}
+SHARE_DONE = {"begin": 0.0, "solve": 0.1, "tweak": 0.6, "train": 0.7, "finish": 0.9, "done": 1.0}
 
 
 def fields_read(config: QuantizationConfig, job: Job) -> dict[str, Any]:
@@ -37,7 +37,10 @@ def fields_read(config: QuantizationConfig, job: Job) -> dict[str, Any]:
     """
     fields = config.model_dump(mode="json")
     if config.method == "rtn":
-        del fields["act_order"], fields["percdamp"], fields["sweeps"]
+        for unread in ("act_order", "percdamp", "exponents", "sweeps"):
+            del fields[unread]
+    elif not config.mse_grid:
+        del fields["exponents"]
     if config.propagation.alpha == 0:
         del fields["propagation"]["ridge"]
     if not job.mixes_experts or (config.method == "rtn" and config.propagation.alpha == 0):
@@ -53,7 +56,10 @@ def all_blocks(work: Work) -> Sequence[int]:
 def settings_of(work: Work, found: Found) -> ChainSettings:
     """Return what the blocks of a recipe have in common."""
     return ChainSettings(
-        work.recipe.quantization, work.recipe.norm_tweak, found["float type"].dtype
+        work.recipe.quantization,
+        work.recipe.norm_tweak,
+        work.recipe.block_training,
+        found["float type"].dtype,
     )
 
 
@@ -71,7 +77,7 @@ def _read_by(settings: ChainSettings, work: Work, index: int) -> dict[str, Any]:
         "outside": job.outside_blocks_sha256,
         "quantization": fields_read(settings.quantization, job),
         "norm_tweak": tweak if tweak.enabled else None,
-    }
+    } | ({"training": settings.training, "seed": job.seed} if settings.training.enabled else {})
 
 
 @contextlib.contextmanager
@@ -131,6 +137,8 @@ def block(key: str, part: int, label: str, before: list[BlockResult], shared: An
 
     def write_drift(path: Path) -> None:
         drift = {QUANTIZED: [done.drift_quantized], TWEAKED: [done.drift_tweaked]}
+        if done.report.training is not None:
+            drift[TRAINED] = [done.drift_trained]
         storage.save_drift(path, drift)
 
     x_f, x_q = storage.stream_hashes(done.streams)
@@ -164,6 +172,7 @@ def measured_stages(
     baseline: list[BlockResult],
     tuned: FinalTuneResult | None,
     tweaked: bool,
+    trained: bool,
 ) -> dict[Stage, ChannelDrift]:
     """Return the drift of a run at each stage it had, from what its stages have stored.
 
@@ -172,6 +181,7 @@ def measured_stages(
         baseline: The same blocks rounded to nearest.
         tuned: The final tune; None: it was off.
         tweaked: Whether the norm tweak was on.
+        trained: Whether the blocks were trained.
     """
 
     def chain(results: list[BlockResult], stage: str) -> ChannelDrift:
@@ -183,6 +193,8 @@ def measured_stages(
     }
     if tweaked:
         stages["norm tweak"] = chain(blocks, TWEAKED)
+    if trained:
+        stages["block training"] = chain(blocks, TRAINED)
     if tuned is not None:
         stages["final tune"] = ChannelDrift.read([state_root() / tuned.drift.path], TUNED)
     return stages

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from normtweak_core.errors import ForeseenError
+from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.lazy import lazy
 from normtweak_core.quantization.config import PropagationConfig, QuantizationConfig
 from normtweak_core.tweak.config import NormTweakConfig
@@ -47,12 +48,14 @@ class ChainSettings:
 
     quantization: QuantizationConfig
     norm_tweak: NormTweakConfig
+    training: BlockTrainingConfig
     export_dtype: str
 
     def rounded(self) -> "ChainSettings":
         """Return the same chain rounded to nearest, without any training."""
         config = QuantizationConfig.model_validate(self.quantization.model_dump() | BASELINE)
-        return ChainSettings(config, NormTweakConfig(enabled=False), self.export_dtype)
+        off = NormTweakConfig(enabled=False), BlockTrainingConfig(enabled=False)
+        return ChainSettings(config, *off, self.export_dtype)
 
 
 class StreamError(ForeseenError):
@@ -172,6 +175,8 @@ class BlockChain(Chain):
             windows=state_root() / self.windows.windows.path,
             quantization=settings.quantization,
             norm_tweak=settings.norm_tweak,
+            training=settings.training,
+            seed=self.job.seed,
             export_dtype=settings.export_dtype,
         )
         return shared_blocks.SharedBlocks(work, self._size)
@@ -189,6 +194,8 @@ class BlockChain(Chain):
             self.settings.quantization,
             self.settings.norm_tweak,
             self.export_dtype,
+            self.settings.training,
+            self.job.seed,
         )
 
     def keep(self, index: int, streams: "Streams") -> None:

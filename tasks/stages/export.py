@@ -88,7 +88,7 @@ def export_blocks(
     job, settings = work.job, settings_of(work, {"float type": float_type})
     dtype, config = torch_dtype(settings.export_dtype), settings.quantization
     prefix = structure.find_blocks(skeleton.build_skeleton(job.folder, dtype)).prefix
-    quantized = layers.QuantizedLayers(prefix, block, config)
+    quantized = layers.QuantizedLayers(prefix, block, config, final_tune)
     replaced = quantized.norms()
     if final_tune is not None:
         replaced |= safetensors.load_file(state_root() / final_tune.norms.path)

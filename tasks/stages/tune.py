@@ -1,12 +1,12 @@
-"""The final stage: tune all norms of the quantized model end to end."""
+"""The final stage: tune norms, and scales, of the quantized model end to end."""
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normtweak_core.lazy import lazy
 from tasks.engine import events
-from tasks.engine.artifacts import publish, publish_json
+from tasks.engine.artifacts import ArtifactRef, publish, publish_json
 from tasks.engine.stage import Found, stage
 from tasks.models.job import torch_dtype
 from tasks.models.work import Work
@@ -14,6 +14,9 @@ from tasks.results import BlockResult, CalibrationResult, FinalTuneResult, Float
 from tasks.stages.blocks import fields_read
 from tasks.stages.calibrate import data_windows
 from tasks.tables.drift import TUNED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 dense = lazy("normtweak_core.quantization.dense_model")
 drifts = lazy("normtweak_core.quantization.model_drift")
@@ -26,8 +29,10 @@ structure = lazy("normtweak_core.model.structure")
 
 
 def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
+    config = work.recipe.final_tune
+    unread = set() if config.scales else {"scale_lr"}
     return {
-        "final_tune": work.recipe.final_tune,
+        "final_tune": config.model_dump(exclude=unread),
         "seed": work.job.seed,
         "model": work.job.fingerprint.sha256,
         "quantization": fields_read(work.recipe.quantization, work.job),
@@ -63,8 +68,10 @@ def final_tune(
     finished = layers.QuantizedLayers(prefix, block, config)
     masters = finished.norms()
     quantized = dense.dense_model(job.folder, finished, masters, dtype, export_dtype, job.device)
+    if work.recipe.final_tune.scales:
+        dense.put_scales(quantized, finished, export_dtype)
     with work.progress.stage("final tune", "steps") as advance:
-        report, norms = final.final_tune(
+        report, trained = final.final_tune(
             quantized,
             expected,
             windows,
@@ -74,19 +81,24 @@ def final_tune(
             job.seed,
             lambda step, steps, loss: advance(step, steps),
         )
-    dense.set_norms(quantized, masters | norms, export_dtype)
+    norms, scales = final.put_tuned(quantized, trained, export_dtype)
     held = streaming.HeldModel(quantized)
     drift = drifts.model_drift(held, float_model, windows.input_ids)
-    tensors = {name: value.cpu().contiguous() for name, value in sorted(norms.items())}
 
-    def write_norms(path: Path) -> None:
-        safetensors.save_file(tensors, path, metadata={"format": "pt"})
+    def written(tensors: "dict[str, Tensor]", what: str) -> ArtifactRef:
+        ordered = {name: value.cpu().contiguous() for name, value in sorted(tensors.items())}
+
+        def write(path: Path) -> None:
+            safetensors.save_file(ordered, path, metadata={"format": "pt"})
+
+        return publish(what, key, write, "safetensors")
 
     def write_drift(path: Path) -> None:
         storage.save_drift(path, {TUNED: drift})
 
     return FinalTuneResult(
-        norms=publish("final-tune", key, write_norms, "safetensors"),
+        norms=written(norms, "final-tune"),
+        scales=written(scales, "final-tune-scales") if work.recipe.final_tune.scales else None,
         report=publish_json("final-tune", key, report.model_dump(mode="json")),
         drift=publish("final-tune", key, write_drift, "safetensors"),
         seconds=time.monotonic() - began,

@@ -45,6 +45,10 @@ class BlockTable(Schema):
     )
     drift_tweaked: Series[float] = pa.Field(**_FINITE, description="The same after the norm tweak.")
     tweak: Series[str] = pa.Field(isin=OUTCOMES, description="The norm tweak.")
+    drift_trained: Series[float] = pa.Field(
+        **_FINITE, nullable=True, description="The same after the block's training; none without."
+    )
+    training: Series[str] = pa.Field(isin=OUTCOMES, description="The block's training.")
 
     class Config(Schema.Config):
         """What no two rows share."""
@@ -70,6 +74,8 @@ def block_frame(blocks: list[BlockReport], baseline: list[BlockReport]) -> pd.Da
             "drift_quantized": block.drift_quantized,
             "drift_tweaked": block.drift_tweaked,
             "tweak": tweak_outcome(block),
+            "drift_trained": math.nan if block.drift_trained is None else block.drift_trained,
+            "training": training_outcome(block),
         }
         for block, rounded in zip(blocks, baseline, strict=True)
         for layer in block.layers
@@ -80,3 +86,8 @@ def block_frame(blocks: list[BlockReport], baseline: list[BlockReport]) -> pd.Da
 def tweak_outcome(block: BlockReport) -> str:
     """Return what became of a block's norm tweak."""
     return OFF if block.tweak is None else block.tweak.outcome
+
+
+def training_outcome(block: BlockReport) -> str:
+    """Return what became of a block's training."""
+    return OFF if block.training is None else block.training.outcome

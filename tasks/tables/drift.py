@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,10 @@ from pandera.typing.pandas import Series
 from normtweak_core.evaluate.channel_drift import ChannelDrift
 from tasks.tables.frame import Schema, Table
 
-Stage = Literal["round to nearest", "quantized", "norm tweak", "final tune"]
-STAGES: tuple[Stage, ...] = ("round to nearest", "quantized", "norm tweak", "final tune")
+Stage = Literal["round to nearest", "quantized", "norm tweak", "block training", "final tune"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 # The stages whose drift a block or the final tune measures, as its file names them.
-QUANTIZED, TWEAKED, TUNED = "quantized", "tweaked", "tuned"
+QUANTIZED, TWEAKED, TRAINED, TUNED = "quantized", "tweaked", "trained", "tuned"
 
 _FINITE = {"gt": -np.inf, "lt": np.inf}
 _VARIANCE = {"ge": 0, "lt": np.inf}

@@ -5,33 +5,48 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from normtweak_core.model.loading import load_causal_lm
+from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.model.streaming import StreamedModel
-from normtweak_core.model.structure import find_linears, set_linear_weight
 from normtweak_core.quantization.block import quantize_block
 from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.dense_model import dense_model, put_scales
 from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.report import BlockReport
 from normtweak_core.quantization.walk import BlockWalk
-from normtweak_core.tweak.config import NormTweakConfig
+from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
+from normtweak_core.tweak.final import TuningWindows, final_tune, put_tuned, walked_targets
+
+OFF = FinalTuneConfig(enabled=False)
+UNTRAINED = BlockTrainingConfig(enabled=False)
 
 
 def quantized_model(
-    folder: Path, windows: torch.Tensor, quantization: QuantizationConfig, tweak: NormTweakConfig
+    folder: Path,
+    windows: torch.Tensor,
+    quantization: QuantizationConfig,
+    tweak: NormTweakConfig,
+    training: BlockTrainingConfig = UNTRAINED,
+    tune: FinalTuneConfig = OFF,
+    seed: int = 0,
 ) -> tuple[PreTrainedModel, list[BlockReport]]:
     """Return the model of a folder as its export would be in float16, and what its blocks tell."""
     streamed = StreamedModel(folder, torch.float32, "cpu")
-    walk, model = BlockWalk(streamed, windows), load_causal_lm(folder, torch.float32, "cpu")
-    streams, reports = walk.start(), []
-    for index in range(walk.num_blocks):
-        plan = BlockPlan(index, walk.num_blocks, quantization, tweak, torch.float16)
+    walk, count = BlockWalk(streamed, windows), streamed.num_blocks
+    streams, reports, layers, norms = walk.start(), [], {}, {}
+    for index in range(count):
+        plan = BlockPlan(index, count, quantization, tweak, torch.float16, training, seed)
         done = quantize_block(walk.load(index), streams, walk.runner(index), plan)
-        streams = done.streams
-        block = model.get_submodule(streamed.block_prefix(index))
-        linears = find_linears(block)
-        for name, weight in done.layers.items():
-            set_linear_weight(linears[name], weight.dequantize())
-        for name, master in done.norms.items():
-            block.get_parameter(name).data = master.half().float()
+        streams, prefix = done.streams, streamed.block_prefix(index)
+        layers |= {f"{prefix}.{name}": weight for name, weight in done.layers.items()}
+        norms |= {f"{prefix}.{name}": master for name, master in done.norms.items()}
         reports.append(done.report)
+    model = dense_model(folder, layers, norms, torch.float32, torch.float16, "cpu")
+    if tune.enabled:
+        windows_of_tune = TuningWindows.of(windows)
+        expected = walked_targets(streamed, windows_of_tune)
+        if tune.scales:
+            put_scales(model, layers, torch.float16)
+        args = (expected, windows_of_tune, tune, norms, torch.float16, seed)
+        _, trained = final_tune(model, *args)
+        put_tuned(model, trained, torch.float16)
     return model, reports

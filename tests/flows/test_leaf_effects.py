@@ -30,6 +30,7 @@ CHANGES_A_RESULT = {
         *test_recipe_keys.OTHER,
         *test_recipe_keys.GENERATED,
         *test_recipe_keys.SYMMETRIC,
+        *test_recipe_keys.TRAINING,
         *test_recipe_keys.TASK_KEYS,
     },
     TernaryRecipe: {*test_ternary_keys.OTHER, *test_ternary_keys.BESIDE},

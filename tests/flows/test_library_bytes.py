@@ -20,6 +20,7 @@ TEXTS = [
 ]
 SETTINGS = {"bits": 3, "group_size": 32, "symmetric": True}
 TUNE = {"steps": 2}
+TRAINING = {"enabled": True, "steps": 4, "batch": 2, "lr": 0.02}
 WINDOWS = {"samples": 16, "length": 32}
 
 
@@ -32,7 +33,14 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def of_texts(model):
     return quantize(
-        model, **SETTINGS, **WINDOWS, calibration=TEXTS, final_tune=TUNE, seed=3, progress=False
+        model,
+        **SETTINGS,
+        **WINDOWS,
+        calibration=TEXTS,
+        block_training=TRAINING,
+        final_tune=TUNE,
+        seed=3,
+        progress=False,
     )
 
 
@@ -47,6 +55,7 @@ def test_the_library_writes_the_bytes_of_the_flow(engine, model, of_texts, tmp_p
         "model": {"source": str(model)},
         "calibration": {"source": "text", "path": str(text), **WINDOWS},
         "quantization": SETTINGS,
+        "block_training": TRAINING,
         "final_tune": TUNE,
         "evaluation": {"perplexity": {"path": str(text)}},
     }
@@ -59,7 +68,15 @@ def test_the_library_writes_the_bytes_of_the_flow(engine, model, of_texts, tmp_p
     for same in ("export", "tensors", "files", "probe", "blocks", "final_tune"):
         assert told[same] == recorded[same]
     file = CalibrationConfig(source="text", path=str(text), **WINDOWS)
-    again = quantize(model, **SETTINGS, calibration=file, final_tune=TUNE, seed=3, progress=False)
+    again = quantize(
+        model,
+        **SETTINGS,
+        calibration=file,
+        block_training=TRAINING,
+        final_tune=TUNE,
+        seed=3,
+        progress=False,
+    )
     assert again.report.export_sha256 == of_texts.report.export_sha256
 
 
@@ -67,7 +84,13 @@ def test_token_ids_are_taken_as_they_are(model, of_texts):
     tokenizer = load_tokenizer(model)
     ids = set_of_texts(TEXTS, 16, tokenizer, 32, seed=3).input_ids
     result = quantize(
-        model, **SETTINGS, calibration=ids.int(), final_tune=TUNE, seed=3, progress=False
+        model,
+        **SETTINGS,
+        calibration=ids.int(),
+        block_training=TRAINING,
+        final_tune=TUNE,
+        seed=3,
+        progress=False,
     )
     assert result.report.calibration.source == "tokens"
     assert result.report.export_sha256 == of_texts.report.export_sha256

@@ -38,6 +38,7 @@ OTHER = {
     "quantization.symmetric": True,
     "quantization.act_order": False,
     "quantization.mse_grid": False,
+    "quantization.exponents": [2.0],
     "quantization.sweeps": 1,
     "quantization.percdamp": 0.02,
     "quantization.propagation.alpha": 0.5,
@@ -53,6 +54,10 @@ OTHER = {
     "final_tune.enabled": False,
     "final_tune.steps": 201,
     "final_tune.lr": 2e-3,
+    "final_tune.scales": False,
+    "final_tune.scale_lr": 1e-2,
+    "effort": "fast",
+    "block_training.enabled": True,
     "evaluation.perplexity.path": "{0}/calibration.txt",
     "evaluation.perplexity.length": 17,
     "evaluation.perplexity.max_tokens": 64,
@@ -63,6 +68,14 @@ OTHER = {
 GENERATED = {"calibration.languages": ["latin"]}
 # Read only with a symmetric grid of 2 bits.
 SYMMETRIC = {"quantization.levels": "ternary"}
+# Read only where blocks are trained.
+TRAINING = {
+    "block_training.steps": 5,
+    "block_training.batch": 3,
+    "block_training.lr": 0.3,
+    "block_training.scale_lr": 1e-2,
+    "block_training.clip": 1e-3,
+}
 # Read only of a mixture of experts.
 EXPERTS = {"quantization.experts.min_tokens": 2.0, "quantization.experts.few_tokens": "none"}
 # What decides the registry or how a run ends: `test_leaf_effects`.
@@ -81,6 +94,7 @@ def test_every_key_of_the_recipe_is_accounted_for():
         *OTHER,
         *GENERATED,
         *SYMMETRIC,
+        *TRAINING,
         *EXPERTS,
         *TASK_KEYS,
         *NO_STAGE,
@@ -121,6 +135,18 @@ def test_the_levels_of_a_symmetric_grid_change_a_stage(project):
         assert other["block 0"] != plain["block 0"]
 
 
+@pytest.mark.parametrize("key", TRAINING)
+def test_a_key_of_the_block_training_is_read_where_blocks_are_trained(key, project):
+    for trained in (True, False):
+        plain, other = (
+            quantize_keys(Recipe.parse(with_values(project, changes, change)))
+            for changes in [{"block_training.enabled": trained}]
+            for change in ({}, {key: TRAINING[key]})
+        )
+        assert (plain["block 0"] != other["block 0"]) is trained
+        assert (plain != other) is trained
+
+
 @pytest.mark.parametrize("key", EXPERTS)
 @pytest.mark.parametrize("mixture", [True, False])
 def test_few_tokens_matter_where_a_mixture_needs_statistics(key, mixture, project):
@@ -138,7 +164,8 @@ def test_few_tokens_matter_where_a_mixture_needs_statistics(key, mixture, projec
 
 
 # What rounding to nearest does not read, and what no method reads of a correction switched off.
-UNREAD_BY_RTN = ["quantization.percdamp", "quantization.act_order", "quantization.sweeps"]
+UNREAD_BY_RTN = ["quantization.percdamp", "quantization.act_order"]
+UNREAD_BY_RTN += ["quantization.exponents", "quantization.sweeps"]
 UNREAD_WITHOUT_PROPAGATION = ["quantization.propagation.ridge"]
 RTN = {"quantization.method": "rtn", "quantization.propagation.alpha": 0}
 

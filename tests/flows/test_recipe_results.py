@@ -154,6 +154,14 @@ def test_a_leaf_of_a_quantization_changes_a_result(key, project, stored):
     assert seen(key, test_recipe_keys.OTHER[key], {}, values, project, quantization, stored)
 
 
+@pytest.mark.parametrize("key", test_recipe_keys.TRAINING)
+def test_a_leaf_of_the_block_training_changes_a_result(key, project, stored):
+    values = with_values(project, recipe_values(project), QUANTIZED)
+    beside = {"block_training.enabled": True, "block_training.steps": 3, "block_training.lr": 5e-2}
+    value = test_recipe_keys.TRAINING[key]
+    assert seen(key, value, beside, values, project, quantization, stored) == "block 0"
+
+
 def test_the_levels_of_a_symmetric_grid_change_a_result(project, stored):
     values = with_values(project, recipe_values(project), QUANTIZED)
     beside = {"quantization.symmetric": True, "quantization.bits": 2}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.reports.blocks.rows import block_rows
 from flows.reports.publish import artifact_key, publish, write
-from flows.reports.quantize import block_rows
 from flows.reports.run import run_tiles
 from normtweak_core.evaluate.scores import Comparison, FloatResult
 from tasks.tables.blocks import BLOCKS

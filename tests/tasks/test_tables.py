@@ -325,7 +325,7 @@ def test_a_row_of_drift_is_a_channel_behind_a_block_at_a_stage():
     assert row["variance_float"] == tweaked.variance_float[2, 4]
     assert (row["mean"], row["variance"]) == (tweaked.mean[2, 4], tweaked.variance[2, 4])
     assert row["square_error"] == tweaked.square_error[2, 4]
-    assert len(drift()) == 4 * 3 * 5
+    assert len(drift()) == 5 * 3 * 5
 
 
 def test_a_table_of_drift_gives_its_stages_again_in_whichever_order_its_rows_stand():

@@ -283,6 +283,7 @@ def solved_weight(
         spec,
         act_order=settings.act_order,
         percdamp=settings.percdamp,
+        exponents=settings.exponents,
         sweeps=settings.sweeps,
     )
 

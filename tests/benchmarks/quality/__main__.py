@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from normtweak_core.calibration.sets import build_calibration_set
 from normtweak_core.evaluate.divergence import compare
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.quantization.config import QuantizationConfig
-from normtweak_core.tweak.config import NormTweakConfig
 from tests.benchmarks.chain import quantized_model
 from tests.benchmarks.quality.models import study_models
 from tests.benchmarks.quality.settings import PARTS, Setting
@@ -34,7 +34,6 @@ from tests.benchmarks.results import DEFAULT_OUT, machine, table
 
 SAMPLES, LENGTH = 32, 256
 JUDGE_SEED, SEEDS = 1000, (0, 1, 2)
-OFF = NormTweakConfig(enabled=False)
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,21 @@ class Subject:
             self._windows[seed] = made.input_ids
         return self._windows[seed]
 
-    def divergence(self, seed: int, quantization: QuantizationConfig) -> dict[str, float]:
-        """Return what a setting leaves of the model, in nats per token, and its perplexity."""
-        model, _ = quantized_model(self.folder, self.windows(seed), quantization, OFF)
+    def divergence(
+        self, seed: int, quantization: QuantizationConfig, setting: Setting
+    ) -> dict[str, float]:
+        """Return what a setting leaves of the model, in nats per token, and its CPU seconds."""
+        windows, began = self.windows(seed), time.process_time()
+        with setting.applied():
+            after = setting.afterwards()
+            model, _ = quantized_model(self.folder, windows, quantization, *after, seed)
+        seconds = time.process_time() - began
         found = compare(model, self.model, self.windows(JUDGE_SEED))
-        return {"kl": found.kl.mean, "nll_difference": found.nll_difference.mean}
+        return {
+            "kl": found.kl.mean,
+            "nll_difference": found.nll_difference.mean,
+            "seconds": seconds,
+        }
 
 
 def cases(part: str, models: list[str], seeds: tuple[int, ...]) -> Iterator[Case]:
@@ -128,8 +137,7 @@ class Kept:
         if any(key.items() <= run.items() for run in self.runs):
             return
         quantization = QuantizationConfig.model_validate(case.quantization() | setting.keys)
-        with setting.applied():
-            found = subject.divergence(case.seed, quantization)
+        found = subject.divergence(case.seed, quantization, setting)
         self.runs.append(key | found)
         with self.path.open("a") as file:
             file.write(json.dumps(self.runs[-1]) + "\n")

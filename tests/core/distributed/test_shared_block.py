@@ -1,9 +1,12 @@
 """A block that several ranks share comes out as that of one, bit for bit, whatever the settings."""
 
+import threading
+
 import pytest
 import torch
 
 from normtweak_core.distributed.ranks import ALONE
+from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.quantization.block import help_with, quantize_block
 from normtweak_core.quantization.config import QuantizationConfig
@@ -28,10 +31,11 @@ CASES = {
     "gpt2, whose weights lie the other way round": ("gpt2", {}, TWEAK),
     "mixture": ("mixtral", {}, TWEAK),
     "mixture, rtn": ("mixtral", RTN, OFF),
+    "trained": ("llama", {}, OFF),
 }
 
 # Three share no whole branches of the tree; a mixture takes long.
-SIZES = {"llama": (2, 3, 4), "mixture": (3,), "mixture, rtn": (3,), "rtn": (3,)}
+SIZES = {"llama": (2, 3, 4), "mixture": (3,), "mixture, rtn": (3,), "rtn": (3,), "trained": (3,)}
 
 
 @pytest.fixture(autouse=True)
@@ -51,12 +55,19 @@ def folder_of(tiny_folders, tmp_path_factory):
     return folder
 
 
-def block_by(ranks, folder, settings, tweak, streams):
+# transformers changes its classes while it makes a model, and threads would leave them so.
+LOADING = threading.Lock()
+TRAINING = {"trained": BlockTrainingConfig(enabled=True, steps=12, batch=2, lr=0.05)}
+
+
+def block_by(ranks, folder, settings, tweak, streams, training):
     ids = torch.randint(0, 90, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
-    walk = BlockWalk(StreamedModel(folder, torch.float32, "cpu"), ids)
+    with LOADING:
+        walk = BlockWalk(StreamedModel(folder, torch.float32, "cpu"), ids)
+        block = walk.load(1)
     config = QuantizationConfig(bits=3, group_size=16, **settings)
-    plan = BlockPlan(1, 3, config, tweak, torch.float16)
-    given = walk.load(1), streams, walk.runner(1), plan
+    plan = BlockPlan(1, 3, config, tweak, torch.float16, training)
+    given = block, streams, walk.runner(1), plan
     if ranks.is_first:
         return quantize_block(*given, ranks=ranks)
     return help_with(*given, ranks)
@@ -65,6 +76,7 @@ def block_by(ranks, folder, settings, tweak, streams):
 @pytest.mark.parametrize("case", CASES)
 def test_a_shared_block_is_that_of_one_process(case, folder_of, seeded):
     name, settings, tweak = CASES[case]
+    training = TRAINING.get(case, BlockTrainingConfig())
     x_f = torch.randn(SAMPLES, LENGTH, 32, generator=seeded(1))
     x_q = x_f + 0.1 * torch.randn(x_f.shape, generator=seeded(2))
 
@@ -74,12 +86,14 @@ def test_a_shared_block_is_that_of_one_process(case, folder_of, seeded):
             x_q.clone(),
             {} if size == 1 else {use: torch.full_like(x_f, torch.nan) for use in SPARE},
         )
-        given = folder_of(name), settings, tweak, streams
+        given = folder_of(name), settings, tweak, streams, training
         if size == 1:
             return block_by(ALONE, *given)
         return together(size, lambda ranks: block_by(ranks, *given))
 
     alone = done(1)
+    if training.enabled:
+        assert alone.report.training.accepted
     for size in SIZES.get(case, (2, 4)):
         shared = done(size)
         assert shared.report == alone.report

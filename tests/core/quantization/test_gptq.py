@@ -6,7 +6,7 @@ import torch
 from normtweak_core.errors import HessianError, InputError
 from normtweak_core.quantization import gptq as gptq_module
 from normtweak_core.quantization.gptq import gptq, round_to_nearest, split_rows
-from normtweak_core.quantization.grid import ERROR_NORM, GridSpec, fit_grid, quantize_to_codes
+from normtweak_core.quantization.grid import GridSpec, fit_grid, quantize_to_codes
 from normtweak_core.quantization.hessian import InputStatistics, corrected_weight, inverse_cholesky
 from tests.reference import gptq_oracle
 
@@ -23,15 +23,12 @@ def problem(seeded, out=12, width=48, tokens=400, seed=0):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [None, 16])
 @pytest.mark.parametrize("act_order", [False, True])
-def test_codes_equal_the_explicit_recursion(
-    seeded, monkeypatch, bits, symmetric, group_size, act_order
-):
-    monkeypatch.setattr(gptq_module, "EXPONENTS", (3.0,))
+def test_codes_equal_the_explicit_recursion(seeded, bits, symmetric, group_size, act_order):
     W, _, H = problem(seeded, seed=bits)
     # At 8 bits neighbouring ranges of the search tie within float32, so min-max there.
     spec = GridSpec(bits, symmetric, bits < 8, torch.float32)
     width = group_size or W.shape[1]
-    solved = gptq(W, H, group_size, spec, act_order=act_order, percdamp=0.01)
+    solved = gptq(W, H, group_size, spec, act_order=act_order, percdamp=0.01, exponents=[3.0])
 
     def grids(group, W_now):
         source = W if act_order else W_now.float()
@@ -64,23 +61,20 @@ def test_column_block_size_does_not_change_the_result(seeded, monkeypatch, act_o
 
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_each_row_keeps_the_range_that_leaves_its_output_closest(
-    seeded, monkeypatch, act_order, symmetric
-):
+def test_each_row_keeps_the_range_that_leaves_its_output_closest(seeded, act_order, symmetric):
     W, _, H = problem(seeded, out=40)
     damped = H.double() + 0.01 * H.diagonal().mean() * torch.eye(48)
     spec = GridSpec(2, symmetric, True, torch.float16)
 
-    def solve():
-        solved = gptq(W, H, 16, spec, act_order=act_order, percdamp=0.01).weight
+    def solve(exponents):
+        solved = gptq(
+            W, H, 16, spec, act_order=act_order, percdamp=0.01, exponents=exponents
+        ).weight
         D = solved.dequantize().double() - W.double()
         return ((D @ damped) * D).sum(1), solved.codes
 
-    together, codes = solve()
-    alone = []
-    for exponent in gptq_module.EXPONENTS:
-        monkeypatch.setattr(gptq_module, "EXPONENTS", (exponent,))
-        alone.append(solve())
+    together, codes = solve([2.0, 3.0, 4.0, 6.0])
+    alone = [solve([exponent]) for exponent in (2.0, 3.0, 4.0, 6.0)]
     errors = torch.stack([error for error, _ in alone])
     assert torch.allclose(together, errors.amin(dim=0), rtol=1e-4)
     assert len(errors.argmin(dim=0).unique()) > 1
@@ -99,8 +93,7 @@ def test_sweeps_go_on_from_the_codes_of_gptq(seeded):
     assert errors[2] < errors[1]
 
 
-def test_identity_hessian_gives_round_to_nearest(seeded, monkeypatch):
-    monkeypatch.setattr(gptq_module, "EXPONENTS", (ERROR_NORM,))
+def test_identity_hessian_gives_round_to_nearest(seeded):
     W, _, _ = problem(seeded)
     spec = GridSpec(3, False, True, torch.float16)
     ours = gptq(W, torch.eye(48), 16, spec, act_order=True, percdamp=0.01).weight

@@ -1,0 +1,1 @@
+"""What is told of the blocks of a quantization: rows, and what became of each step in words."""

@@ -1,0 +1,65 @@
+"""What became of each step of a quantization, in words."""
+
+from flows.recipes.quantize import Recipe
+from normtweak_core.quantization.report import BlockReport
+from normtweak_core.tweak.report import FinalTuneReport
+
+NO_NORMS = "no norm of this model has a weight"
+
+
+def scheme(recipe: Recipe) -> str:
+    """Return what was made of the model, such as "in 4 bits by GPTQ"."""
+    config = recipe.quantization
+    method = {"gptq": "GPTQ", "rtn": "round to nearest"}[config.method]
+    groups = f"groups of {config.group_size}" if config.group_size else "one scale per row"
+    grid = "symmetric" if config.symmetric else "asymmetric"
+    return f"in {config.bits} bits by {method} ({grid}, {groups})"
+
+
+def effort_in_words(recipe: Recipe) -> str:
+    """Return the effort, and what the recipe sets beside it."""
+    changed = recipe.beside_effort()
+    return recipe.effort + (f", but for {', '.join(changed)}" if changed else "")
+
+
+def training_in_words(blocks: list[BlockReport]) -> str:
+    """Return in how many blocks the training was kept."""
+    found = [block.training for block in blocks if block.training is not None]
+    if not found:
+        return "off"
+    kept = sum(training.accepted for training in found)
+    return f"kept in {kept} of {len(found)} blocks"
+
+
+def tweaks_in_words(blocks: list[BlockReport]) -> str:
+    """Return in how many blocks the norm tweak was kept."""
+    tweaks = {block.block: block.tweak for block in blocks if block.tweak}
+    if not tweaks:
+        return "off"
+    if not any(tweak.trained for tweak in tweaks.values()):
+        return f"nothing to train: {NO_NORMS}"
+    back = [str(index) for index, tweak in tweaks.items() if tweak.outcome == "rolled back"]
+    kept = sum(tweak.accepted for tweak in tweaks.values())
+    where = f"; rolled back in {', '.join(back)}" if back else ""
+    return f"kept in {kept} of {len(tweaks)} blocks{where}"
+
+
+def final_tune_in_words(final_tune: FinalTuneReport | None) -> str:
+    """Return what the final tune brought."""
+    if final_tune is None:
+        return "off"
+    if not final_tune.trained:
+        return f"nothing to train: {NO_NORMS}"
+    return (
+        f"{final_tune.outcome}: held-out divergence {final_tune.held_out_before:.4g} → "
+        f"{final_tune.held_out_after:.4g} nats per token"
+    )
+
+
+def experts_in_words(blocks: list[BlockReport]) -> str:
+    """Return how the experts of all blocks got their statistics."""
+    experts = [one for block in blocks for one in block.experts]
+    few = sum(one.few for one in experts)
+    fewest = min(one.tokens for one in experts)
+    named = f"{few} with few tokens, named in the notes" if few else "all from their own tokens"
+    return f"{len(experts)}, the least used with {fewest} calibration tokens; {named}"

@@ -16,6 +16,8 @@ FIXED_MEMORY = 560 * MIB  # measured (make ladder): everything imported, engine 
 TOKENS_PER_MICRO_BATCH = 4096  # as normtweak_core.quantization.streams, which imports torch
 # What a linear keeps for a backward pass: input and output as they are, normed, and rounded.
 KEPT_OF_A_LINEAR = 4
+# In float32 itself, its gradient, two moments and the best so far; its level and what is clipped.
+OF_A_TRAINED_WEIGHT = 30
 WALKED = 3  # models of an evaluation: the float one, the export as it is read, and in float32
 KEPT_BLOCKS = 1 << 27  # as normtweak_core.model.streaming keeps of each, which imports torch
 KEPT_WEIGHT = 1 << 26  # as normtweak_core.on_demand
@@ -38,7 +40,8 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
     model = shape.parameters * element
     # Of one window: what a backward pass keeps, and its logits from both models.
     step = length * (KEPT_OF_A_LINEAR * shape.linear_sides + 6 * shape.vocabulary) * 4
-    tuned = {"final tune": FIXED_MEMORY + model + stream + step}
+    codes = shape.linear_weights if recipe.final_tune.scales else 0  # beside what they are of
+    tuned = {"final tune": FIXED_MEMORY + model + codes + stream + step}
     row = 3 * length * shape.vocabulary * 4
     judged = min(max(JUDGED, row), tokens * shape.vocabulary * 4) + row + _at_work(shape, element)
     walk = held + stream + min(KEPT_BLOCKS, shape.num_blocks * block) + block
@@ -54,11 +57,25 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
         "start": max(opened, held + _at_work(shape, element)) + block,
         "calibrate": calibrated,
         "float type": max(opened, held + 2 * block + logits + _at_work(shape, 4)),
-        "blocks": max(opened, held + 5 * stream + 2 * block + solved) + others,
+        "blocks": max(
+            opened, held + 5 * stream + 2 * block + max(solved, _training(recipe, shape, length))
+        )
+        + others,
         **(tuned if recipe.final_tune.enabled else {}),
         "export": max(opened, held + 2 * block + logits + _at_work(shape, 4)),
         **evaluation_memory(recipe, shape),
     }
+
+
+def _training(recipe: Recipe, shape: ModelShape, length: int) -> int:
+    """Return what training a block takes beside the block; nothing where none is trained."""
+    if not recipe.block_training.enabled:
+        return 0
+    weights, sides = (
+        whole // max(1, shape.num_blocks) for whole in (shape.linear_weights, shape.linear_sides)
+    )
+    kept = recipe.block_training.batch * length * KEPT_OF_A_LINEAR * sides * 4
+    return OF_A_TRAINED_WEIGHT * weights + kept
 
 
 def evaluation_memory(recipe: Any, shape: ModelShape) -> dict[str, int]:

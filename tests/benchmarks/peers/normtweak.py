@@ -9,31 +9,41 @@ from tests.benchmarks.peers.job import Job, Weights, run
 
 ENVIRONMENT = OURS
 SETTINGS: dict[str, dict[str, Any]] = {
+    "fast": {"alpha": 1.0, "tweak": False, "final": False, "effort": "fast"},
     "GPTQ": {"alpha": 0.0, "tweak": False, "final": False},
     "GPTQ + propagation": {"alpha": 1.0, "tweak": False, "final": False},
     "+ norm tweak": {"alpha": 1.0, "tweak": True, "final": False},
     "+ final tune": {"alpha": 1.0, "tweak": True, "final": True},
+    "best": {"alpha": 1.0, "tweak": True, "final": True, "effort": "best"},
 }
-COST = ("GPTQ", "GPTQ + propagation", "+ norm tweak")
+COST = ("fast", "GPTQ", "GPTQ + propagation", "+ norm tweak")
 
 
 def prepare(job: Job) -> Callable[[], Weights]:
     """Return the work: all blocks, and the final tune where asked for."""
     import torch
 
+    from normtweak_core.library.settings import Settings
     from normtweak_core.model.streaming import StreamedModel
     from normtweak_core.quantization.block import BlockPlan, quantize_block
-    from normtweak_core.quantization.config import QuantizationConfig
-    from normtweak_core.quantization.dense_model import dense_model
+    from normtweak_core.quantization.dense_model import dense_model, put_scales
     from normtweak_core.quantization.walk import BlockWalk
-    from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
-    from normtweak_core.tweak.final import TuningWindows, final_tune, walked_targets
+    from normtweak_core.tweak.final import (
+        TuningWindows,
+        final_tune,
+        put_tuned,
+        walked_targets,
+    )
 
     setting, folder, scales = SETTINGS[job.setting], Path(job.folder), torch.float16
-    config = QuantizationConfig(
-        bits=job.bits, group_size=job.group_size, propagation={"alpha": setting["alpha"]}
+    grid = {"bits": job.bits, "group_size": job.group_size}
+    settings = Settings(
+        effort=setting.get("effort", "standard"),
+        quantization=grid | {"propagation": {"alpha": setting["alpha"]}},
+        norm_tweak={"enabled": setting["tweak"]},
+        final_tune={"enabled": setting["final"]},
     )
-    tweak = NormTweakConfig(enabled=setting["tweak"])
+    config, tweak = settings.quantization, settings.norm_tweak
     windows = job.input_ids
 
     def dense(layers: dict, norms: dict) -> "torch.nn.Module":
@@ -43,7 +53,7 @@ def prepare(job: Job) -> Callable[[], Weights]:
         walk = BlockWalk(StreamedModel(folder, torch.float32, "cpu"), windows)
         streams, layers, norms = walk.start(), {}, {}
         for index in range(walk.num_blocks):
-            plan = BlockPlan(index, walk.num_blocks, config, tweak, scales)
+            plan = BlockPlan(index, walk.num_blocks, config, tweak, scales, settings.block_training)
             block = quantize_block(walk.load(index), streams, walk.runner(index), plan)
             streams, prefix = block.streams, walk.model.block_prefix(index)
             layers |= {f"{prefix}.{name}": weight for name, weight in block.layers.items()}
@@ -51,10 +61,12 @@ def prepare(job: Job) -> Callable[[], Weights]:
         if setting["final"]:
             tuned_on = TuningWindows.of(windows)
             expected = walked_targets(StreamedModel(folder, torch.float32, "cpu"), tuned_on)
-            _, tuned = final_tune(
-                dense(layers, norms), expected, tuned_on, FinalTuneConfig(), norms, scales, seed=0
-            )
-            norms |= tuned
+            model = dense(layers, norms)
+            put_scales(model, layers, scales)
+            config_of_tune = settings.final_tune
+            _, tuned = final_tune(model, expected, tuned_on, config_of_tune, norms, scales, seed=0)
+            put_tuned(model, tuned, scales)
+            return model.state_dict
         return lambda: dense(layers, norms).state_dict()
 
     return work

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from normtweak_core.errors import InputError
+from normtweak_core.forecast.memory import solving_bytes
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_linears
 from normtweak_core.quantization.block import quantize_block
@@ -134,8 +135,9 @@ def test_what_waits_follows_from_the_free_memory(walk, monkeypatch):
     waiting = max(2 * 32 + 32 + 32, 2 * 32 + inner + inner)
     noted = 32 + 32 + 32 + (32 if groups[3].by_outputs else inner)
     needed = 4 * 24 * 4 * (waiting + noted)
+    sizes = [tuple(modules[name].weight.shape) for name in names]
     for times, held in ((3.01, 3), (2.99, 2), (0.5, 0)):
-        free = int(times * needed / linears.SUSPENDED_SHARE)
+        free = int(times * needed / linears.SUSPENDED_SHARE) + solving_bytes(sizes)
         monkeypatch.setattr(linears, "available_memory", lambda device, free=free: free)
         assert linears._held_micro_batches(groups, streams, True) == held
 

@@ -10,6 +10,7 @@ import torch
 
 from flows.cli import main
 from normtweak_core.errors import InputError
+from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.streams import Streams
 from normtweak_core.tweak.config import NormTweakConfig
@@ -153,7 +154,9 @@ def test_what_a_mismatch_of_streams_advises_removes_the_hashes_that_do_not_match
         "normtweak_core.quantization.storage.load_block", lambda path, config: ({}, {})
     )
     streams = Streams(torch.zeros(1, 2, 3), torch.ones(1, 2, 3))
-    settings = ChainSettings(QuantizationConfig(), NormTweakConfig(), "float16")
+    settings = ChainSettings(
+        QuantizationConfig(), NormTweakConfig(), BlockTrainingConfig(), "float16"
+    )
     job = SimpleNamespace(model=SimpleNamespace(dtype="float32"))
     chain = BlockChain(job, None, settings, "block-1")
     chain.walk = SimpleNamespace(start=lambda: streams, replay=lambda *arguments: streams)

@@ -24,6 +24,7 @@ ROUNDED = {
     "quantization.method": "rtn",
     "quantization.propagation.alpha": 0.0,
     "norm_tweak.enabled": False,
+    "block_training.enabled": False,
     "final_tune.enabled": False,
 }
 SOLVED = ROUNDED | {"quantization.method": "gptq"}
@@ -34,7 +35,9 @@ STAGES: dict[str, dict[str, Any]] = {
     "gptq": SOLVED,
     "propagation": PROPAGATED,
     "norm_tweak": PROPAGATED | {"norm_tweak.enabled": True},
-    "final_tune": PROPAGATED | {"norm_tweak.enabled": True, "final_tune.enabled": True},
+    # Blocks are trained before it where those of the base are.
+    "final_tune": {key: on for key, on in PROPAGATED.items() if key != "block_training.enabled"}
+    | {"norm_tweak.enabled": True, "final_tune.enabled": True},
 }
 # Fewer than four levels are those of a symmetric grid of 2 bits.
 FEW_LEVELS = {"ternary": "ternary", 1: "binary"}

@@ -92,6 +92,8 @@ def test_every_stage_switches_one_thing_more_on():
     off = [stage for stage, found in settings.items() if found.get(share) == 0]
     assert off == ["rtn", "gptq"]
     assert all(share not in settings[stage] for stage in settings if stage not in off)
+    untrained = [stage for stage, found in settings.items() if "block_training.enabled" in found]
+    assert untrained == ["rtn", "gptq", "propagation", "norm_tweak"]
 
 
 @pytest.mark.parametrize("value", StudiesConfig().bits)

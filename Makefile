@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check proof kill-test kill-test-ternary tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-ternary study-polynomial study-ablation ui reader-gptq
+.PHONY: setup run test check proof kill-test kill-test-ternary ranks-test tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-ternary study-polynomial study-ablation ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,10 @@ proof: setup
 
 kill-test: setup
 	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_ALL_KILLS=1 $(BIN)/python -m pytest tests/flows/test_kill.py
+
+# Two numbers of processes, and a fine-tuning that is killed; the suite has one of each kind.
+ranks-test: setup
+	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_ALL_RANKS=1 $(BIN)/python -m pytest tests/flows/test_ranks_runs.py tests/flows/test_shared_training.py
 
 kill-test-ternary: setup
 	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_TERNARY_KILLS=10 $(BIN)/python -m pytest tests/flows/test_ternary.py

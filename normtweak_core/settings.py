@@ -21,6 +21,7 @@ HINTS = {
     "memory": "a number of bytes, such as 2GiB",
     "devices": f"auto or a number of processes from 1 to {MOST}",
     "disk": "a number of bytes, such as 50GB",
+    "exponents": "a list of one to eight numbers from 1 to 16",
     "group_size": "a number of columns of at least 1, or null for whole rows",
 }
 REQUIRED = {

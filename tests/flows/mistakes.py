@@ -26,6 +26,13 @@ OPTIONS = {
         "quantization.group_size must be a number of columns of at least 1, or null for whole rows;"
         " found -1.",
     ),
+    "no exponent to search by": (
+        "--set quantization.exponents=[]",
+        "quantization.exponents must be a list of one to eight numbers from 1 to 16; found [].",
+    ),
+    "an effort that does not exist": (
+        "--set effort=most", "effort must be fast, standard, best or long; found 'most'.",
+    ),
     "an infinite rate": (
         "--set final_tune.lr=.inf", "final_tune.lr must be a finite number; found inf.",
     ),

@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def shared_file() -> int:
-    """Return the descriptor of an empty file without a name, for `shared_tensors`.
+    """Return the descriptor of an empty file without a name, as `shared_tensors` fills it.
 
     Child processes inherit it; it is gone with the last of them.
     """
     if sys.platform == "linux":  # in memory alone
-        return os.memfd_create("normtweak-streams")
+        return os.memfd_create("normtweak")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

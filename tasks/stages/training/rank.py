@@ -26,14 +26,16 @@ from tasks.stages.training.training import Training, finished_segment
 SECONDS_TO_STOP = 5
 SECONDS_BETWEEN_LOOKS = 0.02
 NAMESPACE = "training"  # in front of what stage and processes tell each other
-# What is written there: the training; what is to be done, and what came of it, by number; a step,
-# counted from the first of these processes; that no step follows the running one; why none could.
-TRAINING, ORDER, DONE, STEP, STOP, FAILED = "training", "order/", "done/", "step/", "stop", "failed"
+# What is written there: what is to be done, and what came of it, by number; a step, counted from
+# the first of these processes; that no step follows the running one; why none could.
+ORDER, DONE, STEP, STOP, FAILED = "order/", "done/", "step/", "stop", "failed"
 
 
 def main() -> None:
     """Share a training until told to stop or the parent is gone."""
-    options = watch_arguments(main.__doc__).parse_args()
+    parser = watch_arguments(main.__doc__)
+    parser.add_argument("--training", type=int, required=True, help="inherited file that holds it")
+    options = parser.parse_args()
     require_parent(options)
     watch_pipe(options.alive, SECONDS_TO_STOP)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -41,7 +43,9 @@ def main() -> None:
     port = int(os.environ["MASTER_PORT"])
     root = TCPStore(os.environ["MASTER_ADDR"], port, is_master=False)
     store = PrefixStore(NAMESPACE, root)
-    training: Training = pickle.loads(store.get(TRAINING))
+    # Not by the store, which every process of this machine can reach.
+    length = os.fstat(options.training).st_size
+    training: Training = pickle.loads(os.pread(options.training, length, 0))
     processes = Processes(rank, size)
     device = str(processes.device(training.device))
     with _alone(training, processes), Group(root, rank, size, device):
@@ -49,7 +53,7 @@ def main() -> None:
             _follow(store, training, processes)
         except ForeseenError as error:
             if processes.is_first:  # all have found the same
-                store.set(FAILED, pickle.dumps(error))
+                store.set(FAILED, json.dumps([type(error).__name__, str(error)]))
             time.sleep(SECONDS_TO_STOP)  # meanwhile the stage reads it, and ends us
 
 

@@ -7,10 +7,12 @@ may never come, and nothing is heard meanwhile.
 import contextlib
 import itertools
 import json
+import os
 import pickle
 import time
 from collections.abc import Callable
 
+from normtweak_core import errors
 from normtweak_core.lazy import lazy
 from normtweak_core.training.interrupt import deferred_interrupts
 from tasks.server.ranks import RankError, RankProcesses
@@ -21,11 +23,11 @@ from tasks.stages.training.rank import (
     ORDER,
     STEP,
     STOP,
-    TRAINING,
 )
 from tasks.stages.training.training import SegmentResult, Training
 
 distributed = lazy("torch.distributed")
+shared_memory = lazy("normtweak_core.distributed.shared_memory")
 
 MODULE = "tasks.stages.training.rank"
 SECONDS_BETWEEN_LOOKS = 0.05
@@ -39,11 +41,15 @@ class SharedTraining:
     def __init__(self, training: Training):
         """Start them; they load the model and wait for an order."""
         size = training.processes
-        self._others = RankProcesses(MODULE, [], range(size), size)
+        place = shared_memory.shared_file()
+        with os.fdopen(place, "wb") as file:  # theirs once they have started
+            file.write(pickle.dumps(training))
+            file.flush()
+            arguments = [f"--training={place}"]
+            self._others = RankProcesses(MODULE, arguments, range(size), size, (place,))
         self._store = distributed.PrefixStore(NAMESPACE, self._others.store)
         self._numbers = itertools.count()
         self._heard = 0  # steps
-        self._store.set(TRAINING, pickle.dumps(training))
 
     def segment(self, until: int, key: str, kind: str, step: Step) -> SegmentResult:
         """Return the training after ``until`` steps, as `run_segment`, which see.
@@ -83,7 +89,8 @@ class SharedTraining:
             self._others.check()
         finally:
             if self._store.check([FAILED]):
-                raise pickle.loads(self._store.get(FAILED))
+                kind, text = json.loads(self._store.get(FAILED))
+                raise getattr(errors, kind, errors.ForeseenError)(text)
 
     def _save(self) -> None:
         """Return when the processes have saved the running step and ended; the next signal ends us.

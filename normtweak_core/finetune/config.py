@@ -17,11 +17,9 @@ class LoraConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-class BlockTrainingConfig(BaseModel, frozen=True, extra="forbid"):
-    """Training of each block's weights, scales and norms on its float output, once quantized."""
+class OnGridConfig(BaseModel, frozen=True, extra="forbid"):
+    """How linears that stay on their grid are trained, whatever they are trained towards."""
 
-    enabled: bool = Field(False, description="Train each block.")
-    steps: int = Field(200, ge=1, description="Optimizer steps per block.")
     batch: int = Field(8, ge=1, description="Windows per optimizer step.")
     lr: float = Field(
         5e-3, gt=0, description="Peak learning rate of latent weights, in levels of their grid."
@@ -31,28 +29,27 @@ class BlockTrainingConfig(BaseModel, frozen=True, extra="forbid"):
     )
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
 
+
+class BlockTrainingConfig(OnGridConfig, frozen=True, extra="forbid"):
+    """Training of each block's weights, scales and norms on its float output, once quantized."""
+
+    enabled: bool = Field(False, description="Train each block.")
+    steps: int = Field(200, ge=1, description="Optimizer steps per block.")
+
     def as_finetune(self) -> "FinetuneConfig":
         """Return the same as the first part of a fine-tuning."""
-        fields = self.model_dump(exclude={"enabled", "steps"})
-        return FinetuneConfig(block_steps=self.steps, **fields)
+        shared = self.model_dump(include=set(OnGridConfig.model_fields))
+        return FinetuneConfig(block_steps=self.steps, **shared)
 
 
-class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
+class FinetuneConfig(OnGridConfig, frozen=True, extra="forbid"):
     """Block by block, then end to end; width and grid are those of the export."""
 
     block_steps: int = Field(
         200, ge=0, description="Optimizer steps per block on its float output; 0: end to end only."
     )
     steps: int = Field(600, ge=1, description="Optimizer steps end to end.")
-    batch: int = Field(8, ge=1, description="Windows per optimizer step.")
     accumulate: int = Field(1, ge=1, description="end to end: parts the batch is computed in.")
-    lr: float = Field(
-        5e-3, gt=0, description="Peak learning rate of latent weights, in levels of their grid."
-    )
-    scale_lr: float = Field(
-        1e-3, gt=0, description="Peak learning rate of scales, as a share of them, and of norms."
-    )
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     lora: LoraConfig | None = Field(
         None, description="Learn a low-rank update instead of whole latent weights."
     )

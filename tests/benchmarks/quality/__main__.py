@@ -6,7 +6,8 @@ Each setting quantizes each model at each width and group size from three calibr
 model has written itself. It is judged by its divergence from the float model on windows that the
 model wrote with another seed: no text is read that anything is evaluated on. What counts is the
 ratio to the first setting of its part with the same calibration set, as a mean over all that a row
-holds with its 95 % interval. Runs are kept in the work folder; the same command goes on.
+holds with its 95 % interval. Runs are kept in the work folder and, when a command ends, with the
+results; the same command goes on from both.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     folders = study_models(options.work, options.stories)
     chosen = options.models or list(folders)
-    kept = Kept(options.work / "quality.jsonl")
+    kept = Kept(options.work / "quality.jsonl", options.out / "quality.json")
     for part in options.parts:
         for model in chosen:
             subject = Subject(folders[model])
@@ -118,18 +119,20 @@ def main() -> None:
                     kept.run(subject, case, part, setting)
     facts = {"machine": machine(), "runs": kept.runs}
     (options.out / "quality.json").write_text(json.dumps(facts, indent=1) + "\n")
-    text = "\n".join(f"**{part}**\n\n{rows_of(part, kept.runs)}" for part in options.parts)
+    told = [part for part in PARTS if any(run["part"] == part for run in kept.runs)]
+    text = "\n".join(f"**{part}**\n\n{rows_of(part, kept.runs)}" for part in told)
     (options.out / "quality.md").write_text(text)
     print(text)
 
 
 class Kept:
-    """Runs that are done, in a file that a stopped study goes on from."""
+    """Runs that are done: those of the results, and of a file that a stopped study goes on from."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, results: Path):
         self.path = path
+        self.runs = json.loads(results.read_text())["runs"] if results.exists() else []
         lines = path.read_text().splitlines() if path.exists() else []
-        self.runs = [json.loads(line) for line in lines]
+        self.runs += [run for run in map(json.loads, lines) if run not in self.runs]
 
     def run(self, subject: Subject, case: Case, part: str, setting: Setting) -> None:
         """Measure a setting, unless it is kept."""

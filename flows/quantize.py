@@ -22,6 +22,8 @@ from tasks.stages.blocks import baseline, block, measured_stages
 from tasks.stages.calibrate import calibrate
 from tasks.stages.export import export_blocks
 from tasks.stages.float_type import float_type
+from tasks.stages.mixed.sensitivity import sensitivity
+from tasks.stages.mixed.widths import read_allotment, widths
 from tasks.stages.tune import final_tune
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ def _report(run: Run, found: Found, **common: Any) -> Reports:
         blocks=[block_report(one) for one in found["block"]],
         baseline=[block_report(one) for one in found["baseline"]],
         final_tune=final_report(tuned),
+        allotment=read_allotment(found["widths"]) if "widths" in found else None,
     )
 
 
@@ -116,7 +119,10 @@ def _rows(run: Run, found: Found) -> list[dict[str, Any]]:
 
 QUANTIZE = RecipePipeline(
     "quantize",
-    (*BEGINNING, calibrate, float_type, block, final_tune, export_blocks, baseline, *ENDING),
+    (
+        *(*BEGINNING, calibrate, float_type, sensitivity, widths, block, final_tune),
+        *(export_blocks, baseline, *ENDING),
+    ),
     kind=KIND,
     report=_report,
     told={"block": _tell_block, "final tune": _tell_tune},

@@ -52,6 +52,27 @@ class BlockResult(Result, frozen=True):
     seconds: Annotated[float, NOT_CONTENT]
 
 
+class SensitivityResult(Result, frozen=True):
+    """What the widths of a block's linears cost: a list of `GroupCost`."""
+
+    block: int
+    costs: ArtifactRef
+    seconds: Annotated[float, NOT_CONTENT]
+
+
+class WidthsResult(Result, frozen=True):
+    """The widths of a model, and what they cost: an `Allotment`."""
+
+    widths: list[dict[str, int]]  # of each block, by the names of its linears
+    allotment: ArtifactRef
+    table: ArtifactRef
+
+    @property
+    def identity(self) -> list[dict[str, int]]:
+        """The widths, whatever budget they came from."""
+        return self.widths
+
+
 class FinalTuneResult(Result, frozen=True):
     """Norm masters of the whole model; empty when the tune was rolled back."""
 

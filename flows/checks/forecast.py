@@ -3,9 +3,11 @@
 import math
 from typing import TYPE_CHECKING
 
-from flows.checks.machine import ModelShape
+from flows.checks.machine import ModelShape, num_groups
 from flows.recipes.quantize import Recipe
 from normtweak_core.lazy import lazy
+from normtweak_core.quantization.config import MixedBits
+from normtweak_core.widths.budget import MEASURED_TOKENS
 
 if TYPE_CHECKING:
     from normtweak_core.forecast.trial import Costs
@@ -50,6 +52,8 @@ def quantize_seconds(
         "evaluate": _evaluating(recipe, shape, length, costs),
         "start, verify, register": STARTED,
     }
+    if isinstance(recipe.quantization.bits, MixedBits):
+        found["sensitivity"] = costs.opened + _sensitivity(recipe, shape, length, costs)
     if recipe.final_tune.enabled:
         each = length * (blocks * costs.step + costs.head_step)
         held_out = 2 * _held_out(samples) * length
@@ -84,6 +88,21 @@ def _block(recipe: Recipe, samples: int, length: int, costs: "Costs") -> float:
         seconds += (LOOKS + 1) * _held_out(samples) * length * costs.forward
         seconds += tokens * (costs.forward + costs.drift)
     return seconds
+
+
+def _sensitivity(recipe: Recipe, shape: ModelShape, length: int, costs: "Costs") -> float:
+    """Return the seconds of solving each block at each width, and of every trial to the logits."""
+    blocks, samples, widths = (
+        shape.num_blocks,
+        recipe.calibration.samples,
+        recipe.quantization.widths,
+    )
+    measured = min(_held_out(samples), max(1, MEASURED_TOKENS // length)) * length
+    trials = len(widths) * num_groups(shape)
+    each = costs.load + samples * length * (costs.forward + costs.statistics)
+    each += len(widths) * costs.solve
+    later = trials * (blocks + 1) / 2 * measured * costs.forward + blocks / 2 * costs.load * blocks
+    return blocks * each + later + trials * measured * (costs.head + costs.compared)
 
 
 def _writing(samples: int, length: int, blocks: int, costs: "Costs", at_once: int | None) -> float:

@@ -21,6 +21,7 @@ from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.layout import block_list
 from normtweak_core.model.source import num_processes, resolve_device, with_dtype
+from normtweak_core.quantization.config import MixedBits
 
 cache = lazy("normtweak_core.calibration.cache")
 numpy = lazy("numpy")
@@ -108,6 +109,11 @@ def model_shape(folder: Path) -> ModelShape:
     )
 
 
+def num_groups(shape: ModelShape) -> int:
+    """Return how many groups of linears have one input, taken for those of one module and width."""
+    return len({(name.rpartition(".")[0], one.in_features) for name, one in shape.linears.items()})
+
+
 def disk_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]:
     """Return the bytes a run writes at most, by what they are."""
     samples = recipe.calibration.samples
@@ -120,7 +126,8 @@ def disk_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]
     # In a block result a code takes a byte, a scale four, a zero one; the baseline has its own.
     blocks = 2 * (shape.linear_weights + groups * 5)
     float_bytes = 4 if recipe.export.dtype == "float32" else 2
-    packed = math.ceil(shape.linear_weights * config.bits / 8) + groups * (float_bytes + 1)
+    bits = config.bits.average if isinstance(config.bits, MixedBits) else config.bits
+    packed = math.ceil(shape.linear_weights * bits / 8) + groups * (float_bytes + 1)
     export = packed + (shape.parameters - shape.linear_weights) * float_bytes
     return {
         "calibration set": samples * length * 8,

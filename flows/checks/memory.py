@@ -7,9 +7,11 @@ them. Each stage lets go of what it held.
 from collections import Counter
 from typing import Any
 
-from flows.checks.machine import FIXED_OF_A_PROCESS, ModelShape, processes
+from flows.checks.machine import FIXED_OF_A_PROCESS, ModelShape, num_groups, processes
 from flows.recipes.quantize import Recipe
 from normtweak_core.forecast.memory import solving_bytes
+from normtweak_core.quantization.config import MixedBits
+from normtweak_core.widths.budget import MEASURED_TOKENS
 
 MIB = 1 << 20
 FIXED_MEMORY = 560 * MIB  # measured (make ladder): everything imported, engine and registry at work
@@ -57,6 +59,7 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
         "start": max(opened, held + _at_work(shape, element)) + block,
         "calibrate": calibrated,
         "float type": max(opened, held + 2 * block + logits + _at_work(shape, 4)),
+        **_sensitivity(recipe, shape, stream, block, solved, held),
         "blocks": max(
             opened, held + 5 * stream + 2 * block + max(solved, _training(recipe, shape, length))
         )
@@ -64,6 +67,22 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
         **(tuned if recipe.final_tune.enabled else {}),
         "export": max(opened, held + 2 * block + logits + _at_work(shape, 4)),
         **evaluation_memory(recipe, shape),
+    }
+
+
+def _sensitivity(
+    recipe: Recipe, shape: ModelShape, stream: int, block: int, solved: int, held: int
+) -> dict[str, int]:
+    """Return what measuring widths takes: a block at all of them, and the windows of each trial."""
+    config = recipe.quantization
+    if not isinstance(config.bits, MixedBits):
+        return {}
+    codes = len(config.widths) * shape.linear_weights // max(1, shape.num_blocks)
+    trials = len(config.widths) * num_groups(shape) // max(1, shape.num_blocks)
+    measured = min(stream, MEASURED_TOKENS * shape.hidden * 4)
+    compared = PIECES + _at_work(shape, 4)
+    return {
+        "sensitivity": held + stream + 3 * block + codes + trials * measured + solved + compared
     }
 
 

@@ -148,12 +148,12 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
     elif isinstance(recipe, FinetuneRecipe):
         export = ready.export
         tokens = recipe.finetune.steps * recipe.finetune.batch * length
-        grid = f"{export.bits} bits ({_groups(export.group_size)})"
+        grid = f"{export.quantization.in_words} ({_groups(export.group_size)})"
         becomes = f"trained on at {grid}, end to end for {tokens:,} tokens{_sharing(recipe)}"
         work_of = finetune_work
     else:
         config = recipe.quantization
-        becomes = f"to {config.bits} bits ({config.method}, {_groups(config.group_size)})"
+        becomes = f"to {config.in_words} ({config.method}, {_groups(config.group_size)})"
         work_of = None
     memory = OWN[kind.name].memory(recipe, shape, length)
     data, text = kind.data_of(recipe), None

@@ -259,7 +259,7 @@ def _lead(ablation: Ablation) -> str:
     ratio, kl = (_spread(base.spread(name)).text for name in ("ratio", "kl"))
     seeds = f"{len(base.cells)} seed" + "s" * (len(base.cells) > 1)
     return (
-        f"Base: {ablation.source}, {q.bits} bits in {group}; {', '.join(stages)}; "
+        f"Base: {ablation.source}, {q.in_words} in {group}; {', '.join(stages)}; "
         f"{calibration.samples} windows{length}, source {calibration.source}. Float perplexity "
         f"{metrics['perplexity/float']:.3f} on {metrics['tokens']:.0f} tokens; base over {seeds}: "
         f"{ratio} times float, KL {kl}. {HOW_TO_READ}"

@@ -81,7 +81,7 @@ class FinetuneReports(TrainingReports):
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
         return super().lineage() | {
-            "bits": str(self.source.bits),
+            "bits": self.source.quantization.bits_in_tags,
             "group_size": str(self.source.group_size or "channel"),
             "method": "finetune" if self.recipe.finetune.lora is None else "finetune-lora",
             "parent_export_sha256": self.source.payload_sha256,
@@ -142,8 +142,8 @@ def _lead(reports: FinetuneReports) -> str:
     if lora is not None:
         what = f"an update of rank {lora.rank}, merged before rounding"
     return (
-        f"{start} ({source.bits} bits, {group}), trained on towards {source.float_name}: {what}, "
-        "scales and norms."
+        f"{start} ({source.quantization.in_words}, {group}), trained on towards "
+        f"{source.float_name}: {what}, scales and norms."
     )
 
 

@@ -13,6 +13,7 @@ from flows.reports.blocks.outcomes import (
     tweaks_in_words,
 )
 from flows.reports.blocks.rows import BLOCKS_DESCRIPTION, block_rows
+from flows.reports.blocks.widths import WIDTHS_BY_BLOCK, WIDTHS_TABLE, widths_section
 from flows.reports.document import Cell, Drawing, Section, Table, number
 from flows.reports.figures.canvas import drawing
 from flows.reports.figures.drift_channels import channel_figure
@@ -21,9 +22,11 @@ from flows.reports.publish import Report
 from flows.reports.run import VERDICTS, RunReports, Told, run_report
 from normtweak_core.quantization.report import BlockReport, ExpertReport, LayerReport
 from normtweak_core.tweak.report import FinalTuneReport
+from normtweak_core.widths.report import Allotment
 from tasks.tables.blocks import BLOCKS, block_frame, training_outcome, tweak_outcome
 from tasks.tables.drift import DRIFT, drift_frame
 from tasks.tables.experts import EXPERTS, expert_frame
+from tasks.tables.widths import WIDTHS, widths_frame
 
 if TYPE_CHECKING:
     from normtweak_core.evaluate.channel_drift import ChannelDrift
@@ -65,6 +68,7 @@ class Reports(RunReports):
     baseline: list[BlockReport]  # round to nearest, for the drift plot
     drift: "dict[Stage, ChannelDrift]"  # of every channel, at each stage of the run
     final_tune: FinalTuneReport | None
+    allotment: Allotment | None = None  # where the widths were left to a budget
 
     def problems(self) -> list[str]:
         """Return what a person must act on, one sentence each."""
@@ -108,9 +112,10 @@ class Reports(RunReports):
         return (
             super().lineage()
             | routed
+            | ({"widths": self.allotment.in_words()} if self.allotment else {})
             | {
                 "effort": self.recipe.effort,
-                "bits": str(config.bits),
+                "bits": config.bits_in_tags,
                 "group_size": str(config.group_size or "channel"),
                 "method": config.method,
             }
@@ -138,6 +143,8 @@ class Reports(RunReports):
                 twice.
         """
         blocks = block_frame(self.blocks, self.baseline)
+        widths = [WIDTHS_BY_BLOCK] if self.allotment else []
+        experts = [EXPERTS_BY_BLOCK] if self.experts else []
         told = Told(
             kind="Quantization",
             lead=f"{self.recipe.model.source} {scheme(self.recipe)}.",
@@ -146,6 +153,7 @@ class Reports(RunReports):
             stages=[
                 ("calibration", VERDICTS[self.quality["verdict"]]),
                 ("float type", self.float_type.in_words()),
+                *([("widths", self.allotment.in_words())] if self.allotment else []),
                 ("effort", effort_in_words(self.recipe)),
                 ("norm tweak", tweaks_in_words(self.blocks)),
                 ("block training", training_in_words(self.blocks)),
@@ -153,13 +161,14 @@ class Reports(RunReports):
                 *([("experts", experts_in_words(self.blocks))] if self.experts else []),
             ],
             sections=[
+                *([widths_section(self.allotment)] if self.allotment else []),
                 _drift_section(self),
                 _channels_section(self),
                 _errors_section(self.blocks),
                 *([_experts_section(self.blocks)] if self.experts else []),
             ],
-            summary=[BY_BLOCK, *([EXPERTS_BY_BLOCK] if self.experts else [])],
-            texts={"blocks.md": [BY_BLOCK, ERRORS, *([EXPERTS_BY_BLOCK] if self.experts else [])]},
+            summary=[*widths, BY_BLOCK, *experts],
+            texts={"blocks.md": [*widths, BY_BLOCK, ERRORS, *experts]},
             text="Calibration set",
             text_name="calibration",
         )
@@ -169,6 +178,8 @@ class Reports(RunReports):
         }
         if self.experts:
             data[EXPERT_TABLE] = (EXPERTS, expert_frame(self.blocks))
+        if self.allotment:
+            data[WIDTHS_TABLE] = (WIDTHS, widths_frame(self.allotment))
         return run_report(self, told, data, {"blocks": (block_rows(blocks), BLOCKS_DESCRIPTION)})
 
 

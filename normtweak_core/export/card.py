@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from normtweak_core.export.formats.compressed_tensors import MINIMUM_VERSION
-from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
+from normtweak_core.export.formats.scheme import AnyScheme, MixedScheme, Scheme, TernaryScheme
 from normtweak_core.export.record import ExportRecord
 
 _CARD = """\
@@ -38,7 +38,7 @@ def model_card(record: ExportRecord) -> str:
     ternary = isinstance(scheme, TernaryScheme)
     return _CARD.format(
         title=record.folder.name,
-        tag="ternary" if ternary else f"{scheme.bits}-bit",
+        tag=_tag(scheme),
         form=record.format,
         linears=_ternary_linears(scheme) if ternary else _grid_linears(scheme),
         dtype=record.dtype,
@@ -49,10 +49,19 @@ def model_card(record: ExportRecord) -> str:
     )
 
 
-def _grid_linears(scheme: Scheme) -> str:
+def _tag(scheme: AnyScheme) -> str:
+    if isinstance(scheme, TernaryScheme):
+        return "ternary"
+    return "mixed-bit" if isinstance(scheme, MixedScheme) else f"{scheme.bits}-bit"
+
+
+def _grid_linears(scheme: Scheme | MixedScheme) -> str:
     grid = "symmetric" if scheme.symmetric else "asymmetric"
     groups = f"groups of {scheme.group_size}" if scheme.group_size else "one scale per row"
-    return f"{scheme.bits}-bit linear layers ({grid}, {groups})"
+    if not isinstance(scheme, MixedScheme):
+        return f"{scheme.bits}-bit linear layers ({grid}, {groups})"
+    counts = ", ".join(f"{len(names)} of {bits} bits" for bits, names in scheme.by_width.items())
+    return f"linear layers of mixed widths ({counts}; {grid}, {groups})"
 
 
 def _ternary_linears(scheme: TernaryScheme) -> str:
@@ -75,9 +84,10 @@ def _llama_cpp(consumers: Mapping[str, Any]) -> str:
     return f"\nllama.cpp opens `{entry['file']}` ({entry['type']}).{text}\n"
 
 
-def _needs(form: str, scheme: Scheme) -> str:
+def _needs(form: str, scheme: Scheme | MixedScheme) -> str:
     if form == "gptq":
         return "transformers, optimum and gptqmodel"
-    reason = " (earlier releases lay 3-bit codes out differently)" if scheme.bits == 3 else ""
-    version = MINIMUM_VERSION[scheme.bits]
+    widths = set(scheme.widths.values()) if isinstance(scheme, MixedScheme) else {scheme.bits}
+    reason = " (earlier releases lay 3-bit codes out differently)" if 3 in widths else ""
+    version = max(MINIMUM_VERSION[width] for width in widths)
     return f"transformers, accelerate and compressed-tensors {version} or newer{reason}"

@@ -14,7 +14,7 @@ from normtweak_core.experts.naming import Naming
 from normtweak_core.experts.stacked import find_routers
 from normtweak_core.export.formats.bitnet import check_conversion
 from normtweak_core.export.formats.checks import FloatTypeError, conv1d_error
-from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
+from normtweak_core.export.formats.scheme import AnyScheme, MixedScheme, Scheme, TernaryScheme
 from normtweak_core.export.formats.table import BITNET, Format
 from normtweak_core.export.manifest import (
     dtype_name,
@@ -43,6 +43,7 @@ class Contents:
         form: Format,
         dtype: torch.dtype,
         scheme_of: Callable[[Any], Scheme | TernaryScheme],
+        widths: Mapping[str, int] | None = None,
     ):
         """Look at names and shapes; no weight is read yet.
 
@@ -53,6 +54,7 @@ class Contents:
             form: The format.
             dtype: The export dtype.
             scheme_of: What returns the scheme of one layer; all must have the same.
+            widths: Of the layers, where they differ.
 
         Raises:
             InputError: The source lacks a tensor, the layers are Conv1D, or their names are such
@@ -60,7 +62,8 @@ class Contents:
             ValueError: Layers or replaced tensors are not this model's.
 
         """
-        self.scheme: Scheme | TernaryScheme | None = None  # known once the first layer was seen
+        self.scheme: AnyScheme | None = None  # known once the first layer was seen
+        self._widths = widths if widths and len(set(widths.values())) > 1 else {}
         self.entries: dict[str, object] = {}  # of the manifest, by the names of a loaded model
         self.form, self.dtype, self.quantized = form, dtype, frozenset(layers)
         self._layers, self._replaced, self._scheme_of = layers, replaced, scheme_of
@@ -128,7 +131,8 @@ class Contents:
         """Store a quantized linear; return it, and what is stored."""
         layer = self._layers[module]
         self._check_layer(module, layer)
-        packed, stored = self.form.pack(layer, self.dtype), self.naming.linear(module)
+        pack = self.form.pack_mixed if self._widths else self.form.pack
+        packed, stored = pack(layer, self.dtype), self.naming.linear(module)
         for suffix, tensor in packed.items():
             shards.add(f"{stored}.{suffix}", tensor)
         return layer, packed
@@ -184,6 +188,10 @@ class Contents:
         if isinstance(layer, TernaryLinear):
             self._check_vectors(module, layer)
         scheme = self._scheme_of(layer)
+        if self._widths:
+            self._check_width(module, layer)
+            stored = {self.naming.linear(name): width for name, width in self._widths.items()}
+            scheme = MixedScheme(stored, scheme.group_size, scheme.symmetric)
         self.scheme = self.scheme or scheme
         if scheme != self.scheme:
             raise ValueError(
@@ -191,6 +199,11 @@ class Contents:
                 f"have {self.scheme}. Quantize them alike."
             )
         self.form.check(module, layer, self.dtype)
+
+    def _check_width(self, module: str, layer: QuantizedWeight) -> None:
+        wanted = self._widths.get(module)
+        if layer.bits != wanted:
+            raise ValueError(f"{module} must have {wanted} bits as announced; got {layer.bits}")
 
     def _check_vectors(self, module: str, layer: TernaryLinear) -> None:
         """Accept a bias just where the model has one, and lengths that fit."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normtweak_core.experts.naming import RecordedNames
 from normtweak_core.export.float_type import DTYPES
-from normtweak_core.export.formats.scheme import Scheme, TernaryScheme, recorded_scheme
+from normtweak_core.export.formats.scheme import AnyScheme, recorded_scheme
 from normtweak_core.export.formats.table import FORMATS, Format
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.stored import read_tensor
@@ -22,7 +22,7 @@ class ExportedWeights:
         self,
         folder: Path,
         form: Format,
-        scheme: Scheme | TernaryScheme,
+        scheme: AnyScheme,
         dtype: torch.dtype,
         entries: Mapping[str, Any],
     ):
@@ -31,7 +31,7 @@ class ExportedWeights:
         Args:
             folder: The written payload.
             form: Its format.
-            scheme: What its quantized linears share.
+            scheme: What its quantized linears share, or their widths.
             dtype: The export dtype, to which a dequantized weight is rounded.
             entries: What the manifest says of its tensors.
 
@@ -84,7 +84,7 @@ class ExportedWeights:
 
     def linear(self, module: str) -> Any:
         """Return a quantized linear: a `TernaryLinear` of bitnet, else a `QuantizedWeight`."""
-        return self._form.unpack(self.tensors(module), self.scheme)
+        return self._form.unpack(self.tensors(module), self.scheme.of_linear(module))
 
     def tensors(self, module: str) -> dict[str, Tensor]:
         """Return the stored tensors of a quantized linear by the last part of their names."""

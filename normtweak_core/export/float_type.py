@@ -199,7 +199,7 @@ def _scales(
         return groups.abs().mean(dim=-1)
     low, high = groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
     span = 2 * torch.maximum(-low, high) if config.symmetric else high - low
-    return span / (2**config.bits - 1)
+    return span / (2 ** config.widths[-1] - 1)
 
 
 def own_float_type(source: Path) -> torch.dtype | None:

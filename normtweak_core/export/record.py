@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
+from normtweak_core.export.formats.scheme import AnyScheme
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class ExportRecord:
     folder: Path
     format: str
     dtype: str
-    scheme: Scheme | TernaryScheme
+    scheme: AnyScheme
     payload_sha256: str
     size_bytes: int  # of the payload
     bits_per_weight: float  # all that is stored for the quantized linears but their biases

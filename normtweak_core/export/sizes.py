@@ -13,14 +13,12 @@ from transformers import PreTrainedModel
 from normtweak_core.errors import VerificationError
 from normtweak_core.experts.stacked import find_routers, find_stacks
 from normtweak_core.export.formats.bitnet import ROWS_PER_BYTE
-from normtweak_core.export.formats.packing import WORD, num_words
+from normtweak_core.export.formats.stored_bytes import FLOAT_BYTES, linear_bytes
 from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.skeleton import build_skeleton
 from normtweak_core.model.structure import find_blocks, find_linears, linear_weight
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-WORD_BYTES = WORD // 8
 NO_MATRIX = 1024  # numbers: below that, equal tensors are equal by chance, such as norms of ones
 
 
@@ -109,9 +107,9 @@ def _predicted(
 
     def add(linear: str, stored_as: str) -> None:
         rows, columns = linear_weight(linears[linear]).shape
-        parts = _parts(export, rows, columns)
+        parts = _parts(export, stored_as, rows, columns)
         if f"{stored_as}.bias" in stored:
-            parts["bias"] = rows * BYTES[export["dtype"]]
+            parts["bias"] = rows * FLOAT_BYTES[export["dtype"]]
         sizes.update({f"{stored_as}.{part}": size for part, size in parts.items()})
 
     for name, entry in manifest["tensors"].items():
@@ -122,33 +120,20 @@ def _predicted(
         elif entry["quantized"]:
             add(name.removesuffix(".weight"), stored_as.removesuffix(".weight"))
         else:
-            sizes[stored_as] = prod(entry["shape"]) * BYTES[entry["dtype"]]
+            sizes[stored_as] = prod(entry["shape"]) * FLOAT_BYTES[entry["dtype"]]
     return sizes
 
 
-def _parts(export: Mapping[str, Any], rows: int, columns: int) -> dict[str, int]:
+def _parts(export: Mapping[str, Any], linear: str, rows: int, columns: int) -> dict[str, int]:
     """Return the bytes of the tensors that stand for one quantized linear, as the formats say."""
-    number = BYTES[export["dtype"]]
+    number = FLOAT_BYTES[export["dtype"]]
     if export["format"] == "bitnet":
         gains = {"rms_norm.weight": columns * number} if export["rms_norm"] else {}
         return {"weight": rows // ROWS_PER_BYTE * columns, "weight_scale": number} | gains
-    bits = export["bits"]
-    groups = columns // (export["group_size"] or columns)
-    if export["format"] == "gptq":
-        return {
-            "qweight": num_words(columns, bits) * rows * WORD_BYTES,
-            "qzeros": groups * num_words(rows, bits) * WORD_BYTES,
-            "scales": groups * rows * number,
-            "g_idx": columns * WORD_BYTES,
-        }
-    parts = {
-        "weight_packed": rows * num_words(columns, bits) * WORD_BYTES,
-        "weight_scale": rows * groups * number,
-        "weight_shape": 2 * 8,
-    }
-    if not export["symmetric"]:
-        parts["weight_zero_point"] = num_words(rows, bits) * groups * WORD_BYTES
-    return parts
+    grid = (export[key] for key in ("group_size", "symmetric", "dtype"))
+    mixed = "widths" in export
+    bits = export["widths"][linear] if mixed else export["bits"]
+    return linear_bytes(export["format"], bits, *grid, rows, columns, mixed)
 
 
 def _linears(

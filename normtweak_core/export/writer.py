@@ -60,6 +60,7 @@ def write_export(
     dtype: torch.dtype | None = None,
     windows: Int64[Tensor, "windows tokens"] | None = None,
     details: Mapping[str, object] | None = None,
+    widths: Mapping[str, int] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportRecord:
@@ -75,6 +76,7 @@ def write_export(
         dtype: The float type that the scales were rounded to; None resolves it from the source.
         windows: Calibration windows, the first few of which become part of the probe.
         details: Further entries of normtweak.json: recipe, lineage, block report.
+        widths: Of the layers, where they may differ: config.json comes to hold them.
         max_shard_bytes: Largest weight file, and what is in memory at a time.
         progress: Called with tensors done and tensors in all.
 
@@ -93,7 +95,7 @@ def write_export(
             "Write ternary ones with write_ternary_export, or use another format."
         )
     dtype = dtype or resolve_export_dtype(config, source)
-    contents = Contents(source, layers, replaced, form, dtype, Scheme.of)
+    contents = Contents(source, layers, replaced, form, dtype, Scheme.of, widths)
     rows = probe_rows(source, windows)
     return _write(out, source, contents, rows, details or {}, max_shard_bytes, progress)
 

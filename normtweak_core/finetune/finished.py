@@ -15,6 +15,11 @@ class FinishedGrids(Mapping[str, QuantizedWeight]):
         """Look the linears of a trained model up."""
         self._linears = grid_linears(model)
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of each."""
+        return {name: linear.bits for name, linear in self._linears.items()}
+
     def __getitem__(self, name: str) -> QuantizedWeight:
         return self._linears[name].quantized()
 

@@ -50,6 +50,11 @@ class GridLinear(nn.Module):
         """Return the weight before rounding, in levels."""
         return self.weight
 
+    @property
+    def bits(self) -> int:
+        """Width of its codes."""
+        return self._like.bits
+
     def quantized(self) -> QuantizedWeight:
         """Return codes and scales as they stand."""
         return to_quantized(self.latent().detach(), self.factors.detach(), self.grid, self._like)

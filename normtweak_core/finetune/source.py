@@ -8,7 +8,7 @@ from typing import Any, Literal
 from normtweak_core.errors import InputError
 from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.model.config import ModelConfig
-from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.config import MixedBits, QuantizationConfig
 
 _REFUSAL = re.compile(r"(?:^|; )(float16|bfloat16|float32): ")
 GRID = ("bits", "group_size", "symmetric", "levels")
@@ -21,7 +21,7 @@ class ExportSource:
     folder: Path
     format: str
     dtype: str
-    bits: int
+    bits: int | MixedBits
     group_size: int | None
     symmetric: bool
     levels: Literal["full", "ternary", "binary"]
@@ -79,7 +79,7 @@ def read_export_source(folder: Path) -> ExportSource:
         folder=folder.resolve(),
         format=export["format"],
         dtype=export["dtype"],
-        bits=export["bits"],
+        bits=MixedBits(**asked["bits"]) if "widths" in export else export["bits"],
         group_size=export["group_size"],
         symmetric=export["symmetric"],
         levels=asked.get("levels", "full"),

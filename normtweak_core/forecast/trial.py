@@ -168,7 +168,7 @@ def _solving(
     config: QuantizationConfig,
 ) -> dict[str, float]:
     """Return what statistics cost of a token, and solving and rounding of the block."""
-    linears = find_linears(block)
+    linears, narrow = find_linears(block), config.at(config.widths[0])
     found = {"statistics": 0.0, "solve": 0.0, "rounding": 0.0}
     groups = linear_groups(block, lambda one, given: model.run_block(one, given, call), hidden)
     weights = [linear_weight(linears[name]).float() for names in groups for name in names]
@@ -195,10 +195,10 @@ def _solving(
             part, ridge = W[:count], config.propagation.ridge
             if config.propagation.alpha:
                 part = corrected_weight(part, H, part @ C, config.propagation.alpha, ridge).weight
-            solved_weight(part, H, config, torch.float16)
+            solved_weight(part, H, narrow, torch.float16)
 
         def rounded(count: int, W: Tensor = W) -> None:
-            solved_weight(W[:count], None, config, torch.float16)
+            solved_weight(W[:count], None, narrow, torch.float16)
 
         found["solve"] += _of_all_rows(solve, rows)
         found["rounding"] += _of_all_rows(rounded, rows)

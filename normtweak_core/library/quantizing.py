@@ -129,6 +129,7 @@ def _report(
         calibration=quality,
         blocks=made.reports,
         final_tune=made.final_tune,
+        allotment=made.allotment,
         seconds=seconds,
     )
 
@@ -136,5 +137,4 @@ def _report(
 def _name(settings: Settings) -> str:
     """Return what the export's folder is called until it is saved."""
     model = settings.model.source.rstrip("/").rpartition("/")[2].rpartition(":")[2]
-    group = settings.quantization.group_size
-    return f"{model}-w{settings.quantization.bits}{f'g{group}' if group else 'channel'}"
+    return f"{model}-{settings.quantization.in_names}"

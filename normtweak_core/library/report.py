@@ -5,6 +5,7 @@ from pydantic import BaseModel
 from normtweak_core.calibration.quality import QualityReport
 from normtweak_core.quantization.report import BlockReport
 from normtweak_core.tweak.report import FinalTuneReport
+from normtweak_core.widths.report import Allotment
 
 
 class Report(BaseModel, frozen=True):
@@ -21,6 +22,7 @@ class Report(BaseModel, frozen=True):
     calibration: QualityReport
     blocks: list[BlockReport]
     final_tune: FinalTuneReport | None
+    allotment: Allotment | None = None  # where the widths were left to a budget
     seconds: float
 
     def problems(self) -> list[str]:
@@ -55,10 +57,11 @@ class Report(BaseModel, frozen=True):
     def _summary(self) -> str:
         tune = self.final_tune
         tuned = "" if tune is None else f"; final tune {tune.outcome}"
+        widths = f"; {self.allotment.in_words()}" if self.allotment else ""
         return (
             f"{self.format} in {self.dtype}: {self.size_bytes / 1e6:.2f} MB of "
             f"{self.float_bytes / 1e6:.2f} MB, {self.bits_per_weight:.3f} bits per quantized "
-            f"weight{tuned}"
+            f"weight{tuned}{widths}"
         )
 
     def _heads(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from normtweak_core.export.formats.checks import (
     next_float_type,
     refuse_experts,
 )
+from normtweak_core.export.manifest import dtype_name
 from normtweak_core.export.record import ExportRecord
 from normtweak_core.export.verification.probe import probe_rows
 from normtweak_core.export.writer import write_export
@@ -41,6 +42,7 @@ from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.model.tokenizer_files import require_reader_files
 from normtweak_core.quantization.block import quantize_block
+from normtweak_core.quantization.config import MixedBits
 from normtweak_core.quantization.dense_model import dense_model, put_scales
 from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.report import BlockReport
@@ -53,6 +55,9 @@ from normtweak_core.tweak.final import (
     walked_targets,
 )
 from normtweak_core.tweak.report import FinalTuneReport
+from normtweak_core.widths.allotment import allot
+from normtweak_core.widths.measuring import Measuring
+from normtweak_core.widths.report import Allotment
 
 ROOT = Path(__file__).parents[2]  # where `make reader-gptq` puts the environment that reads gptq
 # Of a block when a part of it begins; roughly, for the bar.
@@ -69,6 +74,12 @@ class Blocks:
     norms: dict[str, Tensor] = field(default_factory=dict)  # float32 masters, by full name
     reports: list[BlockReport] = field(default_factory=list)
     final_tune: FinalTuneReport | None = None
+    allotment: Allotment | None = None  # where the settings leave the widths to a budget
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Widths of the layers."""
+        return {name: weight.bits for name, weight in self.layers.items()}
 
 
 class Work:
@@ -159,8 +170,13 @@ class Work:
 
     def _quantized(self, windows: Tensor, dtype: torch.dtype) -> Blocks:
         """Return all blocks, quantized and their norms tweaked."""
-        walk = BlockWalk(StreamedModel(self.source.path, self._dtype, self.device), windows)
-        streams, made, total = walk.start(), Blocks(dtype), walk.num_blocks
+        model = StreamedModel(self.source.path, self._dtype, self.device)
+        made, total = (
+            Blocks(dtype, allotment=self._allotted(model, windows, dtype)),
+            model.num_blocks,
+        )
+        walk = BlockWalk(model, windows)
+        streams = walk.start()
         for index in range(total):
             done = quantize_block(
                 walk.load(index),
@@ -174,6 +190,7 @@ class Work:
                     dtype,
                     self.settings.block_training,
                     self.settings.seed,
+                    made.allotment.of_block(index) if made.allotment else {},
                 ),
                 lambda part, at=index: self._tell("blocks", at + SHARE_DONE[part], total),
             )
@@ -183,6 +200,19 @@ class Work:
             made.reports.append(done.report)
             self._tell("blocks", index + 1, total)
         return made
+
+    def _allotted(
+        self, model: StreamedModel, windows: Tensor, dtype: torch.dtype
+    ) -> Allotment | None:
+        """Return the widths that cost least within the budget, where there is one."""
+        config, total = self.settings.quantization, model.num_blocks
+        if not isinstance(config.bits, MixedBits):
+            return None
+        measuring, costs = Measuring(BlockWalk(model, windows), config, dtype), []
+        for index in range(total):
+            costs += measuring.block(index)
+            self._tell("sensitivity", index + 1, total)
+        return allot(costs, config, self.settings.export.format, dtype_name(dtype))
 
     def _tuned(self, made: Blocks, windows: Tensor) -> Blocks:
         """Return the same with norms, and scales, tuned against the float model's logits."""
@@ -240,6 +270,7 @@ class Work:
             dtype=made.dtype,
             windows=calibration.input_ids,
             details=details,
+            widths=made.widths,
             progress=self._progress("export"),
         )
 

@@ -1,9 +1,14 @@
 """How the linear layers are quantized."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
+
+from normtweak_core.errors import InputError
+
+Width = Literal[2, 3, 4, 8]
 
 
 class PropagationConfig(BaseModel, frozen=True, extra="forbid"):
@@ -34,11 +39,47 @@ class ExpertsConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class MixedBits(BaseModel, frozen=True, extra="forbid"):
+    """A width for each linear, such that the model diverges least within a budget.
+
+    Linears that read the same tensor, which readers fuse, and the experts of a mixture have one.
+    """
+
+    average: float = Field(
+        gt=0,
+        description="Budget: bits per weight over all quantized linears as they are stored, with "
+        "codes, scales and zero points.",
+    )
+    choose_from: tuple[Width, ...] = Field(
+        (2, 3, 4, 8), min_length=2, description="Widths to choose from."
+    )
+
+    @field_validator("choose_from")
+    @classmethod
+    def _in_order(cls, widths: tuple[Width, ...]) -> tuple[Width, ...]:
+        if len(set(widths)) < len(widths):
+            raise InputError(
+                "must name each width once",
+                found=f"found {list(widths)}",
+                remedy="leave out what stands there twice",
+            )
+        return tuple(sorted(widths))
+
+
+def _kind_of_bits(value: Any) -> str:
+    return "mixed" if isinstance(value, Mapping | MixedBits) else "width"
+
+
 class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
     """Width, grid and method of the quantized linears."""
 
     method: Literal["gptq", "rtn"] = Field("gptq", description="GPTQ, or round to nearest.")
-    bits: Literal[2, 3, 4, 8] = Field(2, description="Width of one code.")
+    bits: Annotated[
+        Annotated[Width, Tag("width")] | Annotated[MixedBits, Tag("mixed")],
+        Discriminator(_kind_of_bits),
+    ] = Field(
+        2, description="Width of one code; or a budget within which each linear gets its own."
+    )
     group_size: int | None = Field(
         64, ge=1, description="Consecutive input columns that share a scale; null: whole row."
     )
@@ -70,11 +111,49 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
     experts: ExpertsConfig = ExpertsConfig()
     activation_bits: SkipJsonSchema[None] = Field(None, exclude=True)  # no other value yet
 
+    @property
+    def widths(self) -> tuple[Width, ...]:
+        """The widths that a linear may have."""
+        return self.bits.choose_from if isinstance(self.bits, MixedBits) else (self.bits,)
+
+    @property
+    def in_words(self) -> str:
+        """How wide the codes are."""
+        if not isinstance(self.bits, MixedBits):
+            return f"{self.bits} bits"
+        of = ", ".join(map(str, self.bits.choose_from))
+        return f"{self.bits.average:g} bits on average, of {of}"
+
+    @property
+    def bits_in_tags(self) -> str:
+        """The width, or the budget in its place."""
+        return f"{self.bits.average:g}" if isinstance(self.bits, MixedBits) else str(self.bits)
+
+    @property
+    def _bits_as_written(self) -> str:
+        return str(self.bits.model_dump() if isinstance(self.bits, MixedBits) else self.bits)
+
+    @property
+    def in_names(self) -> str:
+        """What folders are called by: how wide codes are, and their groups."""
+        return f"w{self.bits_in_tags}{f'g{self.group_size}' if self.group_size else 'channel'}"
+
+    @property
+    def on_trial(self) -> "QuantizationConfig":
+        """Return the same with the least work: one search of ranges, and nothing after it."""
+        least = {"exponents": (3.0,), "sweeps": 0, "propagation": PropagationConfig(alpha=0)}
+        return self.model_copy(update=least)
+
+    def at(self, width: Width) -> "QuantizationConfig":
+        """Return the same with one width."""
+        return self.model_copy(update={"bits": width})
+
     @model_validator(mode="after")
     def _levels_fit_the_grid(self) -> "QuantizationConfig":
         if self.levels != "full" and not (self.bits == 2 and self.symmetric):
             raise ValueError(
                 f"quantization.levels {self.levels} needs bits: 2 and symmetric: true, which hold "
-                f"its levels; found bits: {self.bits} and symmetric: {str(self.symmetric).lower()}"
+                f"its levels; found bits: {self._bits_as_written} and symmetric: "
+                f"{str(self.symmetric).lower()}"
             )
         return self

@@ -30,9 +30,12 @@ def save_block(path: Path, layers: dict[str, QuantizedWeight], norms: dict[str, 
 
 
 def load_block(
-    path: Path, config: QuantizationConfig
+    path: Path, config: QuantizationConfig, widths: Mapping[str, int] | None = None
 ) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
-    """Return what `save_block` wrote; width and groups come from the config it was made with."""
+    """Return what `save_block` wrote; width and groups come from the config it was made with.
+
+    Where that leaves widths open, they are given by the names of linears.
+    """
     tensors = load_file(path)
     names = [key.removeprefix("codes.") for key in tensors if key.startswith("codes.")]
     layers = {
@@ -40,7 +43,7 @@ def load_block(
             tensors[f"codes.{name}"],
             tensors[f"scales.{name}"],
             tensors[f"zeros.{name}"],
-            config.bits,
+            widths[name] if widths else config.bits,
             config.group_size,
             config.symmetric,
         )

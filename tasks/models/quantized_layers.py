@@ -11,7 +11,7 @@ from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.storage import load_block
 from normtweak_core.quantization.weight import QuantizedWeight
 from tasks.engine.environment import state_root
-from tasks.results import BlockResult, FinalTuneResult
+from tasks.results import BlockResult, FinalTuneResult, WidthsResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,17 +26,28 @@ class QuantizedLayers(Mapping[str, QuantizedWeight]):
         blocks: list[BlockResult],
         config: QuantizationConfig,
         tuned: FinalTuneResult | None = None,
+        widths: WidthsResult | None = None,
     ):
-        """Read ``blocks``, whose list is called ``prefix`` in the model, and what was tuned."""
+        """Read ``blocks``, whose list is called ``prefix`` in the model, and what was tuned.
+
+        Where ``config`` leaves their widths open, these are given.
+        """
+        own = widths.widths if widths is not None else [{}] * len(blocks)
         scales = tuned.scales if tuned is not None else None
         self._scales = load_file(state_root() / scales.path) if scales is not None else {}
         self._load = functools.lru_cache(maxsize=1)(
-            lambda index: load_block(state_root() / blocks[index].weights.path, config)
+            lambda index: load_block(state_root() / blocks[index].weights.path, config, own[index])
         )
         self._names = {
             f"{prefix}.{index}.{layer}": (index, layer)
             for index in range(len(blocks))
             for layer in self._load(index)[0]
+        }
+        # By full name, where they may differ.
+        self.widths = {
+            f"{prefix}.{index}.{layer}": width
+            for index, block in enumerate(own)
+            for layer, width in block.items()
         }
         self._prefix, self._num_blocks = prefix, len(blocks)
 

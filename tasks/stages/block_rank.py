@@ -42,6 +42,7 @@ class BlockWork(BaseModel, frozen=True):
     training: BlockTrainingConfig
     seed: int
     export_dtype: str
+    widths: tuple[dict[str, int], ...] = ()
 
     def plan(self, index: int, num_blocks: int) -> BlockPlan:
         """Return everything one block's result depends on besides weights and streams."""
@@ -54,6 +55,7 @@ class BlockWork(BaseModel, frozen=True):
             dtype,
             self.training,
             self.seed,
+            self.widths[index] if self.widths else {},
         )
 
     def device_of(self, rank: int) -> str:

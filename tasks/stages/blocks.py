@@ -9,7 +9,7 @@ from typing import Any
 from normtweak_core.evaluate.channel_drift import ChannelDrift
 from normtweak_core.lazy import lazy
 from normtweak_core.model.source import num_processes
-from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.config import MixedBits, QuantizationConfig
 from tasks.engine import events
 from tasks.engine.artifacts import publish, publish_json
 from tasks.engine.environment import state_root
@@ -36,6 +36,8 @@ def fields_read(config: QuantizationConfig, job: Job) -> dict[str, Any]:
     Only where a mixture of experts needs statistics, it matters which of them have few tokens.
     """
     fields = config.model_dump(mode="json")
+    if isinstance(config.bits, MixedBits):
+        del fields["bits"]  # a budget and choices: the widths themselves are read
     if config.method == "rtn":
         for unread in ("act_order", "percdamp", "exponents", "sweeps"):
             del fields[unread]
@@ -60,6 +62,7 @@ def settings_of(work: Work, found: Found) -> ChainSettings:
         work.recipe.norm_tweak,
         work.recipe.block_training,
         found["float type"].dtype,
+        tuple(found["widths"].widths) if "widths" in found else (),
     )
 
 
@@ -69,7 +72,7 @@ def _settings_of_the_baseline(work: Work, found: Found) -> ChainSettings:
 
 def _read_by(settings: ChainSettings, work: Work, index: int) -> dict[str, Any]:
     tweak, job = settings.norm_tweak, work.job
-    return {
+    read = {
         "block": index,
         "num_blocks": job.blocks[1],
         "config": job.fingerprint.config_sha256,
@@ -77,7 +80,12 @@ def _read_by(settings: ChainSettings, work: Work, index: int) -> dict[str, Any]:
         "outside": job.outside_blocks_sha256,
         "quantization": fields_read(settings.quantization, job),
         "norm_tweak": tweak if tweak.enabled else None,
-    } | ({"training": settings.training, "seed": job.seed} if settings.training.enabled else {})
+    }
+    if settings.widths:
+        read["widths"] = settings.widths_of(index)
+    if settings.training.enabled:
+        read |= {"training": settings.training, "seed": job.seed}
+    return read
 
 
 @contextlib.contextmanager
@@ -93,7 +101,8 @@ def _chain(
 @stage(
     "block",
     title="blocks",
-    needs=("calibrate", "float type"),
+    needs=("calibrate", "float type", "widths"),
+    needs_of=lambda part: ("calibrate", "float type"),  # and the widths of this block alone
     parts=all_blocks,
     chained=True,
     reads=lambda work, found, index: _read_by(settings_of(work, found), work, index),

@@ -50,12 +50,17 @@ class ChainSettings:
     norm_tweak: NormTweakConfig
     training: BlockTrainingConfig
     export_dtype: str
+    widths: tuple[dict[str, int], ...] = ()  # of each block, where the recipe leaves them open
+
+    def widths_of(self, index: int) -> dict[str, int]:
+        """Return the widths of a block's linears; none where all have that of the recipe."""
+        return self.widths[index] if self.widths else {}
 
     def rounded(self) -> "ChainSettings":
         """Return the same chain rounded to nearest, without any training."""
         config = QuantizationConfig.model_validate(self.quantization.model_dump() | BASELINE)
         off = NormTweakConfig(enabled=False), BlockTrainingConfig(enabled=False)
-        return ChainSettings(config, *off, self.export_dtype)
+        return ChainSettings(config, *off, self.export_dtype, self.widths)
 
 
 class StreamError(ForeseenError):
@@ -178,6 +183,7 @@ class BlockChain(Chain):
             training=settings.training,
             seed=self.job.seed,
             export_dtype=settings.export_dtype,
+            widths=settings.widths,
         )
         return shared_blocks.SharedBlocks(work, self._size)
 
@@ -196,6 +202,7 @@ class BlockChain(Chain):
             self.export_dtype,
             self.settings.training,
             self.job.seed,
+            self.settings.widths_of(index),
         )
 
     def keep(self, index: int, streams: "Streams") -> None:
@@ -228,6 +235,8 @@ class BlockChain(Chain):
     def replay(self, position: int, streams: "Streams", done: BlockResult) -> "Streams":
         """Return what leaves a quantized block and the float one."""
         layers, norms = storage.load_block(
-            state_root() / done.weights.path, self.settings.quantization
+            state_root() / done.weights.path,
+            self.settings.quantization,
+            self.settings.widths_of(position),
         )
         return self.walk.replay(position, streams, layers, norms, self.export_dtype)

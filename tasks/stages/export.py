@@ -21,8 +21,9 @@ from tasks.results import (
     FinalTuneResult,
     FloatType,
     RefusedExport,
+    WidthsResult,
 )
-from tasks.stages.blocks import fields_read, settings_of
+from tasks.stages.blocks import fields_read
 from tasks.stages.calibrate import data_windows
 from tasks.stages.retry import another_float_type
 from tasks.tables.calibration import calibration_table
@@ -66,7 +67,7 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
 
 @stage(
     "export",
-    needs=("calibrate", "float type", "block", "final tune"),
+    needs=("calibrate", "float type", "widths", "block", "final tune"),
     reads=_reads,
     again=another_float_type(),
 )
@@ -77,6 +78,7 @@ def export_blocks(
     float_type: FloatType,
     block: list[BlockResult],
     final_tune: FinalTuneResult | None,
+    widths: WidthsResult | None,
 ) -> ExportResult | RefusedExport:
     """Return the export folder, named after what it was made from.
 
@@ -85,10 +87,10 @@ def export_blocks(
         NonFiniteError: A tensor is NaN or infinite.
         VerificationError: The tokenizer was replaced while the job ran.
     """
-    job, settings = work.job, settings_of(work, {"float type": float_type})
-    dtype, config = torch_dtype(settings.export_dtype), settings.quantization
+    job, config = work.job, work.recipe.quantization
+    dtype = torch_dtype(float_type.dtype)
     prefix = structure.find_blocks(skeleton.build_skeleton(job.folder, dtype)).prefix
-    quantized = layers.QuantizedLayers(prefix, block, config, final_tune)
+    quantized = layers.QuantizedLayers(prefix, block, config, final_tune, widths)
     replaced = quantized.norms()
     if final_tune is not None:
         replaced |= safetensors.load_file(state_root() / final_tune.norms.path)
@@ -97,7 +99,7 @@ def export_blocks(
         "blocks": [read_json(one.report) for one in block],
         "final_tune": read_json(final_tune.report) if final_tune else None,
     } | details_of(work, calibrate, float_type)
-    out = folder_named_after(job, f"w{config.bits}{group_name(config.group_size)}", key)
+    out = folder_named_after(job, config.in_names, key)
     return written(
         job,
         lambda: writer.write_export(
@@ -109,6 +111,7 @@ def export_blocks(
             dtype=dtype,
             windows=data_windows(calibrate),
             details=details,
+            widths=quantized.widths,
         ),
     )
 
@@ -179,11 +182,6 @@ def folder_named_after(job: Job, kind: str, key: str) -> Any:
     """Return an export folder that tells the model, what was done to it, and what made it."""
     model = job.source.name.rstrip("/").rpartition("/")[2].replace(":", "-")
     return state_root() / "exports" / f"{model}-{kind}-{key.rpartition('-')[2][:12]}"
-
-
-def group_name(size: int | None) -> str:
-    """Return how the name of a folder tells the group size."""
-    return f"g{size}" if size else "channel"
 
 
 def format_library(form: str) -> str | None:

@@ -29,7 +29,8 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
 
 
 def _reads_grid(work: Work, found: Found, part: None) -> dict[str, Any]:
-    grid = work.recipe.quantization.model_dump(include=GRID)
+    config = work.recipe.quantization
+    grid = config.at(config.widths[-1]).model_dump(include=GRID)  # of the finest grid
     return _reads(work, found, part) | {"quantization": grid}
 
 

@@ -10,7 +10,7 @@ from tasks.engine.artifacts import ArtifactRef, publish, publish_json
 from tasks.engine.stage import Found, stage
 from tasks.models.job import torch_dtype
 from tasks.models.work import Work
-from tasks.results import BlockResult, CalibrationResult, FinalTuneResult, FloatType
+from tasks.results import BlockResult, CalibrationResult, FinalTuneResult, FloatType, WidthsResult
 from tasks.stages.blocks import fields_read
 from tasks.stages.calibrate import data_windows
 from tasks.tables.drift import TUNED
@@ -41,7 +41,7 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
 
 @stage(
     "final tune",
-    needs=("calibrate", "float type", "block"),
+    needs=("calibrate", "float type", "widths", "block"),
     reads=_reads,
     when=lambda work: work.recipe.final_tune.enabled,
 )
@@ -50,6 +50,7 @@ def final_tune(
     work: Work,
     calibrate: CalibrationResult,
     float_type: FloatType,
+    widths: WidthsResult | None,
     block: list[BlockResult],
 ) -> FinalTuneResult:
     """Return the tuned norms, or none where the held-out divergence did not fall.
@@ -65,7 +66,7 @@ def final_tune(
     float_model = streaming.StreamedModel(job.folder, dtype, job.device)
     expected = final.walked_targets(float_model, windows)
     prefix = structure.find_blocks(float_model.model).prefix
-    finished = layers.QuantizedLayers(prefix, block, config)
+    finished = layers.QuantizedLayers(prefix, block, config, widths=widths)
     masters = finished.norms()
     quantized = dense.dense_model(job.folder, finished, masters, dtype, export_dtype, job.device)
     if work.recipe.final_tune.scales:

@@ -1,5 +1,6 @@
 """A model quantized block by block on the bare core, for studies of many settings."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,13 +29,18 @@ def quantized_model(
     training: BlockTrainingConfig = UNTRAINED,
     tune: FinalTuneConfig = OFF,
     seed: int = 0,
+    widths: Sequence[Mapping[str, int]] = (),
 ) -> tuple[PreTrainedModel, list[BlockReport]]:
-    """Return the model of a folder as its export would be in float16, and what its blocks tell."""
+    """Return the model of a folder as its export would be in float16, and what its blocks tell.
+
+    Where the widths of linears differ, they are given by block and name.
+    """
     streamed = StreamedModel(folder, torch.float32, "cpu")
     walk, count = BlockWalk(streamed, windows), streamed.num_blocks
     streams, reports, layers, norms = walk.start(), [], {}, {}
     for index in range(count):
-        plan = BlockPlan(index, count, quantization, tweak, torch.float16, training, seed)
+        own = widths[index] if widths else {}
+        plan = BlockPlan(index, count, quantization, tweak, torch.float16, training, seed, own)
         done = quantize_block(walk.load(index), streams, walk.runner(index), plan)
         streams, prefix = done.streams, streamed.block_prefix(index)
         layers |= {f"{prefix}.{name}": weight for name, weight in done.layers.items()}

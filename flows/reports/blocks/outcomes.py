@@ -13,7 +13,7 @@ def scheme(recipe: Recipe) -> str:
     method = {"gptq": "GPTQ", "rtn": "round to nearest"}[config.method]
     groups = f"groups of {config.group_size}" if config.group_size else "one scale per row"
     grid = "symmetric" if config.symmetric else "asymmetric"
-    return f"in {config.bits} bits by {method} ({grid}, {groups})"
+    return f"in {config.in_words} by {method} ({grid}, {groups})"
 
 
 def effort_in_words(recipe: Recipe) -> str:

@@ -37,11 +37,17 @@ def block_rows(table: "pd.DataFrame") -> Rows:
             **_trained_cells(layers),
             "output error": _rounded(layers["output_error"].mean()),
             "weight error": _rounded(layers["weight_error"].mean()),
-            "bits": int(layers["bits"].iloc[0]),
+            "bits": _widths(layers["bits"]),
             "damping raised": int(layers["damping_raised"].sum()),
         }
         for block, layers in table.groupby("block")
     ]
+
+
+def _widths(bits: "pd.Series[int]") -> int | str:
+    """Return the width of a block's linears, or all that they have."""
+    found = sorted(set(map(int, bits)))
+    return found[0] if len(found) == 1 else ", ".join(map(str, found))
 
 
 def _trained_cells(layers: "pd.DataFrame") -> dict[str, Any]:

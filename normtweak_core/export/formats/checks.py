@@ -14,7 +14,8 @@ from normtweak_core.errors import InputError
 from normtweak_core.experts.names import mixes_experts, router_names
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.model.checkpoint import stored_tensors
-from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.config import MixedBits, QuantizationConfig
+from normtweak_core.widths.budget import check_budget
 
 GPTQ_READER = ".venv-reader-gptq"  # made by `make reader-gptq`
 GPTQ_READER_DONE = f"{GPTQ_READER}/.complete"  # what it makes last; the interpreter comes first
@@ -96,6 +97,9 @@ def check_exportable(
                 f"quantization.group_size must divide every input width; {group_size} does not "
                 f"divide {shape.in_features} of {name}. Choose a divisor, or null for whole rows."
             )
+    if isinstance(quantization.bits, MixedBits):
+        _check_mixed(export, quantization, linears)
+        return
     if mixes_experts(linears):
         _check_experts(export, quantization)
     if export.format == "gptq":
@@ -171,6 +175,34 @@ def conv1d_error(name: str) -> InputError:
         "of every format leave out or fail on. Choose another model, such as a GPT-NeoX of the "
         "same size."
     )
+
+
+def _check_mixed(
+    export: ExportConfig, quantization: QuantizationConfig, linears: Mapping[str, LinearShape]
+) -> None:
+    """Refuse what transformers cannot open of several widths, and a budget that cannot be kept.
+
+    Of a gptq file it reads one width, whatever ``dynamic`` says (5.23 with optimum 2.3); of experts
+    it stacks all by one scheme.
+    """
+    if export.format == "gptq":
+        raise InputError(
+            "must be one width for export.format: gptq, of which transformers reads no other",
+            key="quantization.bits",
+            found=f"found {quantization.in_words}",
+            remedy="use compressed-tensors, or one width",
+        )
+    if mixes_experts(linears):
+        raise InputError(
+            "must be one width for a mixture of experts, which transformers takes apart by one "
+            "scheme for all blocks",
+            key="quantization.bits",
+            found=f"found {quantization.in_words}",
+            remedy="set one width, or choose a dense model",
+        )
+    shapes = [(shape.out_features, shape.in_features) for shape in linears.values()]
+    dtype = "float32" if export.dtype == "float32" else "float16"
+    check_budget(quantization, shapes, "compressed-tensors", dtype)
 
 
 def _check_zero_points(

@@ -21,13 +21,9 @@ from jaxtyping import Int32, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
+from normtweak_core.export.formats.stored_bytes import WORD, num_words
+
 WIDTHS = (2, 3, 4, 8)
-WORD = 32
-
-
-def num_words(length: int, bits: int) -> int:
-    """Return how many 32-bit words a row of ``length`` codes fills, padding included."""
-    return -(-length * bits // WORD)
 
 
 def pack_rows(codes: UInt8[Tensor, "rows length"], bits: int) -> Int32[Tensor, "rows words"]:

@@ -1,4 +1,4 @@
-"""What all quantized linears of one export share."""
+"""What all quantized linears of one export share, or how they differ."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +21,31 @@ class Scheme:
         """Return the scheme of one linear; a group as wide as the row counts as given."""
         return cls(weight.bits, weight.group_size, weight.symmetric)
 
+    def of_linear(self, name: str) -> "Scheme":
+        """Return what one linear has: the same as all."""
+        return self
+
+
+@dataclass(frozen=True)
+class MixedScheme:
+    """What config.json says of quantized linears of different widths."""
+
+    widths: Mapping[str, int]  # by name as stored
+    group_size: int | None
+    symmetric: bool
+
+    def of_linear(self, name: str) -> Scheme:
+        """Return what one linear has."""
+        return Scheme(self.widths[name], self.group_size, self.symmetric)
+
+    @property
+    def by_width(self) -> dict[int, list[str]]:
+        """The linears of each width, both in order."""
+        return {
+            width: sorted(name for name, own in self.widths.items() if own == width)
+            for width in sorted(set(self.widths.values()))
+        }
+
 
 @dataclass(frozen=True)
 class TernaryScheme:
@@ -34,12 +59,21 @@ class TernaryScheme:
         """Return the scheme of one linear."""
         return cls(linear.gain is not None, rms_norm_eps)
 
+    def of_linear(self, name: str) -> "TernaryScheme":
+        """Return what one linear has: the same as all."""
+        return self
+
     def __str__(self) -> str:
         return "an RMSNorm before the linear" if self.rms_norm else "no RMSNorm before the linear"
 
 
-def recorded_scheme(export: Mapping[str, Any]) -> Scheme | TernaryScheme:
+AnyScheme = Scheme | MixedScheme | TernaryScheme
+
+
+def recorded_scheme(export: Mapping[str, Any]) -> AnyScheme:
     """Return the scheme that the ``export`` entry of a manifest records."""
     if export["format"] == "bitnet":
         return TernaryScheme(export["rms_norm"], export["rms_norm_eps"])
+    if "widths" in export:
+        return MixedScheme(export["widths"], export["group_size"], export["symmetric"])
     return Scheme(export["bits"], export["group_size"], export["symmetric"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from normtweak_core.experts.names import mixes_experts
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.formats import bitnet, compressed_tensors, gptq, grid_layer
-from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
+from normtweak_core.export.formats.scheme import AnyScheme
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Format:
     pack: Callable[[Any, torch.dtype], dict[str, Tensor]]
     unpack: Callable[[Mapping[str, Tensor], Any], Any]
     check: Callable[[str, Any, torch.dtype], None]  # module name, layer, export dtype
+    # Of linears that do not all have one width.
+    pack_mixed: Callable[[Any, torch.dtype], dict[str, Tensor]]
     dense: bool  # False: readers keep the tensors as stored, and those include the bias
 
 
@@ -34,6 +36,7 @@ COMPRESSED_TENSORS = Format(
     compressed_tensors.pack_linear,
     compressed_tensors.unpack_linear,
     grid_layer.check_layer,
+    compressed_tensors.pack_mixed_linear,
     dense=True,
 )
 GPTQ = Format(
@@ -42,6 +45,7 @@ GPTQ = Format(
     gptq.pack_linear,
     gptq.unpack_linear,
     grid_layer.check_layer,
+    gptq.pack_linear,
     dense=True,
 )
 BITNET = Format(
@@ -50,6 +54,7 @@ BITNET = Format(
     bitnet.pack_linear,
     bitnet.unpack_linear,
     bitnet.check_layer,
+    bitnet.pack_linear,
     dense=False,
 )
 FORMATS = {form.name: form for form in (COMPRESSED_TENSORS, GPTQ, BITNET)}
@@ -63,7 +68,7 @@ def chosen_format(config: ExportConfig) -> Format:
 
 def describe(
     form: Format,
-    scheme: Scheme | TernaryScheme,
+    scheme: AnyScheme,
     linears: frozenset[str],
     quantized: frozenset[str],
     block_prefix: str,
@@ -72,7 +77,7 @@ def describe(
 
     Args:
         form: The format.
-        scheme: What the quantized linears share.
+        scheme: What the quantized linears share, or their widths.
         linears: Full names of all linears of the model, and of what routes tokens to experts.
         quantized: Those of them that are quantized.
         block_prefix: What the names of the blocks' linears begin with, such as ``model.layers.``.

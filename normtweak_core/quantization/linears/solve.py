@@ -127,7 +127,7 @@ def quantize_linears(
         InputError: The group size does not divide an input width.
     """
     done, settings = SolvedLinears(), plan.quantization
-    groups = _groups(block, run, streams.x_f[:1])
+    groups = linear_groups_of(block, run, streams.x_f[:1])
     ranks.meet()  # all have read the first window, and it may be overwritten
     propagated = settings.propagation.alpha > 0
     informed = settings.method == "gptq" or propagated  # the bare RTN needs no data
@@ -136,7 +136,7 @@ def quantize_linears(
         Stop(group.mixture or group.first, group.by_outputs) for group in groups if propagated
     ]
     # The first one knows what the limits of the run leave.
-    held = ranks.number(_held_micro_batches(groups, streams, propagated, ranks))
+    held = ranks.number(held_micro_batches(groups, streams, propagated, ranks))
     share = share_of(streams.x_q, ranks)
     with (
         FloatPasses(block, run, streams.x_f, share, wanted_at, held) as wanted_of,
@@ -162,7 +162,8 @@ def quantize_linears(
     return done
 
 
-def _groups(block: nn.Module, run: RunBlock, hidden: Tensor) -> list[LinearGroup]:
+def linear_groups_of(block: nn.Module, run: RunBlock, hidden: Tensor) -> list[LinearGroup]:
+    """Return the groups of a block, in the order in which they are called."""
     linears = find_linears(block)
     return [
         LinearGroup({name: linears[name] for name in names}, mixture_of(block, names[0]))
@@ -181,12 +182,18 @@ def _agree_on_weights(group: LinearGroup, quantized: nn.Module, ranks: Ranks) ->
         set_linear_weight(linears[name], weight)
 
 
-def _held_micro_batches(
+def held_micro_batches(
     groups: list[LinearGroup], streams: Streams, propagated: bool, ranks: Ranks = ALONE
 ) -> int:
     """Return how many micro-batches may wait in memory, in the share of it that is theirs.
 
     Processes share the memory of the machine; a GPU is of one alone.
+
+    Args:
+        groups: Where they wait.
+        streams: Whose windows they are.
+        propagated: Whether what is seen at each stop is noted beside.
+        ranks: Who shares the memory.
     """
     hidden, before, floats, noted = streams.x_q.shape[2], 0, 0, 0
     sizes: list[tuple[int, int]] = []
@@ -247,7 +254,7 @@ def _solve_group(
         settings = plan.quantization.propagation
         correction = corrected_weight(W, H, WC, settings.alpha, settings.ridge)
         W, ridge = correction.weight, correction.ridge
-    solved = solved_weight(W, H, plan.quantization, plan.export_dtype)
+    solved = solved_weight(W, H, plan.settings_of(group.first), plan.export_dtype)
     parts = split_rows(solved.weight, rows)
     targets = find_linears(quantized)
     for name, original, corrected, part in zip(

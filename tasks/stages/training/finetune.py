@@ -21,7 +21,6 @@ from tasks.stages.export import (
     details_of,
     folder_named_after,
     format_library,
-    group_name,
     read_by_every_export,
     written,
 )
@@ -174,20 +173,23 @@ def export_finetuned(
     grids.load_trained(model, safetensors.load_file(state_root() / training[-1].weights.path))
     details = details_of(work, data, float_type)
     # Written as the main job's recipe names them, so that this export can be trained on as well.
-    details["recipe"] |= {"quantization": {key: getattr(source, key) for key in GRID}}
+    details["recipe"] |= {
+        "quantization": source.quantization.model_dump(mode="json", include=set(GRID))
+    }
     details["lineage"] |= {"parent_export_sha256": start.export.export_sha256}
-    kind = f"w{source.bits}{group_name(source.group_size)}-finetuned"
-    out = folder_named_after(job, kind, key)
+    out = folder_named_after(job, f"{source.quantization.in_names}-finetuned", key)
+    finished_grids = finished.FinishedGrids(model)
     return written(
         job,
         lambda: writer.write_export(
             out,
             job.folder,
-            finished.FinishedGrids(model),
+            finished_grids,
             finished.other_tensors(model),
             work.recipe.export,
             dtype=torch_dtype(float_type.dtype),
             windows=data_windows(data),
             details=details,
+            widths=finished_grids.widths,
         ),
     )

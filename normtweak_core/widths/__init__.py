@@ -1,0 +1,1 @@
+"""A width for each linear: what each costs, and which are allotted."""

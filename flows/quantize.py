@@ -22,7 +22,7 @@ from tasks.stages.blocks import baseline, block, measured_stages
 from tasks.stages.calibrate import calibrate
 from tasks.stages.export import export_blocks
 from tasks.stages.float_type import float_type
-from tasks.stages.mixed.sensitivity import sensitivity
+from tasks.stages.mixed.sensitivity import sensitivity, trial_widths
 from tasks.stages.mixed.widths import read_allotment, widths
 from tasks.stages.tune import final_tune
 
@@ -120,7 +120,7 @@ def _rows(run: Run, found: Found) -> list[dict[str, Any]]:
 QUANTIZE = RecipePipeline(
     "quantize",
     (
-        *(*BEGINNING, calibrate, float_type, sensitivity, widths, block, final_tune),
+        *(*BEGINNING, calibrate, float_type, trial_widths, sensitivity, widths, block, final_tune),
         *(export_blocks, baseline, *ENDING),
     ),
     kind=KIND,

@@ -52,12 +52,18 @@ class BlockResult(Result, frozen=True):
     seconds: Annotated[float, NOT_CONTENT]
 
 
+class TrialResult(Result, frozen=True):
+    """The linears of a block at each width that they may get."""
+
+    block: int
+    weights: ArtifactRef
+
+
 class SensitivityResult(Result, frozen=True):
     """What the widths of a block's linears cost: a list of `GroupCost`."""
 
     block: int
     costs: ArtifactRef
-    seconds: Annotated[float, NOT_CONTENT]
 
 
 class WidthsResult(Result, frozen=True):

@@ -53,7 +53,7 @@ def quantize_seconds(
         "start, verify, register": STARTED,
     }
     if isinstance(recipe.quantization.bits, MixedBits):
-        found["sensitivity"] = costs.opened + _sensitivity(recipe, shape, length, costs)
+        found["trial"], found["sensitivity"] = _widths(recipe, shape, length, costs)
     if recipe.final_tune.enabled:
         each = length * (blocks * costs.step + costs.head_step)
         held_out = 2 * _held_out(samples) * length
@@ -90,19 +90,17 @@ def _block(recipe: Recipe, samples: int, length: int, costs: "Costs") -> float:
     return seconds
 
 
-def _sensitivity(recipe: Recipe, shape: ModelShape, length: int, costs: "Costs") -> float:
+def _widths(recipe: Recipe, shape: ModelShape, length: int, costs: "Costs") -> tuple[float, float]:
     """Return the seconds of solving each block at each width, and of every trial to the logits."""
-    blocks, samples, widths = (
-        shape.num_blocks,
-        recipe.calibration.samples,
-        recipe.quantization.widths,
-    )
+    blocks, samples = shape.num_blocks, recipe.calibration.samples
+    widths = recipe.quantization.widths
+    solved = costs.load + samples * length * (costs.forward + costs.statistics)
+    solved += len(widths) * costs.solve
     measured = min(_held_out(samples), max(1, MEASURED_TOKENS // length)) * length
-    trials = len(widths) * num_groups(shape)
-    each = costs.load + samples * length * (costs.forward + costs.statistics)
-    each += len(widths) * costs.solve
-    later = trials * (blocks + 1) / 2 * measured * costs.forward + blocks / 2 * costs.load * blocks
-    return blocks * each + later + trials * measured * (costs.head + costs.compared)
+    trials = (len(widths) - 1) * num_groups(shape)
+    passes = (blocks + 1) / 2 * (trials * measured * costs.forward + blocks * costs.load)
+    ends = trials * measured * (costs.head + costs.compared)
+    return costs.opened + blocks * solved, costs.opened + passes + ends
 
 
 def _writing(samples: int, length: int, blocks: int, costs: "Costs", at_once: int | None) -> float:

@@ -129,7 +129,10 @@ def disk_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]
     bits = config.bits.average if isinstance(config.bits, MixedBits) else config.bits
     packed = math.ceil(shape.linear_weights * bits / 8) + groups * (float_bytes + 1)
     export = packed + (shape.parameters - shape.linear_weights) * float_bytes
-    return {
+    # Each width is tried before.
+    trial = len(config.widths) * (shape.linear_weights + groups * 5)
+    tried = {"widths on trial": trial} if isinstance(config.bits, MixedBits) else {}
+    return tried | {
         "calibration set": samples * length * 8,
         "streams (two boundaries of two streams)": 4 * stream,
         "block results, with those of the baseline": blocks,

@@ -59,7 +59,7 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
         "start": max(opened, held + _at_work(shape, element)) + block,
         "calibrate": calibrated,
         "float type": max(opened, held + 2 * block + logits + _at_work(shape, 4)),
-        **_sensitivity(recipe, shape, stream, block, solved, held),
+        **_widths(recipe, shape, stream, block, solved, held),
         "blocks": max(
             opened, held + 5 * stream + 2 * block + max(solved, _training(recipe, shape, length))
         )
@@ -70,19 +70,20 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
     }
 
 
-def _sensitivity(
+def _widths(
     recipe: Recipe, shape: ModelShape, stream: int, block: int, solved: int, held: int
 ) -> dict[str, int]:
-    """Return what measuring widths takes: a block at all of them, and the windows of each trial."""
+    """Return what it takes to solve a block at all widths, and the windows of each trial."""
     config = recipe.quantization
     if not isinstance(config.bits, MixedBits):
         return {}
     codes = len(config.widths) * shape.linear_weights // max(1, shape.num_blocks)
     trials = len(config.widths) * num_groups(shape) // max(1, shape.num_blocks)
-    measured = min(stream, MEASURED_TOKENS * shape.hidden * 4)
-    compared = PIECES + _at_work(shape, 4)
+    tried = trials * min(stream, MEASURED_TOKENS * shape.hidden * 4)
+    kept = min(KEPT_BLOCKS, shape.num_blocks * block) + PIECES + _at_work(shape, 4)
     return {
-        "sensitivity": held + stream + 3 * block + codes + trials * measured + solved + compared
+        "trial": held + 2 * stream + 2 * block + codes + solved,
+        "sensitivity": held + 2 * block + codes + tried + kept,
     }
 
 

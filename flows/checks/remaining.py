@@ -53,6 +53,7 @@ def quantize_shares(recipe: Any, ready: Any) -> Shares:
         "streams (two boundaries of two streams)": float(chains == 1),
         "block results, with those of the baseline": chains,
         "export, and the registry's copy": done["export"] / 2,
+        "widths on trial": done.get("trial", 0.0),
         "block results": done["blocks"],
         "exports": done["export"],
     }

@@ -10,13 +10,8 @@ from normtweak_core.errors import InputError
 from normtweak_core.paths import shown
 
 Progress = Callable[[str, float, int], None]  # what is done, how much of it, of how much
-UNITS = {
-    "calibration": "tokens",
-    "sensitivity": "blocks",
-    "blocks": "blocks",
-    "final tune": "steps",
-    "export": "tensors",
-}
+UNITS = {"calibration": "tokens", "final tune": "steps", "export": "tensors"}
+UNITS |= dict.fromkeys(("trial", "sensitivity", "blocks"), "blocks")
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.report import BlockReport
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.quantization.weight import QuantizedWeight
+from normtweak_core.scratch import scratch_folder
 from normtweak_core.tweak.final import (
     TuningWindows,
     final_tune,
@@ -58,6 +59,7 @@ from normtweak_core.tweak.report import FinalTuneReport
 from normtweak_core.widths.allotment import allot
 from normtweak_core.widths.measuring import Measuring
 from normtweak_core.widths.report import Allotment
+from normtweak_core.widths.trial import Trials, load_trials, save_trials
 
 ROOT = Path(__file__).parents[2]  # where `make reader-gptq` puts the environment that reads gptq
 # Of a block when a part of it begins; roughly, for the bar.
@@ -208,10 +210,20 @@ class Work:
         config, total = self.settings.quantization, model.num_blocks
         if not isinstance(config.bits, MixedBits):
             return None
-        measuring, costs = Measuring(BlockWalk(model, windows), config, dtype), []
-        for index in range(total):
-            costs += measuring.block(index)
-            self._tell("sensitivity", index + 1, total)
+        costs = []
+        with scratch_folder("trial") as folder:
+            paths = [folder / f"block-{index}.safetensors" for index in range(total)]
+            trials = Trials(BlockWalk(model, windows), config, dtype)
+            for index, path in enumerate(paths):
+                save_trials(path, trials.block(index))
+                self._tell("trial", index + 1, total)
+            del trials
+            measuring = Measuring(
+                BlockWalk(model, windows), lambda index: load_trials(paths[index], config)
+            )
+            for index in range(total):
+                costs += measuring.block(index)
+                self._tell("sensitivity", index + 1, total)
         return allot(costs, config, self.settings.export.format, dtype_name(dtype))
 
     def _tuned(self, made: Blocks, windows: Tensor) -> Blocks:

@@ -191,7 +191,7 @@ class StreamedModel:
             calls.append(next(alike, found))
             states.append(hidden.cpu())
         for index in range(self.num_blocks):
-            block = self.unchanged_block(index)
+            block = self._block(index)
             for place, hidden in enumerate(states):
                 call = calls[place][index]
                 states[place] = self.run_block(block, hidden.to(self._device), call).cpu()
@@ -255,7 +255,7 @@ class StreamedModel:
             return result
         return (result, *[None] * self._extra_outputs)
 
-    def unchanged_block(self, index: int) -> nn.Module:
+    def _block(self, index: int) -> nn.Module:
         """Return a block that is not to be changed, from memory where it was kept."""
         if index in self._kept:
             return self._kept[index]

@@ -8,7 +8,8 @@ class GroupCost(BaseModel, frozen=True):
 
     block: int
     linears: dict[str, tuple[int, int]]  # outputs and inputs, by name in the block
-    divergence: dict[int, float]  # nats per token that each width costs, all else float
+    # Nats per token from the float model, by its width; all others have the narrowest.
+    divergence: dict[int, float]
 
     @property
     def weights(self) -> int:
@@ -36,9 +37,15 @@ class Allotment(BaseModel, frozen=True):
         return taken / sum(one.weights for one in self.groups)
 
     @property
-    def divergence(self) -> float:
-        """Nats per token that the groups cost in sum, each by itself."""
-        return sum(one.divergence[one.width] for one in self.groups)
+    def at_narrowest(self) -> float:
+        """Nats per token where all groups have the narrowest width."""
+        costs = self.groups[0].divergence
+        return costs[min(costs)]
+
+    @property
+    def saved(self) -> float:
+        """Nats per token of it that the groups save in sum, each by itself."""
+        return sum(self.at_narrowest - one.divergence[one.width] for one in self.groups)
 
     def of_block(self, index: int) -> dict[str, int]:
         """Return the widths of a block's linears by their names in it."""

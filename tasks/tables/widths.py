@@ -22,7 +22,7 @@ class WidthTable(Schema):
     divergence: Series[float] = pa.Field(
         gt=-math.inf,
         lt=math.inf,
-        description="Nats per token that it costs on held-out windows, all else float.",
+        description="Nats per token on held-out windows, all others at the narrowest.",
     )
     stored_bits: Series[int] = pa.Field(
         gt=0, description="Bits that it takes on disk, with scales and zero points."

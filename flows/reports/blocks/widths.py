@@ -6,10 +6,10 @@ from normtweak_core.widths.report import Allotment
 WIDTHS_TABLE = "widths.parquet"
 WIDTHS_BY_BLOCK = "Widths, block by block"
 OF_WIDTHS = (
-    "Linears that read the same tensor have one width. A cost is the divergence at the logits on "
-    "held-out calibration windows, in nats per token, where the linears have that width and all "
-    "else is float; the sum of the costs is the least that the budget allows. Bits per weight are "
-    f"those on disk, with scales and zero points. {WIDTHS_TABLE} holds every number."
+    "Linears that read the same tensor have one width. The divergence is that from the float "
+    "model's logits on held-out calibration windows, in nats per token, where they have that width "
+    "and all others the narrowest; in sum it is the least that the budget allows. Bits per weight "
+    f"are those on disk, with scales and zero points. {WIDTHS_TABLE} holds every number."
 )
 
 
@@ -26,6 +26,9 @@ def widths_section(allotment: Allotment) -> Section:
         )
         for group in allotment.groups
     ]
-    heads = ("block", "linears", "bits", "bits per weight", *(f"cost at {w}" for w in widths))
-    told = f"{allotment.in_words()}; costs in sum {allotment.divergence:.4g} nats per token."
+    heads = ("block", "linears", "bits", "bits per weight", *(f"divergence at {w}" for w in widths))
+    told = (
+        f"{allotment.in_words()}. At the narrowest widths {allotment.at_narrowest:.4g} nats per "
+        f"token, of which the wider ones save {allotment.saved:.4g} in sum, each by itself."
+    )
     return Section(WIDTHS_BY_BLOCK, [told, OF_WIDTHS, Table(heads, rows, "Widths of linears")])

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -11,6 +11,7 @@ from normtweak_core.distributed.config import MOST
 from normtweak_core.errors import InputError, called
 from normtweak_core.paths import shown
 
+KINDS = ("width", "mixed")  # the tags of keys that hold a value or a section
 SHOWN = 2  # problems told at once
 
 # What a key means, in whichever section, where its type alone does not say what to write.
@@ -22,6 +23,7 @@ HINTS = {
     "devices": f"auto or a number of processes from 1 to {MOST}",
     "disk": "a number of bytes, such as 50GB",
     "exponents": "a list of one to eight numbers from 1 to 16",
+    "choose_from": "a list of two or more of the widths 2, 3, 4 and 8",
     "group_size": "a number of columns of at least 1, or null for whole rows",
 }
 REQUIRED = {
@@ -61,17 +63,28 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield the full name of every value a recipe holds; sections are followed, not named."""
     for name in model.model_fields:
         section = section_model(model, name)
-        if section is None:
+        if section is None or _holds_values(model, name):
             yield prefix + name
-        else:
+        if section is not None:
             yield from known_keys(section, f"{prefix}{name}.")
 
 
 def section_model(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     """Return the model of a section, or None where the name holds a value."""
-    annotation = model.model_fields[name].annotation
-    candidates = [annotation, *get_args(annotation)]
+    candidates = _types(model.model_fields[name].annotation)
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """Yield the types of a key, those of which one is chosen included."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _types(inner)
+
+
+def _holds_values(model: type[BaseModel], name: str) -> bool:
+    """Say whether a key holds a value, or a section in its place."""
+    return any(get_origin(one) is Literal for one in _types(model.model_fields[name].annotation))
 
 
 def _place(detail: ErrorDetails, recipe: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:
@@ -82,6 +95,8 @@ def _place(detail: ErrorDetails, recipe: type[BaseModel]) -> tuple[str, type[Bas
         # Behind a value pydantic goes on with the branches of its type; they say nothing here.
         if model is None:
             break
+        if part in KINDS:  # which of a value and a section it was taken for
+            continue
         parts.append(str(part))
         if part not in model.model_fields:
             return ".".join(parts), model

@@ -97,6 +97,17 @@ def _sections(schema: Schema, root: Schema, name: str, given: Schema) -> Iterato
         if (below := _section(found, root)) is not None:
             inner.append((below, f"{name}.{key}".lstrip("."), found.get("default") or {}))
             continue
+        if "oneOf" in found:  # a value, or a section in its place
+            value, section = found["oneOf"][0], _section(found["oneOf"][1], root)
+            meaning = found["description"]
+            keys[key] = f"{_values(key, value)}, or the keys below", meaning
+            defaults[key] = _code(given.get(key, found["default"]))
+            for name_below, one in section["properties"].items():
+                keys[f"{key}.{name_below}"] = _values(name_below, one), one["description"]
+                defaults[f"{key}.{name_below}"] = (
+                    _code(one["default"]) if "default" in one else "required"
+                )
+            continue
         keys[key] = _values(key, found), found["description"].replace("|", "or")
         default = given.get(key, found.get("default", "required"))
         defaults[key] = default if default == "required" else _code(default)

@@ -60,6 +60,7 @@ class MixedBits(BaseModel, frozen=True, extra="forbid"):
         if len(set(widths)) < len(widths):
             raise InputError(
                 "must name each width once",
+                key="choose_from",
                 found=f"found {list(widths)}",
                 remedy="leave out what stands there twice",
             )

@@ -1,5 +1,6 @@
 """The budget of a model's widths: bits per weight as they are stored; no torch."""
 
+import math
 from collections.abc import Iterable
 
 from normtweak_core.errors import InputError
@@ -51,6 +52,8 @@ def check_budget(
         return
     narrow, wide = config.widths[0], config.widths[-1]
     beyond = average > most
+    # Rounded inwards, so that what is told is allowed.
+    least, most = math.ceil(least * 1e4) / 1e4, math.floor(most * 1e4) / 1e4
     raise InputError(
         f"must be from {least:.4f} to {most:.4f}, what {narrow} and {wide} bits truly cost here "
         "with scales and zero points",

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from normtweak_core.distributed.ranks import ALONE
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.gptq import split_rows
-from normtweak_core.quantization.linears.experts import RoutedInputs, expert_statistics
 from normtweak_core.quantization.linears.inputs import RunBlock
 from normtweak_core.quantization.linears.passes import FloatPasses, Stop
 from normtweak_core.quantization.linears.solve import (
@@ -78,23 +77,17 @@ def _solved_groups(
     """Yield the groups of a block; the stream becomes that behind it when all were asked for."""
     groups = linear_groups_of(block, run, stream[:1])
     informed = config.method == "gptq"
-    stops = [Stop(group.mixture or group.first) for group in groups if informed]
+    stops = [Stop(group.first) for group in groups if informed]
     share = share_of(stream, ALONE)
     held = held_micro_batches(groups, Streams(stream, stream), propagated=True)
     with FloatPasses(block, run, stream, share, stops, held) as passes:
         for index, group in enumerate(groups):
-            found: dict[int, dict[str, QuantizedWeight]] = {width: {} for width in config.widths}
-            if not informed:
-                parts = [(LinearGroup({n: m}), None) for n, m in group.modules.items()]
-            elif group.mixture is None:
+            H = None
+            if informed:
                 H, _ = group.statistics(passes.at(index), None, share.leaves)
-                parts = [(group, H)]
-            else:
-                parts = _experts(block, group, RoutedInputs.of(passes.at(index), None), config)
-            for part, H in parts:
-                for width in config.widths:
-                    found[width] |= _solved(part, H, config.at(width), export_dtype)
-            yield found
+            yield {
+                width: _solved(group, H, config.at(width), export_dtype) for width in config.widths
+            }
         passes.finish()
 
 
@@ -105,16 +98,6 @@ def _solved(
     solved = solved_weight(torch.cat(weights), H, settings, export_dtype)
     parts = split_rows(solved.weight, [len(weight) for weight in weights])
     return dict(zip(group.modules, parts, strict=True))
-
-
-def _experts(
-    block: nn.Module, group: LinearGroup, inputs: RoutedInputs, config: QuantizationConfig
-) -> Iterator[tuple[LinearGroup, Tensor | None]]:
-    experts = block.get_submodule(group.mixture)
-    rule = config.experts
-    for names, statistics, _ in expert_statistics(experts, experts, group.mixture, inputs, rule):
-        part = LinearGroup({name: group.modules[name] for name in names})
-        yield part, None if statistics is None else statistics.hessian()
 
 
 def save_trials(path: Path, groups: list[GroupTrial]) -> None:

@@ -58,7 +58,12 @@ def changed(values: dict, key: str, value: object) -> dict:
 
 
 def stage_keys(
-    pipeline, recipe, device: str = "cpu", inputs: dict | None = None, ready=NOTHING_FOUND
+    pipeline,
+    recipe,
+    device: str = "cpu",
+    inputs: dict | None = None,
+    ready=NOTHING_FOUND,
+    widths: list | None = None,
 ):
     """Return the key of every part of a pipeline's stages, by its label.
 
@@ -78,6 +83,8 @@ def stage_keys(
         if stage.name == "float type":
             asked = recipe.export.dtype
             results = [FloatType(dtype="float16" if asked == "auto" else asked)]
+        if stage.name == "widths":
+            results = [results[0].model_copy(update={"widths": widths})]
         if stage.name == "export":
             write_manifest(state_root() / results[0].folder, recipe.export.format)
         return results
@@ -86,11 +93,13 @@ def stage_keys(
     return keys
 
 
-def quantize_keys(recipe: Recipe, device: str = "cpu") -> dict[str, str]:
+def quantize_keys(
+    recipe: Recipe, device: str = "cpu", widths: list | None = None
+) -> dict[str, str]:
     """Return the key of every stage of a quantization, its baseline left out."""
     from flows.quantize import QUANTIZE
 
-    keys = stage_keys(QUANTIZE, recipe, device)
+    keys = stage_keys(QUANTIZE, recipe, device, widths=widths)
     return {name: key for name, key in keys.items() if not name.startswith("rtn ")}
 
 

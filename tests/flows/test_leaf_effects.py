@@ -53,6 +53,12 @@ NAMED = {
         "tests.core.quantization.test_experts."
         "test_ties_and_an_expert_without_tokens_leave_none_uncalibrated"
     ),
+    "quantization.bits.average": (
+        "tests.core.widths.test_allotment.test_no_other_widths_within_the_budget_cost_less"
+    ),
+    "quantization.bits.choose_from": (
+        "tests.core.widths.test_measuring.test_a_width_costs_what_the_logits_lose"
+    ),
     "limits.memory": ("tests.flows.test_limits.test_a_run_within_its_limits_writes_the_same_bytes"),
     "limits.disk": "tests.flows.test_limits.test_a_run_that_may_write_more_is_refused",
     "limits.threads": (

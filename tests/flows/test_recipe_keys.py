@@ -68,6 +68,8 @@ OTHER = {
 GENERATED = {"calibration.languages": ["latin"]}
 # Read only with a symmetric grid of 2 bits.
 SYMMETRIC = {"quantization.levels": "ternary"}
+# Read only where widths are left to a budget.
+MIXED = {"quantization.bits.average": 3.2, "quantization.bits.choose_from": [2, 4]}
 # Read only where blocks are trained.
 TRAINING = {
     "block_training.steps": 5,
@@ -96,6 +98,7 @@ def test_every_key_of_the_recipe_is_accounted_for():
         *SYMMETRIC,
         *TRAINING,
         *EXPERTS,
+        *MIXED,
         *TASK_KEYS,
         *NO_STAGE,
         *ELSEWHERE,
@@ -145,6 +148,35 @@ def test_a_key_of_the_block_training_is_read_where_blocks_are_trained(key, proje
         )
         assert (plain["block 0"] != other["block 0"]) is trained
         assert (plain != other) is trained
+
+
+WIDTHS = [{"a": 2, "b": 3}, {"a": 3, "b": 3}]
+
+
+@pytest.mark.parametrize("key", MIXED)
+def test_a_budget_decides_widths_and_nothing_else(key, project):
+    mixed = {"quantization.bits": {"average": 3.0, "choose_from": [2, 3]}}
+    plain, other = (
+        quantize_keys(Recipe.parse(with_values(project, mixed, change)), widths=WIDTHS)
+        for change in ({}, {key: MIXED[key]})
+    )
+    changed_too = {"widths"}
+    if key.endswith("choose_from"):
+        changed_too |= {f"{what} of block {i}" for what in ("trial", "sensitivity") for i in (0, 1)}
+        changed_too.add("float type")  # whose scales are those of the widest
+    assert {name for name in plain if other[name] != plain[name]} == changed_too
+
+
+def test_a_block_is_keyed_by_its_own_widths_and_its_successors_by_those_before(project):
+    mixed = {"quantization.bits": {"average": 3.0, "choose_from": [2, 3]}}
+    recipe = Recipe.parse(with_values(project, mixed))
+    plain = quantize_keys(recipe, widths=WIDTHS)
+    other = quantize_keys(recipe, widths=[WIDTHS[0], {"a": 3, "b": 2}])
+    assert other["block 0"] == plain["block 0"]
+    for name in ("block 1", "final tune", "export"):
+        assert other[name] != plain[name]
+    for name in ("trial of block 0", "sensitivity of block 0", "widths", "calibrate"):
+        assert other[name] == plain[name]
 
 
 @pytest.mark.parametrize("key", EXPERTS)

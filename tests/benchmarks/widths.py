@@ -4,10 +4,10 @@
 
 Both are quantized alike (GPTQ with propagation, the keys of effort fast), in the layout of mixed
 exports. Mixes are 2 and 3, or 2 and 4 bits: the wider one goes to whole blocks, first, last or both
-ends first, or to one kind of linears in all blocks, as far as the budget reaches, and what is left of
-it to further blocks. What counts is the divergence from the float model on windows that the model
-wrote with another seed. All mixes run from the first calibration set; the three that are best there,
-from the others too. Perplexity on a text is measured at the end, and decides nothing.
+ends first, or to one kind of linears in all blocks, as far as the budget reaches, and what is left
+of it to further blocks. What counts is the divergence from the float model on windows that the
+model wrote with another seed. All mixes run from the first calibration set; the three that are best
+there, from the others too. Perplexity on a text is measured as well, and decides nothing.
 """
 
 import argparse
@@ -125,8 +125,8 @@ class Study:
                 "bits": widths.average,
                 "widths": [group.width for group in widths.groups],
                 "kl": kl,
-                "perplexity_float": read.float_result.perplexity,
-                "perplexity": read.quantized_result.perplexity,
+                "perplexity_float": read.float_result.perplexity.mean,
+                "perplexity": read.quantized_result.perplexity.mean,
                 "seconds": time.process_time() - began,
             }
         )

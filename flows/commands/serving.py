@@ -26,6 +26,7 @@ from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import sweep_temporaries
 from tasks.engine.environment import log_plain_lines, prepare_environment, set_variables, state_root
 from tasks.engine.root_layout import MLARTIFACTS, MLFLOW_LOG
+from tasks.registry.database import make_database
 from tasks.server.api import (
     API_VARIABLE,
     HOST,
@@ -189,6 +190,7 @@ class MlflowPages:
         if not self.own:
             return
         store = self.url
+        make_database(store)
         with listen(self.port, MLFLOW_PORT, "--mlflow-port") as listener:
             port = listener.getsockname()[1]
         self.url = f"http://{HOST}:{port}"

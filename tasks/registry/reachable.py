@@ -44,7 +44,7 @@ def existing_registry(root: Path, reader: str) -> str:
     """
     uri = os.environ.get(VARIABLE) or default_variables(root)[VARIABLE]
     if uri.startswith("sqlite:"):
-        file = _sqlite_file(uri)
+        file = sqlite_file(uri)
         if not file.is_file():
             raise InputError(
                 f"{reader} needs the registry that holds the version; there is none at {file}: set "
@@ -76,7 +76,7 @@ def check_registry(tracking_uri: str) -> None:
         require_open_port(REGISTRY, tracking_uri, parts)
 
 
-def _sqlite_file(uri: str) -> Path:
+def sqlite_file(uri: str) -> Path:
     """Return the file of a sqlite URI: sqlite:///relative or sqlite:////absolute.
 
     Raises:
@@ -87,7 +87,7 @@ def _sqlite_file(uri: str) -> Path:
 
 
 def _check_sqlite(uri: str) -> None:
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if not file.parent.is_dir():
         raise InputError(
             "must name a file in an existing folder",

@@ -16,6 +16,7 @@ from mlflow.utils.uri import is_local_uri
 
 from normtweak_core.errors import InputError
 from normtweak_core.scratch import scratch_folder
+from tasks.registry.database import make_database
 from tasks.registry.names import Address
 
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second: no such alias
@@ -39,6 +40,7 @@ class RegisteredVersion:
 
 def registry_client(uri: str) -> MlflowClient:
     """Return a client of one registry for versions, runs and files alike."""
+    make_database(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

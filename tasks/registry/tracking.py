@@ -1,10 +1,13 @@
 """The MLflow run of a training: its curves, while it runs."""
 
+import os
 import time
 from types import TracebackType
 from typing import Any, Self
 
 from normtweak_core.lazy import lazy
+from tasks.registry.database import make_database
+from tasks.registry.reachable import VARIABLE
 
 entities = lazy("mlflow.entities")
 mlflow = lazy("mlflow")
@@ -28,6 +31,7 @@ class TrainingRun:
             params: What the page of the run shows as its parameters.
             tags: Its source, and where Prefect shows the flow run.
         """
+        make_database(os.environ[VARIABLE])
         self._client = mlflow.MlflowClient()
         self._buffer: list[tuple[int, dict[str, float]]] = []
         self._written = time.monotonic()

@@ -22,6 +22,17 @@ for key in ("export_dir", "artifact_root", "lock_dir"):
 arguments["reports"] = [Path(report) for report in arguments["reports"]]
 
 owner, name = MlflowClient, step
+if step == "half a database":
+    from sqlalchemy.engine.default import DefaultDialect as Dialect
+
+    execute = Dialect.do_execute
+
+    def killed_after(self, cursor, statement, *rest):
+        execute(self, cursor, statement, *rest)
+        if statement.startswith("ALTER TABLE"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Dialect.do_execute, step = killed_after, "nothing"
 if step == "half an upload":
     owner, name = mlflow.store.artifact.local_artifact_repo.shutil, "copyfile"
 real, calls = getattr(owner, name, None), []
@@ -60,6 +71,16 @@ def test_two_processes_at_once_make_one_version_in_a_new_database(registry):
     assert answers[0] == answers[1]
     assert [int(version.version) for version in registry.versions()] == [1]
     assert len(registry.logged_models()) == 1
+
+
+def test_a_process_killed_while_it_makes_the_database_leaves_none(registry):
+    (registry.root / "mlflow.db").unlink()
+    process = start(registry, "half a database")
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err[-2000:]
+    assert not (registry.root / "mlflow.db").exists()
+    assert registry.register().version == 1
+    assert [int(version.version) for version in registry.versions()] == [1]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check proof kill-test kill-test-ternary ranks-test tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-ternary study-polynomial study-ablation ui reader-gptq
+.PHONY: setup run test check proof kill-test kill-test-ternary ranks-test long-test tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-ternary study-polynomial study-ablation ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -36,14 +36,18 @@ kill-test: setup
 
 # Two numbers of processes, and a fine-tuning that is killed; the suite has one of each kind.
 ranks-test: setup
-	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_ALL_RANKS=1 $(BIN)/python -m pytest tests/flows/test_ranks_runs.py tests/flows/test_shared_training.py
+	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_ALL_RANKS=1 $(BIN)/python -m pytest -m "long or not long" tests/flows/test_ranks_runs.py tests/flows/test_shared_training.py
+
+# Tests of a kind of which the suite has one; beside it, they are all.
+long-test: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m long --timeout 600
 
 kill-test-ternary: setup
 	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_TERNARY_KILLS=10 $(BIN)/python -m pytest tests/flows/test_ternary.py
 
 # Every item of LAMBADA and PIQA, by lm-eval alone and by us.
 tasks-test: setup
-	NORMTWEAK_ALL_ITEMS=1 $(BIN)/python -m pytest --timeout 3600 -k by_itself tests/core/evaluate/test_harness.py
+	NORMTWEAK_ALL_ITEMS=1 $(BIN)/python -m pytest -m "long or not long" --timeout 3600 -k by_itself tests/core/evaluate/test_harness.py
 
 # On a machine with a CUDA device; elsewhere these tests are skipped.
 gpu-test: setup

@@ -14,6 +14,7 @@ from tests.flows.stage_bodies import Bodies
 from tests.flows.stage_keys import changed
 from tests.flows.test_ablation_recipe import LEFT_OUT, OTHER
 from tests.flows.tiny_model import ablation_values, write_project
+from tests.sampled import sampled
 
 pytestmark = pytest.mark.timeout(600)  # whichever comes first imports torch and transformers
 
@@ -86,7 +87,7 @@ def computed(recipe: AblationRecipe, stored: dict, monkeypatch) -> tuple[list, l
     return sorted({one.export_sha256 for one in cells if one.study != "base"}), spreads
 
 
-@pytest.mark.parametrize("key", OTHER)
+@pytest.mark.parametrize("key", sampled(OTHER))
 def test_a_leaf_of_an_ablation_changes_what_is_computed(key, project, stored, monkeypatch):
     exports, spreads = computed(recipe_of(project, key), stored, monkeypatch)
     other_exports, other_spreads = computed(

@@ -50,6 +50,7 @@ def capped(values, tmp_path, most):
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_under_a_cap_of_the_kernel_writes_the_same_bytes(model, tmp_path):
     values = recipe(model, tmp_path)

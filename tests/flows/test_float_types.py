@@ -86,6 +86,7 @@ def test_a_model_whose_activations_leave_float16_is_registered_where_it_generate
         quantize(Recipe.parse(asked))
 
 
+@pytest.mark.long
 def test_a_ternary_model_whose_scales_leave_float16_is_trained_and_registered(engine, tmp_path):
     from flows.ternary import ternary
 

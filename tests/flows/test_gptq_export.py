@@ -1,5 +1,7 @@
 """A whole run with `export.format: gptq`, where `make reader-gptq` has made its reader."""
 
+import pytest
+
 from flows.recipes.quantize import Recipe
 from tests.gptq_reader import needs_gptq_reader
 from tests.tiny_exports import save_tiny_model, tiny_config
@@ -7,6 +9,7 @@ from tests.tiny_exports import save_tiny_model, tiny_config
 pytestmark = needs_gptq_reader
 
 
+@pytest.mark.long
 def test_a_run_to_gptq_measures_the_same_model_as_the_default_format(engine, tmp_path):
     from flows.quantize import quantize
 

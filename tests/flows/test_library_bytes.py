@@ -96,6 +96,7 @@ def test_token_ids_are_taken_as_they_are(model, of_texts):
     assert result.report.export_sha256 == of_texts.report.export_sha256
 
 
+@pytest.mark.long
 def test_what_the_model_writes_is_what_the_function_for_it_gives(model):
     float_model = load_causal_lm(model, torch.float32, "cpu")
     tokenizer = load_tokenizer(model)

@@ -26,6 +26,7 @@ from tests.flows.tiny_model import (
     write_model,
     write_project,
 )
+from tests.sampled import sampled
 
 pytestmark = pytest.mark.timeout(600)  # whichever comes first imports torch and transformers
 
@@ -148,13 +149,13 @@ def seen(key: str, value, beside: dict, values: dict, project, made_by, stored) 
     return difference(values, with_values(project, values, {key: value}), made_by, stored)
 
 
-@pytest.mark.parametrize("key", [*test_recipe_keys.OTHER])
+@pytest.mark.parametrize("key", sampled(test_recipe_keys.OTHER))
 def test_a_leaf_of_a_quantization_changes_a_result(key, project, stored):
     values = with_values(project, recipe_values(project), QUANTIZED)
     assert seen(key, test_recipe_keys.OTHER[key], {}, values, project, quantization, stored)
 
 
-@pytest.mark.parametrize("key", test_recipe_keys.TRAINING)
+@pytest.mark.parametrize("key", sampled(test_recipe_keys.TRAINING))
 def test_a_leaf_of_the_block_training_changes_a_result(key, project, stored):
     values = with_values(project, recipe_values(project), QUANTIZED)
     beside = {"block_training.enabled": True, "block_training.steps": 3, "block_training.lr": 5e-2}
@@ -175,7 +176,7 @@ def test_the_float_type_asked_for_is_that_of_the_export(project, stored):
     assert seen(key, "bfloat16", {}, values, project, quantization, stored) == "float type"
 
 
-@pytest.mark.parametrize("key", TASK_KEYS)
+@pytest.mark.parametrize("key", sampled(TASK_KEYS))
 def test_a_leaf_of_named_tasks_changes_a_result(key, project, stored):
     value, beside = TASK_KEYS[key]
     values = with_values(project, recipe_values(project), QUANTIZED)
@@ -215,7 +216,7 @@ def leaves_of(module) -> dict:
 TERNARY_LEAVES = leaves_of(test_ternary_keys)
 
 
-@pytest.mark.parametrize("key", TERNARY_LEAVES)
+@pytest.mark.parametrize("key", sampled(TERNARY_LEAVES))
 def test_a_leaf_of_a_ternary_training_changes_a_result(key, project, stored):
     value, beside = TERNARY_LEAVES[key]
     values = with_values(project, ternary_values(project), TERNARY)
@@ -259,7 +260,7 @@ def finetune_values(project, start) -> dict:
 FINETUNE_LEAVES = leaves_of(test_finetune_keys)
 
 
-@pytest.mark.parametrize("key", FINETUNE_LEAVES)
+@pytest.mark.parametrize("key", sampled(FINETUNE_LEAVES))
 def test_a_leaf_of_a_fine_tuning_changes_a_result(key, project, stored, start):
     value, beside = FINETUNE_LEAVES[key]
     assert seen(key, value, beside, finetune_values(project, start), project, tuned, stored)

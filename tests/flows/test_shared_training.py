@@ -83,7 +83,7 @@ def test_a_killed_process_and_ctrl_c_cost_steps_and_no_byte(folder, session_api)
     assert result["metrics"] == expected["metrics"]
 
 
-@pytest.mark.skipif("NORMTWEAK_ALL_RANKS" not in os.environ, reason="minutes: make ranks-test")
+@pytest.mark.long
 def test_a_fine_tuning_that_was_killed_leaves_no_process_and_ends_in_the_same_bytes(
     folder, session_api
 ):

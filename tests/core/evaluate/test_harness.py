@@ -21,6 +21,7 @@ from normtweak_core.evaluate.harness import _undisturbed, score_task
 from normtweak_core.evaluate.tasks import TASKS, read_items
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.source import reference_folder
+from tests.sampled import sampled
 
 DATA = Path(__file__).parents[2] / "data" / "tasks"
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -201,7 +202,7 @@ def by_itself(tmp_path_factory, llama):
     return folder, json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.parametrize("task", COMPARED)
+@pytest.mark.parametrize("task", sampled(COMPARED))
 def test_lm_eval_by_itself_finds_the_same_to_the_last_item(task, llama, by_itself):
     folder, found = by_itself
     theirs = sorted(found["samples"][f"local_{task}"], key=lambda sample: sample["doc_id"])

@@ -53,7 +53,12 @@ class _Seen:
 
 
 def dry_run(
-    folder: Path, dtype: torch.dtype, device: str, num_blocks: int, streams: bool = True
+    folder: Path,
+    dtype: torch.dtype,
+    device: str,
+    num_blocks: int,
+    streams: bool = True,
+    rounds: bool = False,
 ) -> DryRun:
     """Return what was looked at of a model that can be quantized, exported and verified.
 
@@ -63,6 +68,7 @@ def dry_run(
         device: Where.
         num_blocks: As its weight files number them.
         streams: Whether the run takes the model block by block; ternary training does not.
+        rounds: Whether its linears are to read rounded activations.
 
     Raises:
         InputError: The model works in a way that a run cannot follow; block and module are named.
@@ -88,7 +94,7 @@ def dry_run(
     if streams:
         with _told(skeleton, "running its blocks apart"):
             streamed = StreamedModel(folder, dtype, device)
-            uncalled = _check_blocks(streamed, seen, chosen, ids, _tokens(skeleton, 1))
+            uncalled = _check_blocks(streamed, seen, chosen, ids, _tokens(skeleton, 1), rounds)
             last = streamed.num_blocks - 1
             with torch.no_grad():
                 logits = streamed.head(seen.outputs[last])
@@ -160,7 +166,12 @@ def _own_forward(
 
 
 def _check_blocks(
-    streamed: StreamedModel, seen: _Seen, chosen: list[int], ids: Tensor, others: Tensor
+    streamed: StreamedModel,
+    seen: _Seen,
+    chosen: list[int],
+    ids: Tensor,
+    others: Tensor,
+    rounds: bool,
 ) -> list[str]:
     """Accept blocks that compute what they compute inside the model; return uncalled linears."""
     uncalled: dict[str, None] = {}
@@ -182,6 +193,8 @@ def _check_blocks(
         with _told(streamed.model, f"collecting what the linears of {where} read"):
             for name in _uncalled(streamed, block, x, call, where):
                 uncalled[f"{type(block).__name__}.{name}"] = None
+        if rounds:
+            _require_tokens(streamed, block, x, call, where)
         with _told(streamed.model, f"training the norms of {where}"):
             _train_norms(streamed, block, x, call)
     return list(uncalled)
@@ -207,6 +220,29 @@ def _uncalled(
     return [name for name in find_linears(block) if name not in called]
 
 
+def _require_tokens(
+    streamed: StreamedModel, block: nn.Module, x: Tensor, call: BlockCall, where: str
+) -> None:
+    """Accept a block whose linears read windows of tokens, whose activations are told apart."""
+    read: dict[str, list[int]] = {}
+    for name, linear in find_linears(block).items():
+        linear.register_forward_pre_hook(
+            lambda _, args, name=name: read.setdefault(name, list(args[0].shape)) and None
+        )
+    with torch.no_grad():
+        streamed.run_block(block, x, call)
+    odd = {name: shape for name, shape in read.items() if len(shape) != 3}
+    for name, shape in odd.items():
+        told = f"{name} of {where} of {type(streamed.model).__name__} reads {shape}"
+        raise InputError(
+            "must be null where a linear reads no [windows, tokens, channels], by which readers "
+            "tell tokens apart",
+            found=f"{told}, which they would round with one scale for a whole batch",
+            remedy="remove it, or choose another model",
+            key="quantization.activation_bits",
+        )
+
+
 def _train_norms(streamed: StreamedModel, block: nn.Module, x: Tensor, call: BlockCall) -> None:
     masters = {
         name: parameter.detach().float().clone().requires_grad_(True)
@@ -221,6 +257,7 @@ class _FloatWeights:
     """The weights of the float model, as `streaming_model` reads those of an export."""
 
     ternary = False
+    rounded: list[str] = []  # noqa: RUF012 - none
 
     def __init__(self, skeleton: PreTrainedModel, folder: Path, dtype: torch.dtype):
         self._weights = LazyWeights(skeleton, folder, dtype, "cpu")

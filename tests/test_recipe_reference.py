@@ -83,7 +83,7 @@ def test_every_key_has_a_meaning_and_every_section_says_what_it_is(command):
             if section is not None:
                 yield from [name] * (not section.__doc__)
                 yield from without(section)
-            elif not field.description and name not in ("ternary", "finetune", "activation_bits"):
+            elif not field.description and name not in ("ternary", "finetune"):
                 yield name
 
     assert list(without(RECIPES[command])) == []

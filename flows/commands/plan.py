@@ -153,7 +153,10 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
         work_of = finetune_work
     else:
         config = recipe.quantization
-        becomes = f"to {config.in_words} ({config.method}, {_groups(config.group_size)})"
+        grid = f"{config.method}, {_groups(config.group_size)}"
+        if config.activation_bits is not None:
+            grid += f", {config.activation_bits}-bit activations"
+        becomes = f"to {config.in_words} ({grid})"
         work_of = None
     memory = OWN[kind.name].memory(recipe, shape, length)
     data, text = kind.data_of(recipe), None

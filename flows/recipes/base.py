@@ -20,11 +20,6 @@ from normtweak_core.evaluate.gate import require_measured
 from normtweak_core.settings import sentences
 from tasks.registry.names import ALIAS_PATTERN, NAME_PATTERN, is_reserved_alias
 
-# Keys of the contract whose feature does not exist yet, and the one value they may hold.
-NOT_BUILT: dict[str, Any] = {
-    "quantization.activation_bits": None,
-}
-
 
 class Request(BaseModel, frozen=True, extra="forbid"):
     """What a person asks of a command, validated."""
@@ -95,21 +90,6 @@ class RegistryConfig(BaseModel, frozen=True, extra="forbid"):
 
 class RegisteredRecipe(BaseRecipe, frozen=True, extra="forbid"):
     """A recipe that ends in a registered version: it has `evaluation`, `gate` and `registry`."""
-
-    @classmethod
-    def refuse(cls, data: dict[str, Any]) -> None:
-        """Refuse, by name, keys whose feature does not exist yet.
-
-        Raises:
-            InputError: Such a key holds anything but its default.
-        """
-        for key, default in NOT_BUILT.items():
-            value = looked_up(data, key, default)
-            if value != default:
-                raise InputError(
-                    f"{key} is not built yet; found {value!r}: remove it or leave it at "
-                    f"{'null' if default is None else default}."
-                )
 
     @model_validator(mode="after")
     def _gate_asks_for_what_is_measured(self) -> Self:

@@ -248,6 +248,7 @@ def _lead(ablation: Ablation) -> str:
     group = "one scale a row" if q.group_size is None else f"groups of {q.group_size}"
     calibration = recipe.calibration
     length = "" if calibration.length is None else f" of {calibration.length} tokens"
+    reads = f", {q.activation_bits}-bit activations" if q.activation_bits else ""
     stages = [q.method.upper()]
     stages += [f"propagation {q.propagation.alpha:g}"] if q.propagation.alpha else []
     if tweak.enabled:
@@ -259,7 +260,7 @@ def _lead(ablation: Ablation) -> str:
     ratio, kl = (_spread(base.spread(name)).text for name in ("ratio", "kl"))
     seeds = f"{len(base.cells)} seed" + "s" * (len(base.cells) > 1)
     return (
-        f"Base: {ablation.source}, {q.in_words} in {group}; {', '.join(stages)}; "
+        f"Base: {ablation.source}, {q.in_words} in {group}{reads}; {', '.join(stages)}; "
         f"{calibration.samples} windows{length}, source {calibration.source}. Float perplexity "
         f"{metrics['perplexity/float']:.3f} on {metrics['tokens']:.0f} tokens; base over {seeds}: "
         f"{ratio} times float, KL {kl}. {HOW_TO_READ}"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from flows.reports.blocks.outcomes import activation_tags
 from flows.reports.document import Section, Table, number
 from flows.reports.figures.canvas import drawing
 from flows.reports.figures.drift_lines import drift_figure
@@ -80,12 +81,13 @@ class FinetuneReports(TrainingReports):
 
     def lineage(self) -> dict[str, str]:
         """Return where the result comes from and what became of it; the same for equal runs."""
-        return super().lineage() | {
+        own = {
             "bits": self.source.quantization.bits_in_tags,
             "group_size": str(self.source.group_size or "channel"),
             "method": "finetune" if self.recipe.finetune.lora is None else "finetune-lora",
             "parent_export_sha256": self.source.payload_sha256,
         }
+        return super().lineage() | own | activation_tags(self.source.quantization)
 
     def report(self) -> Report:
         """Return the fine-tuning as it is written and shown."""
@@ -138,11 +140,13 @@ def _lead(reports: FinetuneReports) -> str:
     asked = reports.recipe.model.source
     start = asked if asked.startswith(REGISTERED) else source.folder.name
     group = f"groups of {source.group_size}" if source.group_size else "one group a row"
+    bits = source.activation_bits
+    reads = f", reading {bits}-bit activations" if bits else ""
     what = "whole weights"
     if lora is not None:
         what = f"an update of rank {lora.rank}, merged before rounding"
     return (
-        f"{start} ({source.quantization.in_words}, {group}), trained on towards "
+        f"{start} ({source.quantization.in_words}, {group}{reads}), trained on towards "
         f"{source.float_name}: {what}, scales and norms."
     )
 

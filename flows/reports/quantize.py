@@ -5,6 +5,7 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from flows.reports.blocks.outcomes import (
+    activation_tags,
     effort_in_words,
     experts_in_words,
     final_tune_in_words,
@@ -119,6 +120,7 @@ class Reports(RunReports):
                 "group_size": str(config.group_size or "channel"),
                 "method": config.method,
             }
+            | activation_tags(config)
         )
 
     @property

@@ -50,16 +50,22 @@ def model_card(record: ExportRecord) -> str:
 
 
 def _tag(scheme: AnyScheme) -> str:
+    """Return the tags that tell the width of weights, and of activations that are rounded."""
     if isinstance(scheme, TernaryScheme):
         return "ternary"
-    return "mixed-bit" if isinstance(scheme, MixedScheme) else f"{scheme.bits}-bit"
+    if isinstance(scheme, MixedScheme):
+        return "mixed-bit"
+    rounded = scheme.activation_bits is not None
+    return f"{scheme.bits}-bit" + f", w{scheme.bits}a{scheme.activation_bits}" * rounded
 
 
 def _grid_linears(scheme: Scheme | MixedScheme) -> str:
     grid = "symmetric" if scheme.symmetric else "asymmetric"
     groups = f"groups of {scheme.group_size}" if scheme.group_size else "one scale per row"
     if not isinstance(scheme, MixedScheme):
-        return f"{scheme.bits}-bit linear layers ({grid}, {groups})"
+        bits = scheme.activation_bits
+        reads = f"\nthat read {bits}-bit activations" if bits else ""
+        return f"{scheme.bits}-bit linear layers ({grid}, {groups}){reads}"
     counts = ", ".join(f"{len(names)} of {bits} bits" for bits, names in scheme.by_width.items())
     return f"linear layers of mixed widths ({counts}; {grid}, {groups})"
 

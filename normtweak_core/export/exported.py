@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normtweak_core.experts.naming import RecordedNames
 from normtweak_core.export.float_type import DTYPES
-from normtweak_core.export.formats.scheme import AnyScheme, recorded_scheme
+from normtweak_core.export.formats.scheme import AnyScheme, Scheme, recorded_scheme
 from normtweak_core.export.formats.table import FORMATS, Format
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.stored import read_tensor
@@ -45,6 +45,13 @@ class ExportedWeights:
             name.removesuffix(marker) for name in self._stored if name.endswith(marker)
         )
         self._quantized = frozenset(self.linears)
+        rounds = isinstance(scheme, Scheme) and scheme.activation_bits is not None
+        # Names in the model of the dense linears that read rounded activations.
+        self.rounded = sorted(
+            name.removesuffix(".weight")
+            for name, entry in entries.items()
+            if rounds and entry["quantized"]
+        )
 
     @property
     def format(self) -> str:

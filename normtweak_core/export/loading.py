@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from normtweak_core.activations.rounding import round_inputs
 from normtweak_core.errors import VerificationError
 from normtweak_core.export.exported import ExportedWeights, exported_weights
 from normtweak_core.export.manifest import tensor_sha256
@@ -46,6 +47,7 @@ def load_export(folder: Path, source: Path, dtype: torch.dtype, device: str) -> 
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in files.weights:  # others are computed, ternary, or tied to one that is there
                 tensor.copy_(files.read(name))
+    round_inputs(model, files.weights.rounded)
     for name in files.ternary_linears:
         model.set_submodule(name, files.ternary_linear(name).to(device).eval())
     sum_in_float32(model)
@@ -124,7 +126,9 @@ class _ExportTensors(LazyWeights):
         return tensors
 
     def finish(self, module: nn.Module, prefix: str) -> None:
-        """Put ternary linears in their places, and multiply halves as readers' kernels do."""
+        """Let linears be and read what they are, and multiply halves as readers' kernels do."""
+        inside = [name for name in self._files.weights.rounded if name.startswith(f"{prefix}.")]
+        round_inputs(module, (name.removeprefix(f"{prefix}.") for name in inside if prefix))
         for name in self._files.ternary_linears if prefix else ():
             if name.startswith(f"{prefix}."):
                 linear = self._files.ternary_linear(name).to(self._device)

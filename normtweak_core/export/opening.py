@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compressed_tensors.utils import match_named_modules
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
+from normtweak_core.activations.rounding import round_inputs
 from normtweak_core.errors import InputError
+from normtweak_core.export.formats.compressed_tensors import INPUTS
 from normtweak_core.export.formats.packing import unpack_rows
 from normtweak_core.model.architecture import first_line, quantization_method, read_config
 from normtweak_core.model.checkpoint import stored_tensors
@@ -46,10 +49,34 @@ def load_quantized(path: Path, dtype: torch.dtype, device: str) -> PreTrainedMod
         elif method == "compressed-tensors":
             dense = CompressedTensorsConfig(dequantize=True)
             model = _in(_by_transformers(path, quantization_config=dense, dtype="auto"), dtype)
+            round_inputs(model, _rounded_linears(path, model))
         else:
             model = _by_transformers(path, dtype=dtype)
     sum_in_float32(model)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _rounded_linears(folder: Path, model: PreTrainedModel) -> list[str]:
+    """Return the names of the linears that round what they read, which a dense model does not.
+
+    Raises:
+        InputError: In another way than ours.
+    """
+    config, found = read_config(folder)["quantization_config"], []
+    for group in (config.get("config_groups") or {}).values():
+        rounding = group.get("input_activations")
+        if rounding is None:
+            continue
+        if other := {key: rounding.get(key) for key in INPUTS if rounding.get(key) != INPUTS[key]}:
+            wanted = ", ".join(f"{key}: {INPUTS[key]}" for key in other)
+            raise InputError(
+                "activations of a compressed-tensors model must be rounded to int8, per token, "
+                f"dynamic and symmetric, to be measured here ({wanted}); {folder} has {other}: "
+                "measure it with the program it was made for"
+            )
+        matched = match_named_modules(model, group["targets"], config.get("ignore") or [])
+        found += [name for name, _ in matched]
+    return found
 
 
 def _by_transformers(folder: Path, **arguments: Any) -> PreTrainedModel:

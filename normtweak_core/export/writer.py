@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -232,7 +232,7 @@ def _write_probe(
 ) -> None:
     """Write what a faithful reader must reproduce."""
     tensors = reference_logits(weights, source, dtype_name(dtype), rows).tensors()
-    if weights.ternary:
+    if weights.ternary or weights.rounded:
         tensors |= layer_probe(weights, dtype)
     path = folder / PROBE_FILE
     path.parent.mkdir()
@@ -282,7 +282,7 @@ def _write_manifest(
     write_bytes(folder / MODEL_CARD, model_card(record).encode())
     manifest = build_manifest(
         form=record.format,
-        scheme=asdict(record.scheme),
+        scheme=record.scheme.recorded(),
         dtype=record.dtype,
         tensors=tensors,
         files=files,

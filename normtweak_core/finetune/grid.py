@@ -127,4 +127,5 @@ def to_quantized(
         like.bits,
         like.group_size,
         like.symmetric,
+        like.activation_bits,
     )

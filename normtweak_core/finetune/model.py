@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from normtweak_core.activations.rounding import round_inputs
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.finetune.linear import GridLinear, LoraGridLinear
-from normtweak_core.quantization.weight import QuantizedWeight
+from normtweak_core.quantization.weight import QuantizedWeight, with_rounded_inputs
 from normtweak_core.randomness import generator
 from normtweak_core.tweak.tweak import norm_parameters
 
@@ -51,6 +52,7 @@ def put_on_grids(
             random = generator(seed, f"lora {prefix}{name}")
             trained = LoraGridLinear(linear, weight, levels, dtype, config.lora.rank, random)
         module.set_submodule(name, trained)
+    round_inputs(module, with_rounded_inputs(layers))
     for parameter in norm_parameters(module).values():
         parameter.requires_grad_(True)
     return module.eval()

@@ -11,7 +11,7 @@ from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantization.config import MixedBits, QuantizationConfig
 
 _REFUSAL = re.compile(r"(?:^|; )(float16|bfloat16|float32): ")
-GRID = ("bits", "group_size", "symmetric", "levels")
+GRID = ("bits", "group_size", "symmetric", "levels", "activation_bits")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class ExportSource:
     float_name: str  # what the recipe of the export called the float model
     float_revision: str | None
     float_sha256: str
+    activation_bits: int | None = None  # of what its linears read
     refused: dict[str, str] = field(default_factory=dict)  # float types passed over for dtype: why
 
     @property
@@ -87,6 +88,7 @@ def read_export_source(folder: Path) -> ExportSource:
         float_name=lineage["source_model"],
         float_revision=lineage["source_revision"] or None,
         float_sha256=lineage["source_sha256"],
+        activation_bits=export.get("activation_bits"),
         refused=recorded_refusals(lineage.get("float_types_refused", "")),
     )
 

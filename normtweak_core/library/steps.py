@@ -114,7 +114,9 @@ class Work:
         )
         self.device = resolve_device(settings.model.device)
         self._dtype = DTYPES[with_dtype(settings.model, folder).dtype]
-        dry_run(folder, self._dtype, self.device, block_list(stored_names(folder))[1])
+        rounds = settings.quantization.activation_bits is not None
+        num_blocks = block_list(stored_names(folder))[1]
+        dry_run(folder, self._dtype, self.device, num_blocks, rounds=rounds)
 
     def calibrated(
         self, given: Any, samples: int | None, length: int | None

@@ -13,6 +13,8 @@ from typing import no_type_check
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from normtweak_core.activations.rounding import round_inputs
+from normtweak_core.activations.smoothing import Smoothed, smoothed
 from normtweak_core.distributed.ranks import ALONE, Ranks
 from normtweak_core.finetune.block import train_on_grids
 from normtweak_core.finetune.model import grid_linears, put_on_grids
@@ -45,7 +47,8 @@ class QuantizedBlock:
     """A finished block; parameter names are relative to the block."""
 
     layers: dict[str, QuantizedWeight]
-    norms: dict[str, Float[Tensor, " hidden"]]  # float32 masters of tweaked norm parameters
+    # Float32 masters of tweaked norm parameters, and of gains and biases that smoothing changed.
+    norms: dict[str, Float[Tensor, " hidden"]]
     report: BlockReport
     streams: Streams  # its output
     drift_quantized: Drift  # behind it, after its linears were quantized
@@ -113,17 +116,22 @@ def _quantized(
         ranks.check()
         return unwatched(part, hidden)
 
-    quantized = copy.deepcopy(block)
-    round_norms(quantized, plan.export_dtype)
     note("solve")
+    smooth = _smoothed(block, streams.x_q, run, plan, ranks)
+    start = block if smooth is None else smooth.block
+    quantized = copy.deepcopy(start)
+    round_norms(quantized, plan.export_dtype)
+    if plan.quantization.activation_bits is not None:
+        round_inputs(quantized, find_linears(quantized))
     x_q, tweaks, trains = streams.x_q, plan.norm_tweak.enabled, plan.training.enabled
     x_f = x_q.clone() if streams.x_f is x_q else streams.x_f
     again = tweaks or trains  # pass through the block once more
     before = streams.room("before") if again else x_q
     for part in share_of(x_q, ranks).parts if again else ():
         before[part] = x_q[part]
-    solved = quantize_linears(block, quantized, Streams(x_f, x_q), run, plan, ranks)
-    made = _Made(block, quantized, before, Streams(x_f, x_q, streams.spare), solved.layers, {})
+    solved = quantize_linears(block, quantized, Streams(x_f, x_q), run, plan, ranks, smooth)
+    norms = {} if smooth is None else smooth.changed
+    made = _Made(start, quantized, before, Streams(x_f, x_q, streams.spare), solved.layers, norms)
     quantized_drift = tweaked = trained = made.drift(ranks)
     tweak: TweakReport | None = None
     training: BlockTraining | None = None
@@ -157,11 +165,20 @@ def _quantized(
     )
 
 
+def _smoothed(
+    block: nn.Module, x_q: Tensor, run: RunBlock, plan: BlockPlan, ranks: Ranks
+) -> Smoothed | None:
+    config = plan.quantization
+    if config.activation_bits is None or not config.smoothing.enabled:
+        return None
+    return smoothed(block, x_q, run, config.smoothing, plan.export_dtype, ranks)
+
+
 @dataclass
 class _Made:
     """A block on its way: what it has become so far, and the streams behind it."""
 
-    block: nn.Module  # float
+    block: nn.Module  # float, smoothed where that is so
     quantized: nn.Module
     before: Tensor  # what the quantized model sees in front of it
     behind: Streams
@@ -177,7 +194,8 @@ class _Made:
         target = self.behind.x_f
         if plan.norm_tweak.target == "local":
             target = run_stream(self.block, self.before, run, self.behind.room("target"), ranks)
-        report, self.norms = _tweak(self.quantized, self.before, target, run, plan, ranks)
+        report, norms = _tweak(self.quantized, self.before, target, run, plan, ranks)
+        self.norms = self.norms | norms
         if report.accepted:
             run_stream(self.quantized, self.before, run, self.behind.x_q, ranks)
         return report
@@ -218,7 +236,8 @@ class _Made:
         if report.accepted:
             trained = grid_linears(on_grids)
             self.layers = {name: layer.quantized() for name, layer in trained.items()}
-            self.norms = {n: p.detach().float() for n, p in norm_parameters(on_grids).items()}
+            norms = {n: p.detach().float() for n, p in norm_parameters(on_grids).items()}
+            self.norms = self.norms | norms
             made = quantized_copy(self.block, self.layers, self.norms, dtype)
             self.quantized.load_state_dict(made.state_dict())
         return report

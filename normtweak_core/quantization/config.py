@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
-from pydantic.json_schema import SkipJsonSchema
 
 from normtweak_core.errors import InputError
 
@@ -17,6 +16,21 @@ class PropagationConfig(BaseModel, frozen=True, extra="forbid"):
     alpha: float = Field(1.0, ge=0, le=1, description="Share of the correction; 0: none.")
     ridge: float = Field(
         0.01, ge=0, description="Ridge of its least squares, a fraction of mean diag(H)."
+    )
+
+
+class SmoothingConfig(BaseModel, frozen=True, extra="forbid"):
+    """Migration of outliers from activations into weights (SmoothQuant, arXiv 2211.10438).
+
+    Read where activations are rounded.
+    """
+
+    enabled: bool = Field(True, description="Smooth what the linears read, where that is exact.")
+    alpha: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="Strength: channels are divided by max abs(X)^alpha / max abs(W)^(1 - alpha).",
     )
 
 
@@ -110,7 +124,10 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
     )
     propagation: PropagationConfig = PropagationConfig()
     experts: ExpertsConfig = ExpertsConfig()
-    activation_bits: SkipJsonSchema[None] = Field(None, exclude=True)  # no other value yet
+    activation_bits: Literal[8] | None = Field(
+        None, description="Width of what each linear reads, one scale per token; null: float."
+    )
+    smoothing: SmoothingConfig = SmoothingConfig()
 
     @property
     def widths(self) -> tuple[Width, ...]:
@@ -136,8 +153,15 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def in_names(self) -> str:
-        """What folders are called by: how wide codes are, and their groups."""
-        return f"w{self.bits_in_tags}{f'g{self.group_size}' if self.group_size else 'channel'}"
+        """What folders are called by: how wide codes and activations are, and the groups."""
+        activations = f"a{self.activation_bits}" if self.activation_bits else ""
+        group = f"g{self.group_size}" if self.group_size else "channel"
+        return f"w{self.bits_in_tags}{activations}{group}"
+
+    @property
+    def scheme(self) -> str:
+        """Widths of weights and activations as the field writes them; A16: float."""
+        return f"W{self.bits_in_tags}A{self.activation_bits or 16}"
 
     @property
     def on_trial(self) -> "QuantizationConfig":
@@ -156,5 +180,20 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
                 f"quantization.levels {self.levels} needs bits: 2 and symmetric: true, which hold "
                 f"its levels; found bits: {self._bits_as_written} and symmetric: "
                 f"{str(self.symmetric).lower()}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _readers_round_activations(self) -> "QuantizationConfig":
+        if self.activation_bits is not None and isinstance(self.bits, MixedBits):
+            raise ValueError(
+                "quantization.activation_bits 8 needs one width of all weights, whose widths are "
+                f"chosen without it; found bits: {self._bits_as_written}"
+            )
+        if self.activation_bits is not None and not self.symmetric:
+            raise ValueError(
+                "quantization.activation_bits 8 needs symmetric: true: readers unpack a weight "
+                "with zero points while they load it, and then round no activations; found "
+                "symmetric: false"
             )
         return self

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from normtweak_core.activations.rounding import put_linear, round_inputs
 from normtweak_core.experts.stacked import ExpertLinear
 from normtweak_core.finetune.scales import ScaleLinear
 from normtweak_core.model.loading import load_causal_lm
@@ -37,6 +38,8 @@ def dense_model(
     linears = find_linears(model)
     for name, weight in layers.items():
         set_linear_weight(linears[name], weight.dequantize().to(device))
+        if weight.activation_bits is not None:
+            round_inputs(model, [name])
     set_norms(model, masters, export_dtype)
     return model
 
@@ -60,12 +63,16 @@ def put_scales(
         linear = linears[name]
         if isinstance(linear, ExpertLinear):
             continue
-        model.set_submodule(name, ScaleLinear(linear, weight, export_dtype))
+        put_linear(model, name, ScaleLinear(linear, weight, export_dtype))
 
 
 def set_norms(
     model: PreTrainedModel, masters: Mapping[str, Tensor], export_dtype: torch.dtype
 ) -> None:
-    """Give each norm its master, or the value it has, rounded as in the export."""
-    for name, parameter in norm_parameters(model).items():
+    """Give each norm its master, or the value it has, rounded as in the export.
+
+    So is every other parameter that has a master.
+    """
+    others = {name: model.get_parameter(name) for name in masters}
+    for name, parameter in (norm_parameters(model) | others).items():
         parameter.data.copy_(masters.get(name, parameter.data).to(export_dtype))

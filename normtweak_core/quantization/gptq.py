@@ -5,7 +5,7 @@ Symbols follow the paper: W weight, H Hessian, U upper Cholesky factor of H^-1, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -206,13 +206,8 @@ def split_rows(solved: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight
         solved.codes.split(rows), solved.scales.split(rows), solved.zeros.split(rows), strict=True
     )
     return [
-        QuantizedWeight(
-            codes.contiguous(),
-            scales.contiguous(),
-            zeros.contiguous(),
-            solved.bits,
-            solved.group_size,
-            solved.symmetric,
+        replace(
+            solved, codes=codes.contiguous(), scales=scales.contiguous(), zeros=zeros.contiguous()
         )
         for codes, scales, zeros in parts
     ]

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from normtweak_core.activations.rounding import round_inputs
 from normtweak_core.model.structure import find_linears, set_linear_weight
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.drift import Drift
 from normtweak_core.quantization.streams import Streams
-from normtweak_core.quantization.weight import QuantizedWeight
-from normtweak_core.tweak.tweak import norm_parameters, round_norms
+from normtweak_core.quantization.weight import QuantizedWeight, with_rounded_inputs
+from normtweak_core.tweak.tweak import round_norms
 
 METADATA = {"format": "pt"}  # more keys would be written in random order
 
@@ -46,6 +47,7 @@ def load_block(
             widths[name] if widths else config.bits,
             config.group_size,
             config.symmetric,
+            config.activation_bits,
         )
         for name in names
     }
@@ -81,10 +83,10 @@ def quantized_copy(
     linears = find_linears(quantized)
     for name, weight in layers.items():
         set_linear_weight(linears[name], weight.dequantize().to(next(block.parameters()).device))
-    parameters = norm_parameters(quantized)
+    round_inputs(quantized, with_rounded_inputs(layers))
     with torch.no_grad():
         for name, master in norms.items():
-            parameters[name].copy_(master.to(export_dtype))
+            quantized.get_parameter(name).copy_(master.to(export_dtype))
     round_norms(quantized, export_dtype)
     return quantized
 

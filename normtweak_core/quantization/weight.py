@@ -1,5 +1,6 @@
 """A quantized weight matrix: integer codes on a grid of scales and zeros."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ class QuantizedWeight:
     bits: int
     group_size: int | None  # None: one group, the whole row
     symmetric: bool
+    activation_bits: int | None = None  # what the linear reads is rounded to; None: float
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         """Return the float32 weight that the codes stand for."""
@@ -28,3 +30,8 @@ class QuantizedWeight:
         scales = self.scales.repeat_interleave(width, dim=1)
         zeros = self.zeros.repeat_interleave(width, dim=1)
         return scales * (self.codes.to(torch.float32) - zeros.to(torch.float32))
+
+
+def with_rounded_inputs(layers: Mapping[str, QuantizedWeight]) -> list[str]:
+    """Return the names of the linears that read rounded activations."""
+    return [name for name, weight in layers.items() if weight.activation_bits is not None]

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from normtweak_core.activations.rounding import put_linear
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.evaluate.predictions import Walked, walked
 from normtweak_core.finetune.scales import ScaleLinear
@@ -143,7 +144,7 @@ def put_tuned(
         if name in trained:
             parameter.copy_(trained[name])
             scales[linear] = learning.scales()
-        quantized.set_submodule(linear, learning.dense())
+        put_linear(quantized, linear, learning.dense())
     return norms, scales
 
 

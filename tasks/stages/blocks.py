@@ -31,9 +31,10 @@ SHARE_DONE = {"begin": 0.0, "solve": 0.1, "tweak": 0.6, "train": 0.7, "finish": 
 def fields_read(config: QuantizationConfig, job: Job) -> dict[str, Any]:
     """Return the fields that can change a result: no key holds what its method never reads.
 
-    Rounding to nearest has neither an order of columns nor a Hessian to damp, and a correction that
-    is switched off has no ridge. So the baseline of every recipe is found whatever its GPTQ is.
-    Only where a mixture of experts needs statistics, it matters which of them have few tokens.
+    Rounding to nearest has neither an order of columns nor a Hessian to damp, a correction that is
+    switched off has no ridge, and activations that stay float are not smoothed. So the baseline of
+    every recipe is found whatever its GPTQ is. Only where a mixture of experts needs statistics, it
+    matters which of them have few tokens.
     """
     fields = config.model_dump(mode="json")
     if isinstance(config.bits, MixedBits):
@@ -43,6 +44,10 @@ def fields_read(config: QuantizationConfig, job: Job) -> dict[str, Any]:
             del fields[unread]
     elif not config.mse_grid:
         del fields["exponents"]
+    if config.activation_bits is None:
+        del fields["activation_bits"], fields["smoothing"]
+    elif not config.smoothing.enabled:
+        del fields["smoothing"]["alpha"]
     if config.propagation.alpha == 0:
         del fields["propagation"]["ridge"]
     if not job.mixes_experts or (config.method == "rtn" and config.propagation.alpha == 0):

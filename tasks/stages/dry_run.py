@@ -3,6 +3,7 @@
 from typing import Any
 
 from normtweak_core.lazy import lazy
+from normtweak_core.quantization.config import QuantizationConfig
 from tasks.engine.artifacts import Result
 from tasks.engine.stage import Found, stage
 from tasks.models.job import torch_dtype
@@ -24,7 +25,12 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
         "model": job.fingerprint.sha256,
         "num_blocks": job.blocks[1],
         "streams": work.streams,
-    }
+    } | ({"rounds": True} if _rounds(work) else {})
+
+
+def _rounds(work: Work) -> bool:
+    config = getattr(work.recipe, "quantization", None)
+    return isinstance(config, QuantizationConfig) and config.activation_bits is not None
 
 
 @stage("dry run", reads=_reads)
@@ -37,6 +43,11 @@ def dry_run(key: str, work: Work) -> DryRunResult:
     """
     job = work.job
     done = export_dry_run.dry_run(
-        job.folder, torch_dtype(job.model.dtype), job.device, job.blocks[1], streams=work.streams
+        job.folder,
+        torch_dtype(job.model.dtype),
+        job.device,
+        job.blocks[1],
+        streams=work.streams,
+        rounds=_rounds(work),
     )
     return DryRunResult(blocks=done.blocks, uncalled=done.uncalled)

@@ -78,9 +78,25 @@ OPTIONS = {
         "evaluation.perplexity.length must be at most the model's context of 256 tokens; found "
         "257: lower it.",
     ),
-    "activations": (
+    "activations of another width": (
+        "--set quantization.activation_bits=4",
+        "quantization.activation_bits must be 8 or null; found 4.",
+    ),
+    "activations that no reader rounds beside zero points": (
         "--set quantization.activation_bits=8",
-        "quantization.activation_bits is not built yet; found 8: remove it or leave it at null.",
+        "quantization.activation_bits 8 needs symmetric: true: readers unpack a weight with zero "
+        "points while they load it, and then round no activations; found symmetric: false.",
+    ),
+    "activations beside mixed widths": (
+        "--set quantization.activation_bits=8 --set quantization.bits={average: 3}",
+        "quantization.activation_bits 8 needs one width of all weights, whose widths are chosen "
+        "without it; found bits: {'average': 3.0, 'choose_from': [2, 3, 4, 8]}.",
+    ),
+    "activations in a format that rounds none": (
+        "--set quantization.activation_bits=8 --set quantization.symmetric=true "
+        "--set export.format=gptq --set quantization.bits=8",
+        "export.format: gptq holds no rounded activations; quantization.activation_bits is 8. Use "
+        "compressed-tensors, or set it to null.",
     ),
     "a gate that nothing passes": (
         "--set gate.max_kl=-0.1",

@@ -63,7 +63,7 @@ def test_a_section_left_empty_is_named():
     )
 
 
-def test_not_built_keys_may_be_written_at_their_null_default():
+def test_what_is_off_may_be_written_as_null():
     values = {
         "name": "a",
         "ternary": None,

@@ -5,7 +5,6 @@ That every leaf changes a result is shown in `test_recipe_results`, by the value
 
 import pytest
 
-from flows.recipes.base import NOT_BUILT
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from normtweak_core.settings import known_keys
@@ -70,6 +69,10 @@ GENERATED = {"calibration.languages": ["latin"]}
 SYMMETRIC = {"quantization.levels": "ternary"}
 # Read only where widths are left to a budget.
 MIXED = {"quantization.bits.average": 3.2, "quantization.bits.choose_from": [2, 4]}
+# Read only where activations are rounded, which needs a symmetric grid.
+ROUNDED = {"quantization.symmetric": True, "quantization.activation_bits": 8}
+SMOOTHED = {"quantization.smoothing.enabled": False, "quantization.smoothing.alpha": 0.9}
+ACTIVATIONS = {"quantization.activation_bits": 8} | SMOOTHED
 # Read only where blocks are trained.
 TRAINING = {
     "block_training.steps": 5,
@@ -96,13 +99,13 @@ def test_every_key_of_the_recipe_is_accounted_for():
         *OTHER,
         *GENERATED,
         *SYMMETRIC,
+        *ACTIVATIONS,
         *TRAINING,
         *EXPERTS,
         *MIXED,
         *TASK_KEYS,
         *NO_STAGE,
         *ELSEWHERE,
-        *NOT_BUILT,
     }
     assert set(known_keys(Recipe)) == listed
 
@@ -136,6 +139,33 @@ def test_the_levels_of_a_symmetric_grid_change_a_stage(project):
         changes = symmetric | {"quantization.levels": levels}
         other = quantize_keys(Recipe.parse(with_values(project, changes)))
         assert other["block 0"] != plain["block 0"]
+
+
+def test_rounded_activations_are_tried_at_the_start_and_change_what_is_made(project):
+    plain, rounded = (
+        quantize_keys(Recipe.parse(with_values(project, {"quantization.symmetric": True}, change)))
+        for change in ({}, ROUNDED)
+    )
+    kept = {"calibrate", "float type", "evaluate float"}
+    assert {name for name in plain if plain[name] == rounded[name]} == kept
+
+
+@pytest.mark.parametrize("key", SMOOTHED)
+def test_only_activations_that_are_rounded_are_smoothed(key, project):
+    grid = {"quantization.symmetric": True}
+    for beside, read in ((ROUNDED, True), (grid, False)):
+        plain, other = (
+            quantize_keys(Recipe.parse(with_values(project, beside, change)))
+            for change in ({}, {key: SMOOTHED[key]})
+        )
+        assert (plain["block 0"] != other["block 0"]) is read
+        assert (plain != other) is read
+    off = ROUNDED | {"quantization.smoothing.enabled": False}
+    plain, other = (
+        quantize_keys(Recipe.parse(with_values(project, off, change)))
+        for change in ({}, {"quantization.smoothing.alpha": 0.9})
+    )
+    assert plain == other
 
 
 @pytest.mark.parametrize("key", TRAINING)

@@ -170,6 +170,16 @@ def test_the_levels_of_a_symmetric_grid_change_a_result(project, stored):
     assert seen(key, "ternary", beside, values, project, quantization, stored) == "block 0"
 
 
+@pytest.mark.parametrize("key", test_recipe_keys.ACTIVATIONS)
+def test_a_leaf_of_rounded_activations_changes_a_result(key, project, stored):
+    values = with_values(project, recipe_values(project), QUANTIZED)
+    beside = {"quantization.symmetric": True}
+    if key in test_recipe_keys.SMOOTHED:
+        beside = test_recipe_keys.ROUNDED
+    value = test_recipe_keys.ACTIVATIONS[key]
+    assert seen(key, value, beside, values, project, quantization, stored) == "block 0"
+
+
 def test_the_float_type_asked_for_is_that_of_the_export(project, stored):
     values = with_values(project, recipe_values(project), QUANTIZED)
     key = "export.dtype"

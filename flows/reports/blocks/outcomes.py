@@ -1,6 +1,7 @@
 """What became of each step of a quantization, in words."""
 
 from flows.recipes.quantize import Recipe
+from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.report import BlockReport
 from normtweak_core.tweak.report import FinalTuneReport
 
@@ -13,7 +14,22 @@ def scheme(recipe: Recipe) -> str:
     method = {"gptq": "GPTQ", "rtn": "round to nearest"}[config.method]
     groups = f"groups of {config.group_size}" if config.group_size else "one scale per row"
     grid = "symmetric" if config.symmetric else "asymmetric"
-    return f"in {config.in_words} by {method} ({grid}, {groups})"
+    return f"in {config.in_words} by {method} ({grid}, {groups}){_activations(config)}"
+
+
+def _activations(config: QuantizationConfig) -> str:
+    """Return what the linears read, where that is rounded."""
+    if config.activation_bits is None:
+        return ""
+    how = f"smoothed, alpha {config.smoothing.alpha:g}" if config.smoothing.enabled else "as it is"
+    return f", reading {config.activation_bits}-bit activations ({how}): {config.scheme}"
+
+
+def activation_tags(config: QuantizationConfig) -> dict[str, str]:
+    """Return the tags of a version whose linears read rounded activations; none of another."""
+    if config.activation_bits is None:
+        return {}
+    return {"activation_bits": str(config.activation_bits), "scheme": config.scheme}
 
 
 def effort_in_words(recipe: Recipe) -> str:

@@ -102,6 +102,11 @@ def check_exportable(
         return
     if mixes_experts(linears):
         _check_experts(export, quantization)
+    if quantization.activation_bits is not None and export.format == "gptq":
+        raise InputError(
+            "export.format: gptq holds no rounded activations; quantization.activation_bits is "
+            f"{quantization.activation_bits}. Use compressed-tensors, or set it to null."
+        )
     if export.format == "gptq":
         _check_gptq(export, quantization, linears, reader_available)
     else:
@@ -237,6 +242,14 @@ def _check_experts(export: ExportConfig, quantization: QuantizationConfig) -> No
         raise InputError(
             "export.format: gptq holds no mixture of experts that transformers opens: it would "
             "leave the experts random. Use compressed-tensors, with quantization.symmetric true."
+        )
+    if quantization.activation_bits is not None:
+        raise InputError(
+            "must be null for a mixture of experts",
+            key="quantization.activation_bits",
+            found=f"it is {quantization.activation_bits}, and transformers unpacks experts while "
+            "it loads them, and then rounds no activations",
+            remedy="remove it",
         )
     if not quantization.symmetric:
         raise InputError(

@@ -27,6 +27,8 @@ from normtweak_core.quantization.weight import QuantizedWeight
 
 SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 ROW = 1 << 20  # columns: a block of so many holds any row
+# What a linear reads, where it is rounded: see `normtweak_core.activations.rounding`.
+INPUTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 MINIMUM_VERSION = {2: "0.15", 3: "0.20", 4: "0.15", 8: "0.15"}
 
 
@@ -65,7 +67,8 @@ def unpack_linear(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWei
         packed = tensors["weight_zero_point"].T.contiguous()
         zeros = unpack_rows(packed, scheme.bits, rows).T.contiguous()
     codes = unpack_rows(tensors["weight_packed"], scheme.bits, columns)
-    return QuantizedWeight(codes, scales, zeros, scheme.bits, scheme.group_size, scheme.symmetric)
+    grid = (scheme.bits, scheme.group_size, scheme.symmetric)
+    return QuantizedWeight(codes, scales, zeros, *grid, scheme.activation_bits)
 
 
 def quantization_config(
@@ -86,6 +89,8 @@ def quantization_config(
         ]
     else:
         groups = [(["Linear"], _weights(scheme))]
+    rounded = isinstance(scheme, Scheme) and scheme.activation_bits is not None
+    inputs = INPUTS if rounded else None
     config: dict[str, object] = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -95,8 +100,9 @@ def quantization_config(
             f"group_{number}": {
                 "targets": targets,
                 "weights": weights,
-                "input_activations": None,
+                "input_activations": inputs,
                 "output_activations": None,
+                # Where inputs are rounded, readers would take a group without it for int-quantized.
                 "format": "pack-quantized",
             }
             for number, (targets, weights) in enumerate(groups)

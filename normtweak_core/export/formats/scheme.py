@@ -15,11 +15,17 @@ class Scheme:
     bits: int
     group_size: int | None  # None: one group, the whole row
     symmetric: bool
+    activation_bits: int | None = None  # of what the linears read; None: float
 
     @classmethod
     def of(cls, weight: QuantizedWeight) -> "Scheme":
         """Return the scheme of one linear; a group as wide as the row counts as given."""
-        return cls(weight.bits, weight.group_size, weight.symmetric)
+        return cls(weight.bits, weight.group_size, weight.symmetric, weight.activation_bits)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what a manifest records; what is left out is float."""
+        left_out = {"activation_bits"} if self.activation_bits is None else set()
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def of_linear(self, name: str) -> "Scheme":
         """Return what one linear has: the same as all."""
@@ -37,6 +43,10 @@ class MixedScheme:
     def of_linear(self, name: str) -> Scheme:
         """Return what one linear has."""
         return Scheme(self.widths[name], self.group_size, self.symmetric)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what a manifest records."""
+        return dict(vars(self))
 
     @property
     def by_width(self) -> dict[int, list[str]]:
@@ -63,6 +73,10 @@ class TernaryScheme:
         """Return what one linear has: the same as all."""
         return self
 
+    def recorded(self) -> dict[str, Any]:
+        """Return what a manifest records."""
+        return dict(vars(self))
+
     def __str__(self) -> str:
         return "an RMSNorm before the linear" if self.rms_norm else "no RMSNorm before the linear"
 
@@ -74,6 +88,7 @@ def recorded_scheme(export: Mapping[str, Any]) -> AnyScheme:
     """Return the scheme that the ``export`` entry of a manifest records."""
     if export["format"] == "bitnet":
         return TernaryScheme(export["rms_norm"], export["rms_norm_eps"])
+    grid = (export["group_size"], export["symmetric"])
     if "widths" in export:
-        return MixedScheme(export["widths"], export["group_size"], export["symmetric"])
-    return Scheme(export["bits"], export["group_size"], export["symmetric"])
+        return MixedScheme(export["widths"], *grid)
+    return Scheme(export["bits"], *grid, export.get("activation_bits"))

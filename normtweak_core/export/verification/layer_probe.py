@@ -1,16 +1,20 @@
-"""What every ternary linear must make of a fixed input, compared one linear at a time.
+"""What every linear that rounds its input must make of a fixed one, compared one at a time.
 
 A model that rounds its activations amplifies the smallest difference: one number that falls on the
 other side of a rounding boundary changes everything after it. So each linear is given an input of
-its own. The input is chosen such that what is rounded, ``127 v / max|v|`` of the normalized ``v``,
-comes out as whole numbers up to `MODERATE` and one 127 in each token: far from every boundary, so
-that any faithful reader, on any machine, rounds to the same numbers.
+its own, far from every boundary, so that any faithful reader, on any machine, rounds to the same
+numbers. Of a ternary linear, what is rounded, ``127 v / max|v|`` of the normalized ``v``, comes out
+as whole numbers up to `MODERATE` and one 127 in each token. Of a linear on a grid it is whole
+numbers and quarters, such that the quarters add up in one row: a reader that does not round at all
+differs there.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import linear
 
+from normtweak_core.activations.rounding import HALF_RANGE, rounded_tokens
 from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.ternary.inference import TernaryInference
 from normtweak_core.ternary.quantizers import INT8_MAX
@@ -28,18 +32,25 @@ LAYER_TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def layer_probe(weights: ExportedWeights, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return ``input/NAME`` and ``output/NAME`` of every ternary linear of a written export.
+    """Return ``input/NAME`` and ``output/NAME`` of every rounding linear of a written export.
 
     Inputs are in the export dtype, [tokens, in]; outputs in float32, [tokens, kept].
     """
     tensors = {}
-    for name in weights.linears:
+    for name in weights.linears if weights.ternary else ():
         layer = weights.linear(name)
         x = probe_input(layer).to(dtype)
         with torch.inference_mode():
             y = TernaryInference(layer, weights.scheme.rms_norm_eps)(x.to(torch.float32))
         tensors[f"input/{name}"] = x
         tensors[f"output/{name}"] = y[:, :: output_step(y.shape[1])].contiguous()
+    for name in weights.rounded:
+        weight = weights.read(f"{name}.weight").to(torch.float32)
+        x = grid_input(weight)
+        tensors[f"input/{name}"] = x.to(dtype)
+        bias = weights.read(f"{name}.bias").float() if f"{name}.bias" in weights else None
+        outputs = linear(rounded_tokens(x[None])[0], weight, bias)
+        tensors[f"output/{name}"] = outputs[:, :: output_step(len(weight))].contiguous()
     return tensors
 
 
@@ -69,6 +80,20 @@ def layer_problem(weights: ExportedWeights, dtype: torch.dtype) -> str | None:
 def output_step(out_features: int) -> int:
     """Return how far the kept output columns lie apart."""
     return -(-out_features // KEPT_OUTPUTS)
+
+
+def grid_input(weight: Float[Tensor, "out in"]) -> Float[Tensor, "tokens in"]:
+    """Return an input whose rounding meets no boundary, and shows.
+
+    In steps of the token's scale: small whole numbers, quarters beside them that are rounded away
+    and would add up in a row that is kept, and 127.5 in one column; all of it exact in halves.
+    """
+    width = weight.shape[1]
+    column, token = torch.arange(width), torch.arange(TOKENS)[:, None]
+    whole = ((column * 37 + token * 53 + 11) % 9 - 4).to(torch.float32)
+    steps = whole + torch.where(weight[:1] < 0, -0.25, 0.25)
+    steps[torch.arange(TOKENS), torch.arange(TOKENS) * width // TOKENS] = HALF_RANGE
+    return steps / 32
 
 
 def probe_input(layer: TernaryLinear) -> Float[Tensor, "tokens in"]:

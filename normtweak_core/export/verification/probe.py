@@ -19,6 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from normtweak_core.activations.rounding import round_inputs
 from normtweak_core.calibration.first_token import document_prefix
 from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.float_type import DTYPES, own_float_type
@@ -44,6 +45,7 @@ class Weights(Protocol):
     """Parameters of a model by name, read one by one: `ExportedWeights`, or those of the float."""
 
     ternary: bool  # whether linears are modules that round what they read
+    rounded: list[str]  # names of the dense linears that read rounded activations
 
     def __contains__(self, name: str) -> bool:
         """Say whether ``read`` returns this parameter."""
@@ -195,6 +197,7 @@ def streaming_model(
         parameter._is_hf_initialized = True  # only the buffers are to be computed
     compute_buffers(model, model.modules(), "cpu")
     blocks = find_blocks(model)
+    round_inputs(model, weights.rounded)
     for name in weights.linears if weights.ternary else ():
         model.set_submodule(name, _StreamedTernary(name, weights))
     buffers = [name for name, _ in model.named_buffers() if name in weights]

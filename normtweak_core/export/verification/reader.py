@@ -168,20 +168,20 @@ def check_scales(folder, expected, problems):
 
 
 def check_layers(model, folder, probe, expected, problems):
-    """Run each ternary linear on its own input; return how many and the largest difference.
+    """Run each rounding linear on its own input; return how many and the largest difference.
 
     The difference is a fraction of the linear's largest output.
     """
-    terms = probe.get("layers")
-    if terms is None:
+    if (terms := probe.get("layers")) is None:
         return None
-    reference = load_file(folder / probe["file"])
+    reference, largest = load_file(folder / probe["file"]), 0.0
     left = {name.removeprefix("output/") for name in reference if name.startswith("output/")}
-    largest = 0.0
-    linears = {n: one for n, one in model.named_modules() if type(one).__name__ == "BitLinear"}
-    for name, module in linears.items():
+    for name, module in model.named_modules():
+        ternary = type(module).__name__ == "BitLinear"
+        if not (ternary or hasattr(module, "weight_packed")):
+            continue
         # Loading fills what a file lacks with defaults, a gain of ones for example.
-        for key in module.state_dict():
+        for key in module.state_dict() if ternary else ():
             if f"{name}.{key}" not in expected:
                 problems.append({"what": "weight", "name": f"{name}.{key}", "found": "not ours"})
         if name not in left:
@@ -189,22 +189,22 @@ def check_layers(model, folder, probe, expected, problems):
             continue
         left.remove(name)
         found = layer_difference(module, name, reference, terms["kept_outputs"])
-        if not found <= terms["tolerance"]:  # also true for NaN
-            wanted = terms["tolerance"]
+        if not found <= (wanted := terms["tolerance"]):  # also true for NaN
             problems.append({"what": "layer", "name": name, "expected": wanted, "found": found})
         largest = max(largest, found)
-    problems.extend(
-        {"what": "layer", "name": name, "found": "no BitLinear of that name"}
-        for name in sorted(left)
-    )
+    gone = ({"what": "layer", "name": name, "found": "no such linear"} for name in sorted(left))
+    problems.extend(gone)
     return {"difference": largest, "tolerance": terms["tolerance"]}
 
 
 def layer_difference(module, name, reference, kept_outputs):
-    """Return how far a stock linear is from the reference, as a fraction of its largest output."""
+    """Return how far a stock linear is from the reference, as a fraction of its largest output.
+
+    It reads one window: compressed-tensors tells tokens apart by the first two dimensions.
+    """
     x, wanted = reference[f"input/{name}"], reference[f"output/{name}"]
     with torch.inference_mode():
-        y = module(x.to(module.weight_scale.dtype)).float()
+        y = module(x.to(module.weight_scale.dtype)[None])[0].float()
     distances = (y[:, :: -(-y.shape[1] // kept_outputs)] - wanted).abs()
     return float(distances.max() / wanted.abs().max().clamp(min=1e-30))
 

@@ -7,12 +7,13 @@ it has found.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from normtweak_core.activations.smoothing import Smoothed
 from normtweak_core.distributed.ranks import ALONE, Ranks
 from normtweak_core.distributed.tree import TreeSum
 from normtweak_core.experts.stacked import mixture_of
@@ -51,6 +52,8 @@ class LinearGroup:
 
     modules: dict[str, nn.Module]  # by name in the block
     mixture: str | None = None  # name of the mixture of experts of which they are all linears
+    divisor: Float[Tensor, " in"] | None = None  # where smoothed: of what the float block reads
+    smooths: bool = False  # whether the block is smoothed, so that outputs are others as well
 
     @property
     def first(self) -> str:
@@ -70,7 +73,7 @@ class LinearGroup:
         """
         weight = linear_weight(self.modules[self.first])
         narrow = len(self.modules) == 1 and 2 * weight.shape[0] <= weight.shape[1]
-        return narrow and weight.dtype == torch.float32
+        return narrow and weight.dtype == torch.float32 and not self.smooths
 
     def statistics(
         self,
@@ -92,7 +95,10 @@ class LinearGroup:
         # Not called as a module: the passes that wait at this linear must not notice.
         layer = self.modules[self.first].forward if self.by_outputs else None
         for leaf, hidden in zip(leaves, inputs, strict=True):
-            sums.of(leaf).add_both(hidden, None if wanted is None else next(wanted), layer)
+            theirs = None if wanted is None else next(wanted)
+            if theirs is not None and self.divisor is not None:
+                theirs = theirs / self.divisor
+            sums.of(leaf).add_both(hidden, theirs, layer)
         statistics = sums.total(InputStatistics.made_of)
         if statistics is None:
             return None, None
@@ -110,16 +116,19 @@ def quantize_linears(
     run: RunBlock,
     plan: BlockPlan,
     ranks: Ranks = ALONE,
+    smooth: Smoothed | None = None,
 ) -> SolvedLinears:
     """Return the quantized linears, and take the streams behind the block with them in it.
 
     Args:
         block: Float block. Not modified.
-        quantized: A copy of it, whose linears get the quantized weights.
+        quantized: A copy of it, smoothed where that is so, whose linears get the quantized weights.
         streams: In front of the block, two tensors; overwritten.
         run: Runs a block on a micro-batch of windows.
         plan: Settings and export dtype.
         ranks: Who does it.
+        smooth: The float block smoothed; the float stream passes through the other one, so that it
+            stays what it is.
 
     Raises:
         HessianError: A Hessian cannot be factorized.
@@ -127,7 +136,7 @@ def quantize_linears(
         InputError: The group size does not divide an input width.
     """
     done, settings = SolvedLinears(), plan.quantization
-    groups = linear_groups_of(block, run, streams.x_f[:1])
+    groups = linear_groups_of(block, run, streams.x_f[:1], smooth)
     ranks.meet()  # all have read the first window, and it may be overwritten
     propagated = settings.propagation.alpha > 0
     informed = settings.method == "gptq" or propagated  # the bare RTN needs no data
@@ -162,11 +171,18 @@ def quantize_linears(
     return done
 
 
-def linear_groups_of(block: nn.Module, run: RunBlock, hidden: Tensor) -> list[LinearGroup]:
-    """Return the groups of a block, in the order in which they are called."""
-    linears = find_linears(block)
+def linear_groups_of(
+    block: nn.Module, run: RunBlock, hidden: Tensor, smooth: Smoothed | None = None
+) -> list[LinearGroup]:
+    """Return the groups of a block, or of it smoothed, in the order in which they are called."""
+    linears = find_linears(block if smooth is None else smooth.block)
     return [
-        LinearGroup({name: linears[name] for name in names}, mixture_of(block, names[0]))
+        LinearGroup(
+            {name: linears[name] for name in names},
+            mixture_of(block, names[0]),
+            None if smooth is None else smooth.divisors.get(names[0]),
+            smooth is not None,
+        )
         for names in linear_groups(block, run, hidden)
     ]
 
@@ -255,7 +271,8 @@ def _solve_group(
         correction = corrected_weight(W, H, WC, settings.alpha, settings.ridge)
         W, ridge = correction.weight, correction.ridge
     solved = solved_weight(W, H, plan.settings_of(group.first), plan.export_dtype)
-    parts = split_rows(solved.weight, rows)
+    rounded = replace(solved.weight, activation_bits=plan.quantization.activation_bits)
+    parts = split_rows(rounded, rows)
     targets = find_linears(quantized)
     for name, original, corrected, part in zip(
         group.modules, weights, W.split(rows), parts, strict=True

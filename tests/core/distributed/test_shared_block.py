@@ -32,10 +32,12 @@ CASES = {
     "mixture": ("mixtral", {}, TWEAK),
     "mixture, rtn": ("mixtral", RTN, OFF),
     "trained": ("llama", {}, OFF),
+    "rounded and smoothed": ("llama", {"symmetric": True, "activation_bits": 8}, TWEAK),
 }
 
 # Three share no whole branches of the tree; a mixture takes long.
 SIZES = {"llama": (2, 3, 4), "mixture": (3,), "mixture, rtn": (3,), "rtn": (3,), "trained": (3,)}
+SIZES |= {"rounded and smoothed": (3,)}
 
 
 @pytest.fixture(autouse=True)

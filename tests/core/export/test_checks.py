@@ -178,3 +178,17 @@ def test_checks_and_verify_import_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def rounded(form, linears):
+    config = QuantizationConfig(bits=4, group_size=32, symmetric=True, activation_bits=8)
+    check_exportable(ExportConfig(format=form), config, linears, reader_available=True)
+
+
+def test_rounded_activations_need_a_reader_that_rounds_them():
+    rounded("auto", EVEN)
+    with pytest.raises(InputError, match=r"gptq holds no rounded activations; .*_bits is 8\. Use"):
+        rounded("gptq", EVEN)
+    expert = {f"model.layers.0.mlp.experts.{i}.up_proj": LinearShape(64, 64) for i in (0, 1)}
+    with pytest.raises(InputError, match="transformers unpacks experts while it loads them, and"):
+        rounded("auto", expert)

@@ -133,3 +133,17 @@ def test_a_float_model_that_is_not_finite_is_told_apart(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(NonFiniteError, match="those of a few ordinary tokens are not: check its"):
         rehearse(tmp_path)
+
+
+def test_a_linear_whose_tokens_readers_cannot_tell_apart_rounds_no_activations(tmp_path):
+    rehearse(save("llama", tmp_path / "llama"), rounds=True)
+    folder = save("opt", tmp_path / "opt")
+    rehearse(folder)
+    with pytest.raises(InputError) as caught:
+        rehearse(folder, rounds=True)
+    assert caught.value.sentence == (
+        "quantization.activation_bits must be null where a linear reads no [windows, tokens, "
+        "channels], by which readers tell tokens apart; fc1 of block 0 (OPTDecoderLayer) of "
+        "OPTForCausalLM reads [8, 32], which they would round with one scale for a whole batch: "
+        "remove it, or choose another model."
+    )

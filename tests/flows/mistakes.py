@@ -90,7 +90,7 @@ OPTIONS = {
     "activations beside mixed widths": (
         "--set quantization.activation_bits=8 --set quantization.bits={average: 3}",
         "quantization.activation_bits 8 needs one width of all weights, whose widths are chosen "
-        "without it; found bits: {'average': 3.0, 'choose_from': [2, 3, 4, 8]}.",
+        "without it; found bits: {'average': 3.0, 'choose_from': (2, 3, 4, 8)}.",
     ),
     "activations in a format that rounds none": (
         "--set quantization.activation_bits=8 --set quantization.symmetric=true "

@@ -13,6 +13,7 @@ from pathlib import Path
 from normtweak_core.errors import InputError
 from normtweak_core.experts.names import mixes_experts, router_names
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.formats.activations import check_activations
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.quantization.config import MixedBits, QuantizationConfig
 from normtweak_core.widths.budget import check_budget
@@ -97,16 +98,12 @@ def check_exportable(
                 f"quantization.group_size must divide every input width; {group_size} does not "
                 f"divide {shape.in_features} of {name}. Choose a divisor, or null for whole rows."
             )
+    check_activations(export, quantization, linears)
     if isinstance(quantization.bits, MixedBits):
         _check_mixed(export, quantization, linears)
         return
     if mixes_experts(linears):
         _check_experts(export, quantization)
-    if quantization.activation_bits is not None and export.format == "gptq":
-        raise InputError(
-            "export.format: gptq holds no rounded activations; quantization.activation_bits is "
-            f"{quantization.activation_bits}. Use compressed-tensors, or set it to null."
-        )
     if export.format == "gptq":
         _check_gptq(export, quantization, linears, reader_available)
     else:
@@ -242,14 +239,6 @@ def _check_experts(export: ExportConfig, quantization: QuantizationConfig) -> No
         raise InputError(
             "export.format: gptq holds no mixture of experts that transformers opens: it would "
             "leave the experts random. Use compressed-tensors, with quantization.symmetric true."
-        )
-    if quantization.activation_bits is not None:
-        raise InputError(
-            "must be null for a mixture of experts",
-            key="quantization.activation_bits",
-            found=f"it is {quantization.activation_bits}, and transformers unpacks experts while "
-            "it loads them, and then rounds no activations",
-            remedy="remove it",
         )
     if not quantization.symmetric:
         raise InputError(

@@ -87,11 +87,6 @@ OPTIONS = {
         "quantization.activation_bits 8 needs symmetric: true: readers unpack a weight with zero "
         "points while they load it, and then round no activations; found symmetric: false.",
     ),
-    "activations beside mixed widths": (
-        "--set quantization.activation_bits=8 --set quantization.bits={average: 3}",
-        "quantization.activation_bits 8 needs one width of all weights, whose widths are chosen "
-        "without it; found bits: {'average': 3.0, 'choose_from': (2, 3, 4, 8)}.",
-    ),
     "activations in a format that rounds none": (
         "--set quantization.activation_bits=8 --set quantization.symmetric=true "
         "--set export.format=gptq --set quantization.bits=8",

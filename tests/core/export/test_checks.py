@@ -192,3 +192,11 @@ def test_rounded_activations_need_a_reader_that_rounds_them():
     expert = {f"model.layers.0.mlp.experts.{i}.up_proj": LinearShape(64, 64) for i in (0, 1)}
     with pytest.raises(InputError, match="transformers unpacks experts while it loads them, and"):
         rounded("auto", expert)
+
+
+def test_widths_that_are_chosen_without_them_round_no_activations():
+    message = (
+        r"needs one width of all weights, .* found bits: \{'average': 3\.0, 'choose_from': \(2"
+    )
+    with pytest.raises(ValueError, match=message):
+        QuantizationConfig(bits={"average": 3}, symmetric=True, activation_bits=8)

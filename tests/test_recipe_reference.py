@@ -96,7 +96,8 @@ def test_the_defaults_told_are_those_a_recipe_gets(command):
     for key, (default, _, _) in chapter(command).items():
         found = recipe
         for part in key.split("."):
-            found = found[part] if isinstance(found, dict) else None  # a value in its place
+            # None: a value stands in the place of a section, or what is off is left out.
+            found = found.get(part) if isinstance(found, dict) else None
         if default != "required" and found is not None:
             assert yaml.safe_load(default) == found, key
 

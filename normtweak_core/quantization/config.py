@@ -1,9 +1,17 @@
 """How the linear layers are quantized."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from normtweak_core.errors import InputError
 
@@ -172,6 +180,15 @@ class QuantizationConfig(BaseModel, frozen=True, extra="forbid"):
     def at(self, width: Width) -> "QuantizationConfig":
         """Return the same with one width."""
         return self.model_copy(update={"bits": width})
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave out what is not read where activations stay float, as if there were no such key."""
+        fields = handler(self)
+        if self.activation_bits is None:
+            for name in ("activation_bits", "smoothing"):
+                fields.pop(name, None)
+        return fields
 
     @model_validator(mode="after")
     def _levels_fit_the_grid(self) -> "QuantizationConfig":

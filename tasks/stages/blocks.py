@@ -44,9 +44,7 @@ def fields_read(config: QuantizationConfig, job: Job) -> dict[str, Any]:
             del fields[unread]
     elif not config.mse_grid:
         del fields["exponents"]
-    if config.activation_bits is None:
-        del fields["activation_bits"], fields["smoothing"]
-    elif not config.smoothing.enabled:
+    if config.activation_bits is not None and not config.smoothing.enabled:
         del fields["smoothing"]["alpha"]
     if config.propagation.alpha == 0:
         del fields["propagation"]["ridge"]

@@ -80,7 +80,7 @@ OPTIONS = {
     ),
     "activations of another width": (
         "--set quantization.activation_bits=4",
-        "quantization.activation_bits must be 8 or null; found 4.",
+        "quantization.activation_bits must be 8; found 4.",
     ),
     "activations that no reader rounds beside zero points": (
         "--set quantization.activation_bits=8",

@@ -56,7 +56,12 @@ def test_the_form_of_the_page_knows_ranges_choices_and_descriptions():
     (nightly,) = read_deployments(REPOSITORY / "prefect.yaml")
     schema = asyncio.run(served_deployment(nightly))._parameter_openapi_schema
     definitions = schema.definitions
-    assert definitions["QuantizationConfig"]["properties"]["bits"]["enum"] == [2, 3, 4, 8]
+    assert definitions["QuantizationConfig"]["properties"]["bits"]["oneOf"][0]["enum"] == [
+        2,
+        3,
+        4,
+        8,
+    ]
     samples = definitions["CalibrationConfig"]["properties"]["samples"]
     assert (samples["minimum"], samples["description"]) == (8, "Number of windows.")
     assert schema.required == ["recipe"]

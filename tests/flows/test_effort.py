@@ -11,7 +11,7 @@ from normtweak_core.tweak.config import NormTweakConfig
 
 def value_of(settings, key):
     for part in key.split("."):
-        settings = getattr(settings, part)
+        settings = getattr(settings, part, None)  # of a section, where a value stands
     return list(settings) if isinstance(settings, tuple) else settings
 
 

@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check proof kill-test kill-test-ternary ranks-test long-test tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-ternary study-polynomial study-ablation ui reader-gptq
+.PHONY: setup run test check proof kill-test kill-test-ternary ranks-test long-test tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-plugin study-ternary study-polynomial study-ablation ui reader-gptq
 
 setup: $(VENV)/.installed
 
@@ -84,6 +84,10 @@ study-drift: setup
 # Several hours; goes on where it was stopped. STORIES=FOLDER of stories260K, where it is at hand.
 study-quality: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.quality $(if $(STORIES),--stories $(STORIES))
+
+# Codes of other tools (environments as bench-peers), tweaked and tuned; goes on where it was stopped.
+study-plugin: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks.plugin
 
 study-ternary: setup
 	$(BIN)/python -m tests.benchmarks.ternary

@@ -14,6 +14,7 @@ from normtweak_core.calibration.hub_data import local_data
 from normtweak_core.errors import keys_called
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.text import text_path
+from normtweak_core.export.foreign.source import BaseSource
 from normtweak_core.finetune.source import ExportSource
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.source import (
@@ -38,6 +39,7 @@ class Ready:
     is_local: bool = False  # nothing has to come from the hub
     export: ExportSource | None = None  # of a fine-tuning: what it starts from
     float_model: ModelConfig | None = None  # and the float model of that
+    base: BaseSource | None = None  # of a quantization: whose codes are kept
 
 
 def check_inputs(

@@ -24,6 +24,7 @@ from flows.checks.training import (
     ternary_memory,
 )
 from flows.recipes.kinds import FINETUNE, QUANTIZE, TERNARY, kind_of
+from normtweak_core.export.foreign.source import read_base, require_made_of, require_order
 from normtweak_core.export.formats.checks import (
     GPTQ_READER_DONE,
     check_exportable,
@@ -64,6 +65,7 @@ def preflight(recipe: Any, root: Path, result: Path | None = None, evaluates: bo
     model, data = start.get("float_model", recipe.model), kind.data_of(recipe)
     measured = recipe.evaluation if evaluates else None
     ready = replace(check_inputs(model, data, measured, root, result, kind.data), **start)
+    recipe = recipe if ready.base is None else ready.base.gridded(recipe)
     own.fits(recipe, ready)
     disk = own.disk(recipe, ready.shape, ready.length)
     check_disk_limit(recipe, disk)
@@ -82,14 +84,21 @@ def _fits(recipe: Any, ready: Ready) -> None:
     elif recipe.block_training.enabled:
         refuse_experts(ready.shape.linears, "block_training")
     config = recipe.quantization if ready.export is None else ready.export.quantization
+    if ready.base is not None:
+        require_made_of(ready.base, ready.source.path, ready.shape.linears)
+        require_order(recipe.export, ready.base)
     reader = (REPOSITORY / GPTQ_READER_DONE).is_file()
     check_exportable(recipe.export, config, ready.shape.linears, reader_available=reader)
     if ready.export is not None:
         require_same_model(ready.export, ready.source.path)
 
 
+def _base_of(recipe: Any, root: Path) -> dict[str, Any]:
+    return {} if recipe.base is None else {"base": read_base(recipe.base)}
+
+
 OWN = {
-    QUANTIZE.name: OwnChecks(_fits, disk_bytes, memory_bytes),
+    QUANTIZE.name: OwnChecks(_fits, disk_bytes, memory_bytes, _base_of),
     TERNARY.name: OwnChecks(
         lambda recipe, ready: check_ternary_exportable(recipe.export, ready.shape.linears),
         ternary_disk,

@@ -152,8 +152,10 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
         becomes = f"trained on at {grid}, end to end for {tokens:,} tokens{_sharing(recipe)}"
         work_of = finetune_work
     else:
+        recipe = recipe if ready.base is None else ready.base.gridded(recipe)
         config = recipe.quantization
-        grid = f"{config.method}, {_groups(config.group_size)}"
+        method = config.method if recipe.base is None else f"codes of {recipe.base}"
+        grid = f"{method}, {_groups(config.group_size)}"
         if config.activation_bits is not None:
             grid += f", {config.activation_bits}-bit activations"
         becomes = f"to {config.in_words} ({grid})"

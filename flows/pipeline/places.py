@@ -22,6 +22,9 @@ def place_tags(recipe: Any, source: ModelFolder) -> dict[str, str]:
     found: dict[str, Path | None] = dict.fromkeys(kind.places)
     if kind is FINETUNE and not recipe.model.source.startswith(REGISTERED):
         found["model.source"] = given_path(recipe.model.source, "model.source")
+    if (base := getattr(recipe, "base", None)) is not None:
+        path = given_path(base, "base")
+        found["base"] = path if path.exists() else None
     if source.revision is None and not source.name.startswith(REFERENCE_PREFIX):
         found[kind.source] = source.path
     data = kind.data_of(recipe)

@@ -145,9 +145,11 @@ class RecipePipeline(Pipeline):
             revisions: Commits of hub data sets to read, by name; of others the newest is read.
             run: Further fields of the run.
         """
+        model = ready.float_model or recipe.model
+        job = open_job(model, recipe.seed, revisions, getattr(recipe, "base", None))
         return Run(
-            recipe,
-            open_job(ready.float_model or recipe.model, recipe.seed, revisions),
+            recipe if job.base is None else job.base.gridded(recipe),
+            job,
             self.kind.data_of(recipe),
             self.streams,
             execution=Execution(self.all_told),

@@ -59,23 +59,28 @@ def find_inputs(
     revisions = _revisions(recorded, recipe)
     job = _open_source(recorded, recipe, revisions)
     _check_data(recorded, recipe, job)
+    _check_base(recorded, job)
     return Inputs(recipe, job, revisions)
 
 
 def _values_with_places(recorded: Recorded, overrides: list[str]) -> dict[str, Any]:
     """Return the recipe's values, with the places where things lie, and the recorded commit."""
     values, kind = copy.deepcopy(recorded.values), recorded.kind
-    for key in kind.places:
+    has_base = values.get("base") is not None
+    places = [*kind.places, *(["base"] if has_base else [])]
+    for key in places:
         if (place := recorded.place(key)) is not None:
             put(values, key, place)
     if kind.source == "model.source" and (commit := recorded.tag("source_revision")):
         put(values, "model.revision", commit)
+    if has_base and (commit := recorded.tag("base_revision")):
+        put(values, "base", f"{recorded.tag('base')}@{commit}")
     for override in overrides:
         key = override.partition("=")[0]
-        if key not in kind.places:
+        if key not in places:
             raise InputError(
                 f"--set of a rebuild says where something lies now, by one of "
-                f"{', '.join(kind.places)}; found {override!r}: what else is changed makes another "
+                f"{', '.join(places)}; found {override!r}: what else is changed makes another "
                 "export."
             )
         apply_override(values, override)
@@ -121,7 +126,8 @@ def _open_source(recorded: Recorded, recipe: Any, revisions: dict[str, str]) -> 
     told = f"{recorded.uri} was made from the model {recorded.tag('source_model')} with hash "
     give = f"Give the place of that model with --set {key}=FOLDER."
     try:
-        job = open_job(_float_model(recorded, recipe), recipe.seed, revisions)
+        base = getattr(recipe, "base", None)
+        job = open_job(_float_model(recorded, recipe), recipe.seed, revisions, base)
     except InputError as error:
         where = recorded.place(key)
         at = f", then at {where}" if where else ""
@@ -144,6 +150,18 @@ def _float_model(recorded: Recorded, recipe: Any) -> ModelConfig:
         return recipe.model
     export = read_export_source(given_path(recipe.model.source, "model.source"))
     return export.float_model(recipe.model, recipe.finetune.float_model)
+
+
+def _check_base(recorded: Recorded, job: Job) -> None:
+    """Accept the checkpoint whose codes were recorded."""
+    if job.base is None:
+        return
+    if job.base_sha256 != (wanted := recorded.tag("base_sha256")):
+        raise InputError(
+            f"{recorded.uri} was made with the codes of {recorded.tag('base')} with hash {wanted}; "
+            f"{job.base.folder} has {job.base_sha256}: give the place of that "
+            "checkpoint with --set base=FOLDER."
+        )
 
 
 def _check_data(recorded: Recorded, recipe: Any, job: Job) -> None:

@@ -14,6 +14,7 @@ from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig
 from normtweak_core.export.config import ExportConfig, Format
+from normtweak_core.export.foreign.config import WithBase
 from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantization.config import QuantizationConfig
@@ -35,7 +36,7 @@ class QuantizedExport(ExportConfig, frozen=True, extra="forbid"):
     )
 
 
-class Recipe(WithEffort, RegisteredRecipe, frozen=True, extra="forbid"):
+class Recipe(WithBase, WithEffort, RegisteredRecipe, frozen=True, extra="forbid"):
     """One run of the quantization flow."""
 
     on_problem: Literal["warn", "fail"] = Field(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flows.reports.blocks.outcomes import (
     activation_tags,
+    codes_in_words,
     effort_in_words,
     experts_in_words,
     final_tune_in_words,
@@ -118,7 +119,7 @@ class Reports(RunReports):
                 "effort": self.recipe.effort,
                 "bits": config.bits_in_tags,
                 "group_size": str(config.group_size or "channel"),
-                "method": config.method,
+                "method": config.method if self.recipe.base is None else "base",
             }
             | activation_tags(config)
         )
@@ -156,6 +157,7 @@ class Reports(RunReports):
                 ("calibration", VERDICTS[self.quality["verdict"]]),
                 ("float type", self.float_type.in_words()),
                 *([("widths", self.allotment.in_words())] if self.allotment else []),
+                *([] if self.recipe.base is None else [("codes", codes_in_words(self.origin))]),
                 ("effort", effort_in_words(self.recipe)),
                 ("norm tweak", tweaks_in_words(self.blocks)),
                 ("block training", training_in_words(self.blocks)),
@@ -210,6 +212,7 @@ def _drift_section(reports: Reports) -> Section:
         for block, rounded in zip(reports.blocks, reports.baseline, strict=True)
     ]
     method = {"gptq": "after GPTQ", "rtn": "after rounding"}[reports.recipe.quantization.method]
+    method = method if reports.recipe.base is None else "with the codes of base"
     series = {
         "round to nearest alone": [block.drift_quantized for block in reports.baseline],
         method: [block.drift_quantized for block in reports.blocks],

@@ -7,6 +7,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from normtweak_core.errors import InputError
+from normtweak_core.export.foreign.layouts import read_packing
+from normtweak_core.export.foreign.linears import packed_linears
 from normtweak_core.model.architecture import read_config
 
 DTYPE_BITS = {"I64": 64, "I32": 32, "F32": 32, "I16": 16, "F16": 16, "BF16": 16, "I8": 8, "U8": 8}
@@ -35,7 +37,7 @@ class QuantizedStorage:
 
 
 def quantized_storage(folder: Path) -> QuantizedStorage:
-    """Return what the quantized linears of a compressed-tensors, GPTQ or BitNet checkpoint take.
+    """Return what quantized linears of a checkpoint take: compressed-tensors, GPTQ, AWQ, BitNet.
 
     Raises:
         InputError: The folder holds no safetensors file.
@@ -58,7 +60,9 @@ def quantized_storage(folder: Path) -> QuantizedStorage:
             parts, numel = COMPRESSED_TENSORS, math.prod(dense_shapes[f"{linear}.weight_shape"])
         elif last == "qweight":
             # g_idx has one entry per input column; qweight packs the inputs, not the outputs.
-            parts, numel = GPTQ, shapes[f"{linear}.g_idx"][0][0] * shape[1]
+            g_idx = shapes.get(f"{linear}.g_idx")
+            told = g_idx[0][0] * shape[1] if g_idx else None
+            parts, numel = GPTQ, told or _packed_weights(folder, linear)
         elif bitnet and last == "weight" and f"{linear}.weight_scale" in shapes:
             parts, numel = BITNET, math.prod(shape) * CODES_PER_BYTE
         elif last == "weight" and dtype in ("I8", "U8") and f"{linear}.weight_scale" in shapes:
@@ -70,6 +74,12 @@ def quantized_storage(folder: Path) -> QuantizedStorage:
         weights += numel
         bits += sum(math.prod(shape) * DTYPE_BITS[dtype] for shape, dtype in stored)
     return QuantizedStorage(num_linears=linears, num_weights=weights, stored_bits=bits)
+
+
+def _packed_weights(folder: Path, linear: str) -> int:
+    """Return how many weights a linear has whose words alone do not tell it, as in awq."""
+    found = packed_linears(folder, read_packing(folder))[linear]
+    return found.rows * found.columns
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -5,19 +5,20 @@ from typing import Any
 
 from normtweak_core.export.formats.compressed_tensors import MINIMUM_VERSION
 from normtweak_core.export.formats.scheme import AnyScheme, MixedScheme, Scheme, TernaryScheme
-from normtweak_core.export.record import ExportRecord
+from normtweak_core.export.record import ExportRecord, Origin
+from normtweak_core.model.hub import is_hub_id
 
 _CARD = """\
 ---
 library_name: transformers
 tags: [quantized, {tag}, {form}]
----
+{head}---
 
 # {title}
 
 A causal language model with {linears}; everything else is
 {dtype}. Made by normtweak; `normtweak.json` holds the recipe, lineage and weight hashes.
-
+{origin}
 | format | bits per quantized weight | size |
 |---|---|---|
 | {form} | {bits_per_weight:.3f} | {size:.2f} MB |
@@ -45,6 +46,8 @@ def model_card(record: ExportRecord) -> str:
         bits_per_weight=record.bits_per_weight,
         size=record.size_bytes / 1e6,
         needs=_ternary_needs() if ternary else _needs(record.format, scheme),
+        head=_head(record.origin) if record.origin else "",
+        origin=_codes_from(record.origin) if record.origin else "",
         more=_llama_cpp(record.consumers) if record.consumers else "",
     )
 
@@ -57,6 +60,21 @@ def _tag(scheme: AnyScheme) -> str:
         return "mixed-bit"
     rounded = scheme.activation_bits is not None
     return f"{scheme.bits}-bit" + f", w{scheme.bits}a{scheme.activation_bits}" * rounded
+
+
+def _head(origin: Origin) -> str:
+    license_of = f"license: {origin.license}\n" if origin.license else ""
+    is_id = is_hub_id(origin.float_model)
+    model = f"base_model: {origin.float_model}\nbase_model_relation: quantized\n" if is_id else ""
+    return model + license_of
+
+
+def _codes_from(origin: Origin) -> str:
+    told = f", licence {origin.license}" if origin.license else ""
+    return (
+        f"\nThe codes are those of `{origin.base}` (quantized by {origin.quantized_by}{told}),\n"
+        f"made from `{origin.float_model}`; norms and scales may have been trained since.\n"
+    )
 
 
 def _grid_linears(scheme: Scheme | MixedScheme) -> str:

@@ -192,7 +192,8 @@ class Contents:
             self._check_width(module, layer)
             stored = {self.naming.linear(name): width for name, width in self._widths.items()}
             scheme = MixedScheme(stored, scheme.group_size, scheme.symmetric)
-        self.scheme = self.scheme or scheme
+        if self.scheme is None or (scheme == self.scheme and scheme.act_order):
+            self.scheme = scheme  # of all linears, one in such an order tells readers to look
         if scheme != self.scheme:
             raise ValueError(
                 f"all layers must share one scheme; {module} has {scheme}, the layers before it "

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -37,6 +38,19 @@ class FloatTypeChoice:
     dtype: torch.dtype
     refused: dict[str, str] = field(default_factory=dict)  # why, by name, in the order tried
     note: str = ""  # what a person should know of the one that was chosen
+
+
+@runtime_checkable
+class Base(Protocol):
+    """What others have quantized, by the names of the float model."""
+
+    def refuses(self, dtype: torch.dtype) -> str | None:
+        """Return why a float type does not hold the scales as they are; None where it does."""
+        ...
+
+    def streamed(self, source: Path, dtype: torch.dtype, device: str) -> StreamedModel:
+        """Return the model with these weights, read block by block."""
+        ...
 
 
 # What goes wrong with a model in a float type, or None. The second argument says how much larger
@@ -76,6 +90,7 @@ def choose_export_dtype(
     windows: Int64[Tensor, "rows tokens"],
     quantization: QuantizationConfig | None = None,
     device: str = "cpu",
+    base: Base | None = None,
 ) -> FloatTypeChoice:
     """Return the float type in which stock readers can run what is made of a float model.
 
@@ -85,12 +100,14 @@ def choose_export_dtype(
         windows: Token ids to run; see `normtweak_core.export.verification.probe.probe_rows`.
         quantization: The grid, whose scales must be numbers of the float type; None: there is none.
         device: Where to compute.
+        base: What others have quantized, whose scales must be numbers of the float type and which
+            is run in place of the float model.
 
     Raises:
         FloatTypeError: The float type asked for does not hold the model.
         NonFiniteError: A weight is NaN or infinite, or the model's own logits are.
     """
-    trial = FloatModelTrial(source, windows, quantization, device)
+    trial = FloatModelTrial(source, windows, quantization, device, base)
     choice = choose_float_type(config, trial)
     return replace(choice, note=trial.note(choice.dtype))
 
@@ -104,8 +121,10 @@ class FloatModelTrial:
         windows: Int64[Tensor, "rows tokens"],
         quantization: QuantizationConfig | None,
         device: str,
+        base: Base | None = None,
     ):
         """Note what to run; nothing is read yet."""
+        self._base = base
         self._source, self._windows = source, windows
         self._quantization, self._device = quantization, device
         self._own = own_float_type(source)
@@ -114,6 +133,8 @@ class FloatModelTrial:
 
     def __call__(self, name: str, spare: int) -> str | None:
         """Return why a float type does not hold the model; None where it does."""
+        if self._base is not None and (why := self._base.refuses(DTYPES[name])):
+            return why
         if name == "float32":
             return None  # what everything else is measured against
         dtype, limit = DTYPES[name], torch.finfo(DTYPES[name]).max
@@ -153,7 +174,10 @@ class FloatModelTrial:
     def _run(self, dtype: torch.dtype) -> Trace:
         """Return what the model does in a float type, its weights rounded as an export's are."""
         peaks, is_reference = Peaks(), dtype is torch.float32
-        model = StreamedModel(self._source, dtype, self._device)
+        if self._base is None:
+            model = StreamedModel(self._source, dtype, self._device)
+        else:
+            model = self._base.streamed(self._source, dtype, self._device)
         hidden, calls = model.embed(self._windows)
         peaks.note("embeddings", hidden)
         for index, call in enumerate(calls):
@@ -162,7 +186,7 @@ class FloatModelTrial:
                 peaks.watch(block, place)
             else:
                 sum_in_float32(block)
-                if self._quantization is not None:
+                if self._quantization is not None and self._base is None:
                     _round_scales(block, self._quantization, dtype)
             hidden = model.run_block(block, hidden, call)
             peaks.check(place, hidden)

@@ -10,7 +10,7 @@ readers compute.
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,10 @@ class _CheckedFiles:
         """Names of the linears that are no dense weights."""
         return self.weights.linears if self.weights.ternary else []
 
+    def __contains__(self, name: str) -> bool:
+        """Say whether ``read`` returns this parameter."""
+        return name in self.weights
+
     def read(self, name: str) -> Tensor:
         """Return a parameter of the float model as the export has it."""
         stored = self.weights.read(name)
@@ -98,32 +102,52 @@ class _CheckedFiles:
         self._checked.add(name)
 
 
-class _ExportTensors(LazyWeights):
-    """The tensors of an export under the names that the float model has for them."""
+@runtime_checkable
+class Replacement(Protocol):
+    """Parameters that take the place of a float model's."""
 
-    def __init__(self, folder: Path, model: PreTrainedModel, source: Path, *where: Any):
+    def __contains__(self, name: str) -> bool:
+        """Say whether ``read`` returns this parameter."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """Return a parameter."""
+        ...
+
+
+class ReplacedTensors(LazyWeights):
+    """Tensors from elsewhere under the names that the float model has for them."""
+
+    def __init__(self, files: Replacement, model: PreTrainedModel, source: Path, *where: Any):
         super().__init__(model, source, *where)
-        self._files = _CheckedFiles(folder)
-        # Copies of tied weights are not exported, whether the float model stores them or not.
-        self.missing |= {
-            name for name in model.all_tied_weights_keys if name not in self._files.weights
-        }
+        self._files = files
+        # Copies of tied weights are not stored there, whether the float model stores them or not.
+        self.missing |= {name for name in model.all_tied_weights_keys if name not in files}
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of what is below a prefix, without copies of tied weights."""
+        return [name for name in super().names(prefix) if name not in self.missing]
+
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """Return tensors as fresh copies on the device, in the dtype of the model."""
+        tensors = super().read([name for name in names if name not in self._files])
+        for name in names:
+            if name in self._files:
+                tensors[name] = self._converted(name, self._files.read(name))
+        return tensors
+
+
+class _ExportTensors(ReplacedTensors):
+    """The tensors of an export."""
+
+    def __init__(self, folder: Path, *where: Any):
+        super().__init__(_CheckedFiles(folder), *where)
         self._ternary = frozenset(self._files.ternary_linears)
 
     def names(self, prefix: str) -> list[str]:
         return [
-            name
-            for name in super().names(prefix)
-            if name not in self.missing and name.rpartition(".")[0] not in self._ternary
+            name for name in super().names(prefix) if name.rpartition(".")[0] not in self._ternary
         ]
-
-    def read(self, names: list[str]) -> dict[str, Tensor]:
-        weights = self._files.weights
-        tensors = super().read([name for name in names if name not in weights])
-        for name in names:
-            if name in weights:
-                tensors[name] = self._converted(name, self._files.read(name))
-        return tensors
 
     def finish(self, module: nn.Module, prefix: str) -> None:
         """Let linears be and read what they are, and multiply halves as readers' kernels do."""

@@ -8,6 +8,16 @@ from normtweak_core.export.formats.scheme import AnyScheme
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where codes come from that another tool has made."""
+
+    float_model: str
+    base: str
+    quantized_by: str
+    license: str  # empty: it is not told
+
+
+@dataclass(frozen=True)
 class ExportRecord:
     """What was written, and how large it is."""
 
@@ -19,3 +29,4 @@ class ExportRecord:
     size_bytes: int  # of the payload
     bits_per_weight: float  # all that is stored for the quantized linears but their biases
     consumers: Mapping[str, object] | None = None  # of bitnet: as in the manifest
+    origin: Origin | None = None  # of codes that another tool has made

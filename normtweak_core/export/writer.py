@@ -31,7 +31,7 @@ from normtweak_core.export.payload import (
     payload_bytes,
     relative_name,
 )
-from normtweak_core.export.record import ExportRecord
+from normtweak_core.export.record import ExportRecord, Origin
 from normtweak_core.export.shards import METADATA, ShardWriter
 from normtweak_core.export.verification.layer_probe import layer_probe
 from normtweak_core.export.verification.probe import probe_rows, reference_logits
@@ -63,6 +63,7 @@ def write_export(
     widths: Mapping[str, int] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
+    origin: Origin | None = None,
 ) -> ExportRecord:
     """Write the quantized model to the folder ``out``, which appears only when it is complete.
 
@@ -79,6 +80,7 @@ def write_export(
         widths: Of the layers, where they may differ: config.json comes to hold them.
         max_shard_bytes: Largest weight file, and what is in memory at a time.
         progress: Called with tensors done and tensors in all.
+        origin: Of codes that another tool has made, for the model card.
 
     Raises:
         InputError: ``out`` is in the way, or a tensor of the source is missing.
@@ -97,7 +99,8 @@ def write_export(
     dtype = dtype or resolve_export_dtype(config, source)
     contents = Contents(source, layers, replaced, form, dtype, Scheme.of, widths)
     rows = probe_rows(source, windows)
-    return _write(out, source, contents, rows, details or {}, max_shard_bytes, progress)
+    more = details or {}
+    return _write(out, source, contents, rows, more, max_shard_bytes, progress, origin=origin)
 
 
 def write_ternary_export(
@@ -159,6 +162,7 @@ def _write(
     max_shard_bytes: int,
     progress: Callable[[int, int], None] | None,
     gguf_required: bool = False,
+    origin: Origin | None = None,
 ) -> ExportRecord:
     """Write payload, probe, GGUF, model card and manifest, in this order."""
     form, dtype = contents.form, contents.dtype
@@ -190,6 +194,7 @@ def _write(
             payload_sha256=hash_lines(files),
             size_bytes=payload_bytes(folder),
             bits_per_weight=_bits_per_weight(folder),
+            origin=origin,
         )
         if form is BITNET:
             consumers = write_for_llama_cpp(folder, weights, source, required=gguf_required)

@@ -30,8 +30,13 @@ class ScaleLinear(nn.Module):
         device, self._dtype = linear.weight.device, dtype
         self._computes_in = linear.weight.dtype
         bias = None if linear.bias is None else linear.bias.detach()
+        # Columns are taken group by group, and what they are multiplied with as well.
+        g_idx = quantized.g_idx
+        order = None if g_idx is None else torch.argsort(g_idx, stable=True).to(device)
+        codes = quantized.codes.to(device)
         for name, held in (
-            ("codes", quantized.codes.to(device)),
+            ("order", order),
+            ("codes", codes if order is None else codes[:, order]),
             ("zeros", quantized.zeros.to(device)),
             ("start", quantized.scales.to(device, torch.float32)),
             ("bias", bias),
@@ -41,12 +46,14 @@ class ScaleLinear(nn.Module):
 
     def scales(self) -> Float[Tensor, "out groups"]:
         """Return the scales as they stand, as the export holds them."""
-        return round_scale(self.start * self.factors.detach(), self._dtype).cpu()
+        return _rounded(self.start, self.factors.detach(), self._dtype).cpu()
 
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """Return a plain linear of the same function."""
         weight = _weight(_levels(self.codes, self.zeros), self.scales().to(self.codes.device))
+        if self.order is not None:
+            weight = weight[:, torch.argsort(self.order)]
         rows, columns = weight.shape
         made = nn.Linear(columns, rows, self.bias is not None, "meta", self._computes_in)
         made.weight = nn.Parameter(weight.to(self._computes_in), requires_grad=False)
@@ -56,14 +63,17 @@ class ScaleLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return ``x W^T + b``."""
-        scales = _rounded(self.start * self.factors, self._dtype)
+        scales = self.start * self.factors
+        rounded = _rounded(self.start, self.factors.detach(), self._dtype)
+        scales = rounded + (scales - scales.detach())  # the rounding passed straight through (STE)
+        x = x if self.order is None else x[..., self.order]
         product = _Product.apply(x, scales, self.codes, self.zeros)
         return product if self.bias is None else product + self.bias
 
 
-def _rounded(scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return rounded scales, the rounding passed straight through (STE)."""
-    return round_scale(scales.detach(), dtype) + (scales - scales.detach())
+def _rounded(start: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return rounded scales; those of other tools may be negative, and stay so."""
+    return torch.copysign(round_scale(start.abs() * factors, dtype), start)
 
 
 class _Product(torch.autograd.Function):

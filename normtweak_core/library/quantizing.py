@@ -38,6 +38,7 @@ def quantize(
     samples: int | None = None,
     length: int | None = None,
     effort: Effort = "standard",
+    base: str | os.PathLike[str] | None = None,
     norm_tweak: bool | NormTweakConfig | Mapping[str, Any] | None = None,
     block_training: bool | BlockTrainingConfig | Mapping[str, Any] | None = None,
     final_tune: bool | FinalTuneConfig | Mapping[str, Any] | None = None,
@@ -58,6 +59,7 @@ def quantize(
         samples: Windows; None: 128, of texts as many as there are up to that.
         length: Tokens per window; None: min(2048, model context).
         effort: fast, standard, best or long: what all that is not said here follows from.
+        base: A checkpoint of the source by another tool, whose codes are kept.
         norm_tweak: Whether and how the norms of each block are tweaked.
         block_training: Whether and how weights, scales and norms of each block are trained.
         final_tune: Whether and how norms, and scales, are tuned at the end.
@@ -66,8 +68,7 @@ def quantize(
         dtype: Arithmetic of the float model.
         device: auto, cpu, cuda or cuda:N.
         revision: Of a hub id.
-        progress: Whether to draw a bar, or a function that is called with what is done, how much of
-            it, and of how much.
+        progress: Whether to draw a bar, or what is called with a step, what is done, of how much.
         quantization: Fields of `QuantizationConfig`: bits, group_size, method, symmetric, ...
 
     Raises:
@@ -79,15 +80,10 @@ def quantize(
     given, asked = calibration, _said(samples=samples, length=length)
     if isinstance(calibration, CalibrationConfig):
         given, asked = None, calibration.model_dump() | asked
-    settings = parse_settings(
-        {"source": source, "dtype": dtype, "device": device, "revision": revision},
-        asked,
-        quantization,
-        _said(norm_tweak=norm_tweak, block_training=block_training, final_tune=final_tune)
-        | {"export": export},
-        seed,
-        effort,
-    )
+    trained = _said(norm_tweak=norm_tweak, block_training=block_training, final_tune=final_tune)
+    model = {"source": source, "dtype": dtype, "device": device, "revision": revision}
+    sections = trained | {"export": export}
+    settings = parse_settings(model, asked, quantization, sections, seed, effort, base)
     with progress_of(progress) as tell, arguments_named():
         work = Work(settings, tell)
         return _exported(work, work.calibrated(given, samples, length), began)

@@ -15,6 +15,7 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.effort import WithEffort
 from normtweak_core.errors import InputError, keys_called
 from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.foreign.config import WithBase
 from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.paths import shown
@@ -29,7 +30,7 @@ ARGUMENTS |= {f"model.{name}": name for name in ModelConfig.model_fields}
 ARGUMENTS |= {"calibration.samples": "samples", "calibration.length": "length"}
 
 
-class Settings(WithEffort, frozen=True, extra="forbid"):
+class Settings(WithBase, WithEffort, frozen=True, extra="forbid"):
     """What decides the bytes of an export: the sections of a recipe that do."""
 
     seed: int = Field(0, ge=0, description="Seed of everything random.")
@@ -49,6 +50,7 @@ def parse_settings(
     sections: Mapping[str, Any],
     seed: int,
     effort: str = "standard",
+    base: Any = None,
 ) -> Settings:
     """Return the settings that arguments stand for.
 
@@ -60,6 +62,7 @@ def parse_settings(
             short whether it is enabled, and the format.
         seed: Of everything random.
         effort: What is left out follows from it.
+        base: A checkpoint of another tool, whose codes are kept.
 
     Raises:
         InputError: An argument is unknown, of the wrong type or out of range.
@@ -79,6 +82,7 @@ def parse_settings(
             settings = Settings(
                 seed=seed,
                 effort=effort,
+                base=str(base) if isinstance(base, Path) else base,
                 model={**model, "source": str(source)},
                 calibration=calibration,
                 quantization=quantization,

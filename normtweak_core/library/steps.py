@@ -1,5 +1,7 @@
 """The steps of one call of `quantize`, in the order in which `normtweak quantize` takes them."""
 
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,14 @@ from normtweak_core.calibration.quality import QualityReport, judged
 from normtweak_core.calibration.sets import CalibrationSet, build_calibration_set
 from normtweak_core.dry_run import dry_run
 from normtweak_core.export.float_type import DTYPES, FloatTypeChoice, choose_export_dtype
+from normtweak_core.export.foreign.base import BaseWeights
+from normtweak_core.export.foreign.kept import require_codes_kept
+from normtweak_core.export.foreign.source import (
+    BaseSource,
+    read_base,
+    require_made_of,
+    require_order,
+)
 from normtweak_core.export.formats.checks import (
     GPTQ_READER_DONE,
     FloatTypeError,
@@ -104,6 +114,14 @@ class Work:
         check_model_folder(folder)
         require_reader_files(folder)
         linears = linear_shapes(folder)
+        self._base: BaseWeights | None = None
+        self.base: BaseSource | None = None
+        if settings.base is not None:
+            self.base = read_base(settings.base)
+            require_made_of(self.base, folder, linears)
+            settings = self.settings = self.base.gridded(settings)
+            require_order(settings.export, self.base)
+            self._base = BaseWeights(self.base.folder, folder)
         if settings.block_training.enabled:
             refuse_experts(linears, "block_training")
         check_exportable(
@@ -162,6 +180,7 @@ class Work:
             probe_rows(self.source.path, windows),
             self.settings.quantization,
             self.device,
+            self._base,
         )
         while True:
             blocks = self._tuned(self._quantized(windows, choice.dtype), windows)
@@ -174,12 +193,13 @@ class Work:
 
     def _quantized(self, windows: Tensor, dtype: torch.dtype) -> Blocks:
         """Return all blocks, quantized and their norms tweaked."""
-        model = StreamedModel(self.source.path, self._dtype, self.device)
+        folder = self.source.path
+        model = StreamedModel(folder, self._dtype, self.device)
         made, total = (
             Blocks(dtype, allotment=self._allotted(model, windows, dtype)),
             model.num_blocks,
         )
-        walk = BlockWalk(model, windows)
+        walk = BlockWalk(model, windows, self._base, folder, self._dtype)
         streams = walk.start()
         for index in range(total):
             done = quantize_block(
@@ -197,6 +217,7 @@ class Work:
                     made.allotment.of_block(index) if made.allotment else {},
                 ),
                 lambda part, at=index: self._tell("blocks", at + SHARE_DONE[part], total),
+                given=walk.given(index),
             )
             streams, prefix = done.streams, walk.model.block_prefix(index)
             made.layers |= {f"{prefix}.{name}": weight for name, weight in done.layers.items()}
@@ -237,7 +258,8 @@ class Work:
         float_model = StreamedModel(folder, self._dtype, self.device)
         tuned_on = TuningWindows.of(windows)
         expected = walked_targets(float_model, tuned_on)
-        model = dense_model(folder, made.layers, made.norms, self._dtype, made.dtype, self.device)
+        where = self._dtype, made.dtype, self.device
+        model = dense_model(folder, made.layers, made.norms, *where, self._others)
         if config.scales:
             put_scales(model, made.layers, made.dtype)
         made.final_tune, trained = final_tune(
@@ -256,7 +278,14 @@ class Work:
             made.layers[name] = replace(made.layers[name], scales=tuned)
         return made
 
+    @property
+    def _others(self) -> Mapping[str, Tensor]:
+        """What takes the place of the float model's other parameters."""
+        return {} if self._base is None else self._base.others
+
     def _written(self, made: Blocks, calibration: CalibrationSet, out: Path) -> ExportRecord:
+        if self._base is not None:
+            self._base.require_held(made.dtype, self.settings.export.format)
         folder = self.source.path
         settings = self.settings.model_dump(mode="json")
         if calibration.source in ("text", "tokens") and settings["calibration"]["path"] is None:
@@ -270,23 +299,28 @@ class Work:
                 "source_model": self.source.name,
                 "source_revision": self.source.revision or "",
                 "source_sha256": fingerprint(folder).sha256,
+                **({} if self.base is None else self.base.facts()),
                 "calibration_sha256": calibration.sha256,
             },
             "blocks": [report.model_dump(mode="json") for report in made.reports],
             "final_tune": made.final_tune and made.final_tune.model_dump(mode="json"),
         }
-        return write_export(
+        record = write_export(
             out,
             folder,
             made.layers,
-            made.norms,
+            ChainMap(made.norms, self._others),
             self.settings.export,
             dtype=made.dtype,
             windows=calibration.input_ids,
             details=details,
             widths=made.widths,
             progress=self._progress("export"),
+            origin=None if self.base is None else self.base.origin(self.source.name),
         )
+        if self._base is not None:
+            require_codes_kept(record.folder, self._base)
+        return record
 
     def _progress(self, what: str) -> Any:
         return lambda done, total: self._tell(what, done, total)

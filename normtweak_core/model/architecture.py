@@ -35,7 +35,7 @@ CONTEXT_KEYS = (
     "max_sequence_length",
     "n_ctx",
 )
-OPENED_METHODS = ("compressed-tensors", "bitnet", "gptq")
+OPENED_METHODS = ("compressed-tensors", "bitnet", "gptq", "awq", "auto-round")
 DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 REMEDY = "fetch or save the model again"
 # Of the keys that are read here: what they hold, where they hold anything.

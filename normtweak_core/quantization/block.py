@@ -21,6 +21,7 @@ from normtweak_core.finetune.model import grid_linears, put_on_grids
 from normtweak_core.finetune.report import BlockTraining
 from normtweak_core.model.structure import find_linears
 from normtweak_core.quantization.drift import Drift, drift
+from normtweak_core.quantization.linears.given import GivenBlock, take_linears
 from normtweak_core.quantization.linears.inputs import RunBlock
 from normtweak_core.quantization.linears.solve import quantize_linears
 from normtweak_core.quantization.plan import BlockPlan
@@ -63,6 +64,7 @@ def quantize_block(
     plan: BlockPlan,
     note: Callable[[str], None] = lambda event: None,
     ranks: Ranks = ALONE,
+    given: GivenBlock | None = None,
 ) -> QuantizedBlock:
     """Return the quantized block and the streams behind it.
 
@@ -76,20 +78,26 @@ def quantize_block(
         plan: Settings, depth and export dtype.
         note: Called with ``solve``, ``tweak``, ``train`` and ``finish`` as each part begins.
         ranks: Who does it; others than this first process call `help_with`.
+        given: The block as others have quantized it, whose codes stay; None: GPTQ makes them.
 
     Raises:
         HessianError: A Hessian cannot be factorized.
         NonFiniteError: Activations or losses are not finite.
         InputError: The group size does not divide an input width.
     """
-    done = _quantized(block, streams, run, plan, note, ranks)
+    done = _quantized(block, streams, run, plan, note, ranks, given)
     if done is None:
         raise ValueError("only the first process has the finished block; others use `help_with`")
     return done
 
 
 def help_with(
-    block: nn.Module, streams: Streams, run: RunBlock, plan: BlockPlan, ranks: Ranks
+    block: nn.Module,
+    streams: Streams,
+    run: RunBlock,
+    plan: BlockPlan,
+    ranks: Ranks,
+    given: GivenBlock | None = None,
 ) -> None:
     """Do the share of another process than the first one, which calls `quantize_block` meanwhile.
 
@@ -99,8 +107,9 @@ def help_with(
         run: Runs a block on a micro-batch of windows.
         plan: Settings, depth and export dtype.
         ranks: Which process this is, and the others.
+        given: As there, a copy of its own.
     """
-    _quantized(block, streams, run, plan, lambda event: None, ranks)
+    _quantized(block, streams, run, plan, lambda event: None, ranks, given)
 
 
 def _quantized(
@@ -110,6 +119,7 @@ def _quantized(
     plan: BlockPlan,
     note: Callable[[str], None],
     ranks: Ranks,
+    given: GivenBlock | None,
 ) -> QuantizedBlock | None:
     @no_type_check  # its checks count calls, and passes that wait inside a block end out of turn
     def run(part: nn.Module, hidden: Tensor) -> Tensor:
@@ -119,7 +129,7 @@ def _quantized(
     note("solve")
     smooth = _smoothed(block, streams.x_q, run, plan, ranks)
     start = block if smooth is None else smooth.block
-    quantized = copy.deepcopy(start)
+    quantized = copy.deepcopy(start) if given is None else given.block
     round_norms(quantized, plan.export_dtype)
     if plan.quantization.activation_bits is not None:
         round_inputs(quantized, find_linears(quantized))
@@ -129,7 +139,11 @@ def _quantized(
     before = streams.room("before") if again else x_q
     for part in share_of(x_q, ranks).parts if again else ():
         before[part] = x_q[part]
-    solved = quantize_linears(block, quantized, Streams(x_f, x_q), run, plan, ranks, smooth)
+    both = Streams(x_f, x_q)
+    if given is None:
+        solved = quantize_linears(block, quantized, both, run, plan, ranks, smooth)
+    else:
+        solved = take_linears(block, given, both, run, ranks)
     norms = {} if smooth is None else smooth.changed
     made = _Made(start, quantized, before, Streams(x_f, x_q, streams.spare), solved.layers, norms)
     quantized_drift = tweaked = trained = made.drift(ranks)

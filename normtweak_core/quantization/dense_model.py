@@ -23,6 +23,7 @@ def dense_model(
     dtype: torch.dtype,
     export_dtype: torch.dtype,
     device: str,
+    others: Mapping[str, Tensor] | None = None,
 ) -> PreTrainedModel:
     """Return the float model with dequantized linears and with norms as they are exported.
 
@@ -33,8 +34,11 @@ def dense_model(
         dtype: What the model computes in.
         export_dtype: What norms are rounded to.
         device: Where it lives.
+        others: What takes the place of the float model's other parameters, by full name.
     """
     model = load_causal_lm(folder, dtype, device)
+    for name, value in (others or {}).items():
+        model.get_parameter(name).data.copy_(value)
     linears = find_linears(model)
     for name, weight in layers.items():
         set_linear_weight(linears[name], weight.dequantize().to(device))

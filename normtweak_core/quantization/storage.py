@@ -27,6 +27,8 @@ def save_block(path: Path, layers: dict[str, QuantizedWeight], norms: dict[str, 
         tensors[f"codes.{name}"] = weight.codes.cpu().contiguous()
         tensors[f"scales.{name}"] = weight.scales.cpu().contiguous()
         tensors[f"zeros.{name}"] = weight.zeros.cpu().contiguous()
+        if weight.g_idx is not None:
+            tensors[f"g_idx.{name}"] = weight.g_idx.cpu().contiguous()
     save_file(dict(sorted(tensors.items())), path, metadata=METADATA)
 
 
@@ -48,6 +50,7 @@ def load_block(
             config.group_size,
             config.symmetric,
             config.activation_bits,
+            g_idx=tensors.get(f"g_idx.{name}"),
         )
         for name in names
     }

@@ -8,12 +8,14 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normtweak_core.calibration.hub_data import hub_data_revision
 from normtweak_core.errors import VerificationError
 from normtweak_core.experts.names import mixes_experts
+from normtweak_core.export.foreign.source import BaseSource, read_base
 from normtweak_core.export.payload import GENERATION_CONFIG, relative_name
+from normtweak_core.lazy import lazy
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import stored_dtype
 from normtweak_core.model.config import ModelConfig
@@ -34,6 +36,15 @@ from normtweak_core.model.source import (
 from normtweak_core.model.tokenizer_files import tokenizer_files
 from tasks.engine.artifacts import file_sha256, remembered
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from normtweak_core.export.foreign.base import BaseWeights
+
+bases = lazy("normtweak_core.export.foreign.base")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -47,6 +58,8 @@ class Job:
     device: str
     threads: int
     seed: int
+    base: BaseSource | None = None  # what others have quantized, and the codes are taken from
+    base_sha256: str | None = None
     _revisions: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -92,6 +105,24 @@ class Job:
         """Return the hash of one block's tensors."""
         return self.fingerprint.subset(f"{self.blocks[0]}.{index}")
 
+    @property
+    def of_base(self) -> dict[str, str]:
+        """What decides a result that is made of the codes of a checkpoint, as values of a key."""
+        return {} if self.base_sha256 is None else {"base": self.base_sha256}
+
+    def base_weights(self) -> "BaseWeights | None":
+        """Return what the checkpoint holds; None where there is none.
+
+        Raises:
+            InputError: It is of another model.
+        """
+        return None if self.base is None else bases.BaseWeights(self.base.folder, self.folder)
+
+    def base_others(self) -> "Mapping[str, Tensor]":
+        """Return what takes the place of the float model's other parameters, by full name."""
+        base = self.base_weights()
+        return {} if base is None else base.others
+
     def check_tokenizer(self) -> None:
         """Return if the tokenizer is still the one that keys and calibration stand for.
 
@@ -118,19 +149,26 @@ class Job:
         return self._revisions[path]
 
 
-def open_job(model: ModelConfig, seed: int, revisions: dict[str, str] | None = None) -> Job:
+def open_job(
+    model: ModelConfig,
+    seed: int,
+    revisions: dict[str, str] | None = None,
+    base: str | None = None,
+) -> Job:
     """Return the job of a recipe's model section.
 
     Args:
         model: The section.
         seed: Of the recipe.
         revisions: Commits of hub data sets to read, by name; of others the newest is read.
+        base: The checkpoint that the codes are taken from, as a recipe names it.
 
     Raises:
         InputError: The model cannot be found or is not a float decoder.
     """
     source = resolve_source(model)
     generation = source.path / GENERATION_CONFIG
+    given = None if base is None else read_base(base)
     return Job(
         source=source,
         fingerprint=model_fingerprint(source.path),
@@ -140,6 +178,8 @@ def open_job(model: ModelConfig, seed: int, revisions: dict[str, str] | None = N
         device=resolve_device(model.device),
         threads=int(os.environ["OMP_NUM_THREADS"]),
         seed=seed,
+        base=given,
+        base_sha256=None if given is None else model_fingerprint(given.folder).sha256,
         _revisions=dict(revisions or {}),
     )
 

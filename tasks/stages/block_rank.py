@@ -15,6 +15,7 @@ from normtweak_core.calibration.storage import load_calibration_set
 from normtweak_core.distributed.group import Group
 from normtweak_core.distributed.ranks import Ranks
 from normtweak_core.distributed.shared_memory import shared_tensors
+from normtweak_core.export.foreign.base import BaseWeights
 from normtweak_core.finetune.config import BlockTrainingConfig
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.quantization.block import help_with
@@ -43,6 +44,7 @@ class BlockWork(BaseModel, frozen=True):
     seed: int
     export_dtype: str
     widths: tuple[dict[str, int], ...] = ()
+    base: Path | None = None  # folder of the checkpoint whose codes are kept
 
     def plan(self, index: int, num_blocks: int) -> BlockPlan:
         """Return everything one block's result depends on besides weights and streams."""
@@ -83,7 +85,9 @@ def main() -> None:
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     work: BlockWork = options.work
     model = StreamedModel(work.folder, getattr(torch, work.dtype), work.device_of(rank))
-    walk = BlockWalk(model, load_calibration_set(work.windows).input_ids)
+    base = None if work.base is None else BaseWeights(work.base, work.folder)
+    windows = load_calibration_set(work.windows).input_ids
+    walk = BlockWalk(model, windows, base, work.folder, getattr(torch, work.dtype))
     with Group(store, rank, size, work.device_of(rank)) as ranks:
         _work(work, walk, options.streams, ranks)
 
@@ -95,7 +99,7 @@ def _work(work: BlockWork, walk: BlockWalk, file: int, ranks: Ranks) -> None:
     while True:
         index = ranks.number(0)
         plan = work.plan(index, walk.num_blocks)
-        help_with(walk.load(index), streams, walk.runner(index), plan, ranks)
+        help_with(walk.load(index), streams, walk.runner(index), plan, ranks, walk.given(index))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from normtweak_core.evaluate.channel_drift import ChannelDrift
+from normtweak_core.export.foreign.config import GRID
 from normtweak_core.lazy import lazy
 from normtweak_core.model.source import num_processes
 from normtweak_core.quantization.config import MixedBits, QuantizationConfig
@@ -28,14 +29,17 @@ storage = lazy("normtweak_core.quantization.storage")
 SHARE_DONE = {"begin": 0.0, "solve": 0.1, "tweak": 0.6, "train": 0.7, "finish": 0.9, "done": 1.0}
 
 
-def fields_read(config: QuantizationConfig, job: Job) -> dict[str, Any]:
+def fields_read(config: QuantizationConfig, job: Job, given: bool = False) -> dict[str, Any]:
     """Return the fields that can change a result: no key holds what its method never reads.
 
     Rounding to nearest has neither an order of columns nor a Hessian to damp, a correction that is
     switched off has no ridge, and activations that stay float are not smoothed. So the baseline of
     every recipe is found whatever its GPTQ is. Only where a mixture of experts needs statistics, it
     matters which of them have few tokens.
+    Of codes that a checkpoint has given nothing matters but the checkpoint.
     """
+    if given and job.base is not None:
+        return {key: getattr(config, key) for key in GRID} | job.of_base
     fields = config.model_dump(mode="json")
     if isinstance(config.bits, MixedBits):
         del fields["bits"]  # a budget and choices: the widths themselves are read
@@ -66,6 +70,7 @@ def settings_of(work: Work, found: Found) -> ChainSettings:
         work.recipe.block_training,
         found["float type"].dtype,
         tuple(found["widths"].widths) if "widths" in found else (),
+        None if work.job.base is None else work.job.base.folder,
     )
 
 
@@ -81,7 +86,7 @@ def _read_by(settings: ChainSettings, work: Work, index: int) -> dict[str, Any]:
         "config": job.fingerprint.config_sha256,
         "weights": job.block_sha256(index),
         "outside": job.outside_blocks_sha256,
-        "quantization": fields_read(settings.quantization, job),
+        "quantization": fields_read(settings.quantization, job, settings.base is not None),
         "norm_tweak": tweak if tweak.enabled else None,
     }
     if settings.widths:
@@ -142,6 +147,7 @@ def block(key: str, part: int, label: str, before: list[BlockResult], shared: An
         chain.plan(part),
         note=note,
         ranks=ranks,
+        given=chain.walk.given(part),
     )
 
     def write_weights(path: Path) -> None:

@@ -26,6 +26,7 @@ from tasks.stages.calibrate import data_windows
 if TYPE_CHECKING:
     import torch
 
+    from normtweak_core.export.foreign.base import BaseWeights
     from normtweak_core.quantization.plan import BlockPlan
     from normtweak_core.quantization.streams import Streams
     from normtweak_core.quantization.walk import BlockWalk
@@ -51,6 +52,7 @@ class ChainSettings:
     training: BlockTrainingConfig
     export_dtype: str
     widths: tuple[dict[str, int], ...] = ()  # of each block, where the recipe leaves them open
+    base: Path | None = None  # folder of the checkpoint whose codes are kept
 
     def widths_of(self, index: int) -> dict[str, int]:
         """Return the widths of a block's linears; none where all have that of the recipe."""
@@ -86,7 +88,12 @@ class Chain:
         """The walk over the windows; loads the model on first use."""
         dtype = torch_dtype(self.dtype)
         model = streaming.StreamedModel(self.job.folder, dtype, self.job.device)
-        return walks.BlockWalk(model, data_windows(self.windows))
+        base = self.base_weights()
+        return walks.BlockWalk(model, data_windows(self.windows), base, self.job.folder, dtype)
+
+    def base_weights(self) -> "BaseWeights | None":
+        """Return the checkpoint whose codes are kept, if there is one."""
+        return None
 
     def streams_before(self, index: int, finished: list[Any]) -> "Streams":
         """Return what reaches block ``index``; ``finished`` are the results of those before it.
@@ -169,6 +176,10 @@ class BlockChain(Chain):
                 if "shared" in vars(self):
                     self.shared.end()
 
+    def base_weights(self) -> "BaseWeights | None":
+        """Return the checkpoint whose codes are kept, if there is one."""
+        return None if self.settings.base is None else self.job.base_weights()
+
     @functools.cached_property
     def shared(self) -> "SharedBlocks":
         """The processes that share the windows, to be started with the first block."""
@@ -184,6 +195,7 @@ class BlockChain(Chain):
             seed=self.job.seed,
             export_dtype=settings.export_dtype,
             widths=settings.widths,
+            base=settings.base,
         )
         return shared_blocks.SharedBlocks(work, self._size)
 

@@ -21,11 +21,15 @@ class DryRunResult(Result, frozen=True):
 
 def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
     job = work.job
-    return {
-        "model": job.fingerprint.sha256,
-        "num_blocks": job.blocks[1],
-        "streams": work.streams,
-    } | ({"rounds": True} if _rounds(work) else {})
+    return (
+        {
+            "model": job.fingerprint.sha256,
+            "num_blocks": job.blocks[1],
+            "streams": work.streams,
+        }
+        | ({"rounds": True} if _rounds(work) else {})
+        | job.of_base
+    )
 
 
 def _rounds(work: Work) -> bool:
@@ -42,6 +46,7 @@ def dry_run(key: str, work: Work) -> DryRunResult:
         NonFiniteError: Its logits are not finite, or one of its weights.
     """
     job = work.job
+    job.base_weights()  # which says what does not fit
     done = export_dry_run.dry_run(
         job.folder,
         torch_dtype(job.model.dtype),

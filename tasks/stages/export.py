@@ -1,6 +1,7 @@
 """The export stage of finished blocks, and what every export stage does."""
 
 import importlib.metadata
+from collections import ChainMap
 from typing import TYPE_CHECKING, Any
 
 from normtweak_core.export.formats.checks import FloatTypeError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from normtweak_core.export.record import ExportRecord
 
+kept = lazy("normtweak_core.export.foreign.kept")
 layers = lazy("tasks.models.quantized_layers")
 safetensors = lazy("safetensors.torch")
 skeleton = lazy("normtweak_core.model.skeleton")
@@ -60,7 +62,7 @@ def read_by_every_export(work: Work) -> dict[str, Any]:
 
 def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
     return read_by_every_export(work) | {
-        "quantization": fields_read(work.recipe.quantization, work.job),
+        "quantization": fields_read(work.recipe.quantization, work.job, given=True),
         "library": format_library(work.recipe.export.format),
     }
 
@@ -94,15 +96,20 @@ def export_blocks(
     replaced = quantized.norms()
     if final_tune is not None:
         replaced |= safetensors.load_file(state_root() / final_tune.norms.path)
+    base = job.base_weights()
+    if base is not None:
+        replaced = ChainMap(replaced, base.others)
     details = {
         "about": ABOUT_THE_MANIFEST,
         "blocks": [read_json(one.report) for one in block],
         "final_tune": read_json(final_tune.report) if final_tune else None,
     } | details_of(work, calibrate, float_type)
     out = folder_named_after(job, config.in_names, key)
-    return written(
-        job,
-        lambda: writer.write_export(
+
+    def write() -> "ExportRecord":
+        if base is not None:
+            base.require_held(dtype, work.recipe.export.format)
+        record = writer.write_export(
             out,
             job.folder,
             quantized,
@@ -112,8 +119,13 @@ def export_blocks(
             windows=data_windows(calibrate),
             details=details,
             widths=quantized.widths,
-        ),
-    )
+            origin=job.base and job.base.origin(job.source.name),
+        )
+        if base is not None:
+            kept.require_codes_kept(out, base)
+        return record
+
+    return written(job, write)
 
 
 def details_of(work: Work, data: CalibrationResult, float_type: FloatType) -> dict[str, Any]:
@@ -141,7 +153,12 @@ def source_facts(work: Work, data: CalibrationResult) -> dict[str, str]:
         "source_tokenizer_sha256": job.tokenization_sha256,
         "calibration_sha256": data.windows.sha256,
         "calibration_data": data_identity(job, work.data),
-    }
+    } | base_facts(job)
+
+
+def base_facts(job: Job) -> dict[str, str]:
+    """Return where codes come from that a checkpoint has given; nothing where none has."""
+    return {} if job.base is None else job.base.facts() | {"base_sha256": job.base_sha256}
 
 
 def written(job: Job, write: "Callable[[], ExportRecord]") -> ExportResult | RefusedExport:

@@ -31,7 +31,7 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
 def _reads_grid(work: Work, found: Found, part: None) -> dict[str, Any]:
     config = work.recipe.quantization
     grid = config.at(config.widths[-1]).model_dump(include=GRID)  # of the finest grid
-    return _reads(work, found, part) | {"quantization": grid}
+    return _reads(work, found, part) | {"quantization": grid} | work.job.of_base
 
 
 def _reads_ternary(work: Work, found: Found, part: None) -> dict[str, Any]:
@@ -51,7 +51,9 @@ def float_type(work: Work, calibrate: CalibrationResult) -> FloatType:
     job, recipe = work.job, work.recipe
     rows = probes.probe_rows(job.folder, data_windows(calibrate))
     return _result(
-        choice.choose_export_dtype(recipe.export, job.folder, rows, recipe.quantization, job.device)
+        choice.choose_export_dtype(
+            recipe.export, job.folder, rows, recipe.quantization, job.device, job.base_weights()
+        )
     )
 
 

@@ -35,7 +35,7 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
         "final_tune": config.model_dump(exclude=unread),
         "seed": work.job.seed,
         "model": work.job.fingerprint.sha256,
-        "quantization": fields_read(work.recipe.quantization, work.job),
+        "quantization": fields_read(work.recipe.quantization, work.job, given=True),
     }
 
 
@@ -68,7 +68,8 @@ def final_tune(
     prefix = structure.find_blocks(float_model.model).prefix
     finished = layers.QuantizedLayers(prefix, block, config, widths=widths)
     masters = finished.norms()
-    quantized = dense.dense_model(job.folder, finished, masters, dtype, export_dtype, job.device)
+    where = dtype, export_dtype, job.device, job.base_others()
+    quantized = dense.dense_model(job.folder, finished, masters, *where)
     if work.recipe.final_tune.scales:
         dense.put_scales(quantized, finished, export_dtype)
     with work.progress.stage("final tune", "steps") as advance:

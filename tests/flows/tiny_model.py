@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tasks.engine.environment import default_variables
 
@@ -69,6 +69,41 @@ def write_model(folder: Path, seed: int = 0, blocks: int = 2, inner: int = INNER
     return folder
 
 
+def write_base(folder: Path, model: Path, group: int = 64, **quantization) -> Path:
+    """Write a model as others quantize it: 2 bits, rounded to nearest, in the layout gptq_v2."""
+    tensors = {}
+    for name, weight in load_file(model / "model.safetensors").items():
+        if not name.endswith("_proj.weight"):
+            tensors[name] = (1.01 * weight).astype(numpy.float16)  # no norm is the float model's
+            continue
+        linear, (rows, columns) = name.removesuffix(".weight"), weight.shape
+        groups = weight.reshape(rows, -1, group)
+        low, high = groups.min(-1), groups.max(-1)
+        scales = ((high - low) / 3).astype(numpy.float16).astype(numpy.float32)
+        zeros = numpy.round(-low / scales).clip(0, 3)
+        codes = (numpy.round(groups / scales[..., None]) + zeros[..., None]).clip(0, 3)
+        tensors |= {
+            f"{linear}.qweight": _words(codes.reshape(rows, columns).T),
+            f"{linear}.qzeros": _words(zeros).T.copy(),
+            f"{linear}.scales": scales.T.astype(numpy.float16).copy(),
+            f"{linear}.g_idx": (numpy.arange(columns) // group).astype(numpy.int32),
+        }
+    said = {"quant_method": "gptq", "bits": 2, "group_size": group, "sym": False}
+    said |= {"checkpoint_format": "gptq_v2"} | quantization
+    folder.mkdir()
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _words(codes: numpy.ndarray) -> numpy.ndarray:
+    """Return 2-bit codes, 16 of the first dimension in a word."""
+    sixteens = codes.astype(numpy.uint32).reshape(-1, 16, codes.shape[1])
+    shifts = 2 * numpy.arange(16, dtype=numpy.uint32)[:, None]
+    return (sixteens << shifts).sum(axis=1, dtype=numpy.uint32).view(numpy.int32)
+
+
 def recipe_values(folder: Path) -> dict:
     """Return a valid recipe for what `write_project` wrote, as plain values."""
     return {
@@ -106,7 +141,7 @@ def ternary_values(folder: Path, **ternary) -> dict:
 
 def write_project(folder: Path) -> Path:
     """Write a model, two texts and a recipe; return the recipe."""
-    write_model(folder / "model")
+    write_base(folder / "base", write_model(folder / "model"))
     (folder / "calibration.txt").write_text("one text to calibrate with\n" * 40)
     (folder / "evaluation.txt").write_text("another to measure on\n" * 40)
     recipe = folder / "recipe.yaml"

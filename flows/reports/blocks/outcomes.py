@@ -1,5 +1,7 @@
 """What became of each step of a quantization, in words."""
 
+from collections.abc import Mapping
+
 from flows.recipes.quantize import Recipe
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.report import BlockReport
@@ -11,10 +13,11 @@ NO_NORMS = "no norm of this model has a weight"
 def scheme(recipe: Recipe) -> str:
     """Return what was made of the model, such as "in 4 bits by GPTQ"."""
     config = recipe.quantization
-    method = {"gptq": "GPTQ", "rtn": "round to nearest"}[config.method]
+    methods = {"gptq": "by GPTQ", "rtn": "by round to nearest"}
+    method = methods[config.method] if recipe.base is None else f"with the codes of {recipe.base}"
     groups = f"groups of {config.group_size}" if config.group_size else "one scale per row"
     grid = "symmetric" if config.symmetric else "asymmetric"
-    return f"in {config.in_words} by {method} ({grid}, {groups}){_activations(config)}"
+    return f"in {config.in_words} {method} ({grid}, {groups}){_activations(config)}"
 
 
 def _activations(config: QuantizationConfig) -> str:
@@ -30,6 +33,15 @@ def activation_tags(config: QuantizationConfig) -> dict[str, str]:
     if config.activation_bits is None:
         return {}
     return {"activation_bits": str(config.activation_bits), "scheme": config.scheme}
+
+
+def codes_in_words(origin: Mapping[str, str]) -> str:
+    """Return where codes come from that another tool has made."""
+    revision = f"@{origin['base_revision']}" if origin["base_revision"] else ""
+    return (
+        f"those of {origin['base']}{revision}, bit for bit (quantized by {origin['quantized_by']}, "
+        f"licence {origin['base_license']})"
+    )
 
 
 def effort_in_words(recipe: Recipe) -> str:

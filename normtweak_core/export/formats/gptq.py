@@ -27,13 +27,15 @@ SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 
 def pack_linear(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the tensors of one linear by the last part of their names."""
-    columns = weight.codes.shape[1]
+    columns, g_idx = weight.codes.shape[1], weight.g_idx
+    if g_idx is None:
+        g_idx = torch.arange(columns, dtype=torch.int32) // (weight.group_size or columns)
     zeros = weight.zeros - 1 if weight.symmetric else weight.zeros
     return {
         "qweight": pack_rows(weight.codes, weight.bits).T.contiguous(),
         "qzeros": pack_rows(zeros.T.contiguous(), weight.bits),
         "scales": weight.scales.T.contiguous().to(dtype),
-        "g_idx": torch.arange(columns, dtype=torch.int32) // (weight.group_size or columns),
+        "g_idx": g_idx,
     }
 
 
@@ -45,7 +47,9 @@ def unpack_linear(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWei
     if scheme.symmetric:
         zeros = zeros + 1
     codes = unpack_rows(tensors["qweight"].T.contiguous(), scheme.bits, columns)
-    return QuantizedWeight(codes, scales, zeros, scheme.bits, scheme.group_size, scheme.symmetric)
+    g_idx = tensors["g_idx"].contiguous() if scheme.act_order else None
+    kind = scheme.bits, scheme.group_size, scheme.symmetric
+    return QuantizedWeight(codes, scales, zeros, *kind, g_idx=g_idx)
 
 
 def quantization_config(
@@ -64,7 +68,7 @@ def quantization_config(
         "quant_method": "gptq",
         "bits": scheme.bits,
         "group_size": scheme.group_size or -1,
-        "desc_act": False,
+        "desc_act": scheme.act_order,
         "sym": scheme.symmetric,
         "checkpoint_format": "gptq" if scheme.symmetric else "gptq_v2",
     }

@@ -10,13 +10,13 @@ def check_layer(module: str, layer: QuantizedWeight, dtype: torch.dtype) -> None
     """Accept a linear that is the same one after its scales were stored in ``dtype``.
 
     Raises:
-        NonFiniteError: A scale is NaN, infinite or not positive.
+        NonFiniteError: A scale is NaN, infinite or zero.
         ValueError: The scales are not numbers of the float type, or a symmetric layer's zeros are
             not in the middle.
     """
     scales = layer.scales
-    if not (scales.isfinite().all() and (scales > 0).all()):
-        raise NonFiniteError(f"scales must be finite and positive; those of {module} are not")
+    if not (scales.isfinite().all() and (scales != 0).all()):
+        raise NonFiniteError(f"scales must be finite and not zero; those of {module} are not")
     if not torch.equal(scales.to(dtype).to(torch.float32), scales):
         raise ValueError(
             f"scales must be numbers that {str(dtype).removeprefix('torch.')} holds; those of "

@@ -1,8 +1,8 @@
 """What all quantized linears of one export share, or how they differ."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.ternary.weight import TernaryLinear
@@ -16,15 +16,19 @@ class Scheme:
     group_size: int | None  # None: one group, the whole row
     symmetric: bool
     activation_bits: int | None = None  # of what the linears read; None: float
+    # Whether columns of a group need not follow each other, in some linear at least.
+    act_order: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, weight: QuantizedWeight) -> "Scheme":
         """Return the scheme of one linear; a group as wide as the row counts as given."""
-        return cls(weight.bits, weight.group_size, weight.symmetric, weight.activation_bits)
+        bits, order = weight.activation_bits, weight.g_idx is not None
+        return cls(weight.bits, weight.group_size, weight.symmetric, bits, order)
 
     def recorded(self) -> dict[str, Any]:
-        """Return what a manifest records; what is left out is float."""
+        """Return what a manifest records; what is left out is float, or in order."""
         left_out = {"activation_bits"} if self.activation_bits is None else set()
+        left_out |= set() if self.act_order else {"act_order"}
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def of_linear(self, name: str) -> "Scheme":
@@ -39,6 +43,7 @@ class MixedScheme:
     widths: Mapping[str, int]  # by name as stored
     group_size: int | None
     symmetric: bool
+    act_order: ClassVar[bool] = False
 
     def of_linear(self, name: str) -> Scheme:
         """Return what one linear has."""
@@ -63,6 +68,7 @@ class TernaryScheme:
 
     rms_norm: bool  # whether there is an RMSNorm with a gain before every one of them
     rms_norm_eps: float
+    act_order: ClassVar[bool] = False
 
     @classmethod
     def of(cls, linear: TernaryLinear, rms_norm_eps: float) -> "TernaryScheme":
@@ -91,4 +97,5 @@ def recorded_scheme(export: Mapping[str, Any]) -> AnyScheme:
     grid = (export["group_size"], export["symmetric"])
     if "widths" in export:
         return MixedScheme(export["widths"], *grid)
-    return Scheme(export["bits"], *grid, export.get("activation_bits"))
+    read, order = export.get("activation_bits"), export.get("act_order", False)
+    return Scheme(export["bits"], *grid, read, order)

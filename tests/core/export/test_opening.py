@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from normtweak_core.errors import InputError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.loading import load_export
-from normtweak_core.export.opening import dequantize_gptq, load_quantized
+from normtweak_core.export.opening import load_quantized
 from normtweak_core.export.writer import write_export
 from normtweak_core.model.architecture import quantization_method
 from tests.core.export.gguf_models import share_gains, wide, write
@@ -97,37 +97,6 @@ def test_the_first_version_of_gptq_stores_one_less_than_each_zero(exported, tmp_
     assert torch.equal(logits(load_quantized(changed, torch.float32, "cpu")), expected)
 
 
-def test_columns_in_any_order_of_groups_are_read_by_their_own_group():
-    """As act-order leaves them: neighbours of a row belong to different groups."""
-    generator = torch.Generator().manual_seed(0)
-    out, columns, groups = 32, 64, 4
-    codes = torch.randint(0, 16, (out, columns), generator=generator)
-    zeros = torch.randint(0, 16, (out, groups), generator=generator)
-    scales = torch.rand(out, groups, generator=generator).half()
-    g_idx = torch.randperm(columns, generator=generator) % groups
-    shifts = torch.arange(0, 32, 4)
-
-    def pack(values):  # eight values of 4 bits in the last dimension to one int32
-        packed = (values.unflatten(-1, (-1, 8)).to(torch.int64) << shifts).sum(-1)
-        return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
-
-    parts = {
-        "qweight": pack(codes).T.contiguous(),
-        "qzeros": pack(((zeros - 1) % 16).T),
-        "scales": scales.T.contiguous(),
-        "g_idx": g_idx.to(torch.int32),
-    }
-    found = dequantize_gptq(parts, {"bits": 4}, "q")
-    for row in range(out):
-        for column in range(0, columns, 7):
-            group = g_idx[column]
-            step = (codes[row, column] - zeros[row, group]).float()
-            assert found[row, column] == (step * scales[row, group].float()).half()
-    del parts["g_idx"]
-    with pytest.raises(InputError, match="q must have qweight, qzeros, scales, g_idx; it lacks g_"):
-        dequantize_gptq(parts, {"bits": 4}, "q")
-
-
 def test_a_bitnet_folder_is_the_model_that_transformers_opens(tmp_path):
     source = save_tiny_model(tmp_path / "float", wide())
     write(tmp_path / "out", source, share_gains(ternary_all(source)))
@@ -198,15 +167,16 @@ def test_what_nothing_here_opens_is_refused_by_its_name(source, tmp_path, export
     assert quantization_method(source) is None
     foreign = altered(
         exported / "gptq",
-        tmp_path / "awq",
+        tmp_path / "quip",
         lambda tensors: None,
-        lambda quantization: quantization.update(quant_method="awq"),
+        lambda quantization: quantization.update(quant_method="quip"),
     )
     with pytest.raises(InputError) as raised:
         load_quantized(foreign, torch.float32, "cpu")
     assert str(raised.value) == (
-        "a quantized model must be compressed-tensors, bitnet, gptq or a GGUF file; "
-        f"{foreign} is quantized with awq, which nothing here opens: convert it to one of them"
+        "a quantized model must be compressed-tensors, bitnet, gptq, awq, auto-round or a GGUF "
+        f"file; {foreign} is quantized with quip, which nothing here opens: convert it to one of "
+        "them"
     )
 
 

@@ -60,8 +60,13 @@ class Grid:
         return torch.clamp(latent.round(), self.low, self.high)
 
     def scaled(self, factors: Float[Tensor, "out groups"]) -> Float[Tensor, "out groups"]:
-        """Return the export's scales times their factors, rounded to the export dtype."""
-        return round_scale(self.scales * factors, self.scale_dtype)
+        """Return the export's scales times their factors, rounded to the export dtype.
+
+        Those of other tools may be negative, and stay so.
+        """
+        return torch.copysign(
+            round_scale(self.scales.abs() * factors, self.scale_dtype), self.scales
+        )
 
 
 class _OnGrid(torch.autograd.Function):

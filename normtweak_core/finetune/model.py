@@ -67,7 +67,7 @@ def peak_rates(module: nn.Module, config: FinetuneConfig) -> dict[str, float]:
     rates = {n: config.scale_lr for n, p in module.named_parameters() if p.requires_grad}
     for name, layer in grid_linears(module).items():
         if isinstance(layer, LoraGridLinear):
-            rate = config.lora.lr_ratio * layer.grid.scales.mean().item()
+            rate = config.lora.lr_ratio * layer.grid.scales.abs().mean().item()
             rates |= {f"{name}.lora_a": rate, f"{name}.lora_b": rate}
         else:
             rates[f"{name}.weight"] = config.lr

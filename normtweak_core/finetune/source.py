@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normtweak_core.errors import InputError
+from normtweak_core.export.folder import MANIFEST
 from normtweak_core.export.verification.verify import read_manifest
+from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.quantization.config import MixedBits, QuantizationConfig
 
@@ -62,12 +64,26 @@ def read_export_source(folder: Path) -> ExportSource:
             f"model.source must be the folder of an export, for normtweak finetune; {folder} is "
             "none: give the folder that normtweak quantize has printed."
         )
+    if not (folder / MANIFEST).is_file() and is_quantized(folder):
+        raise InputError(
+            "must be an export of normtweak",
+            key="model.source",
+            found=f"{folder} was quantized by another tool",
+            remedy="take its codes over with normtweak quantize and base, and train that export",
+        )
     manifest = read_manifest(folder)
     export: dict[str, Any] = manifest["export"]
     if export["format"] == "bitnet":
         raise InputError(
             f"model.source must be an export of normtweak quantize, whose weights lie on a grid; "
             f"{folder} is a ternary model in the bitnet format: train on with normtweak ternary."
+        )
+    if export.get("act_order"):
+        raise InputError(
+            "must be an export whose groups hold columns that follow each other",
+            key="model.source",
+            found=f"{folder} has the sorted columns of another tool's checkpoint (g_idx)",
+            remedy="train an export with plain groups",
         )
     lineage = manifest.get("lineage")
     if not lineage:
@@ -91,6 +107,12 @@ def read_export_source(folder: Path) -> ExportSource:
         activation_bits=export.get("activation_bits"),
         refused=recorded_refusals(lineage.get("float_types_refused", "")),
     )
+
+
+def is_quantized(folder: Path) -> bool:
+    """Say whether a folder holds a model that is quantized, by whomever."""
+    described = (folder / "config.json").is_file()
+    return described and bool(read_config(folder).get("quantization_config"))
 
 
 def recorded_refusals(text: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import torch
 from normtweak_core.finetune.grid import REACH, Grid, on_grid, start_latent, to_quantized
 from normtweak_core.quantization.gptq import round_to_nearest
 from normtweak_core.quantization.grid import GridSpec
+from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.ternary.quantizers import lsq
 
 KINDS = [
@@ -134,3 +135,15 @@ def test_scales_are_rounded_before_use_and_learn_all_the_same(seeded):
     assert torch.equal(out, quantized.dequantize())
     out.sum().backward()
     assert little.grad.abs().sum() > 0
+
+
+def test_negative_scales_of_other_tools_stay_negative():
+    scales = torch.tensor([[-0.5, 0.25]])
+    codes = torch.tensor([[0, 15, 7, 8]], dtype=torch.uint8)
+    zeros = torch.full((1, 2), 8, dtype=torch.uint8)
+    weight = QuantizedWeight(codes, scales, zeros, 4, 2, True)
+    grid = Grid.of(weight, "full", torch.float16)
+    latent = start_latent(weight.dequantize(), weight, grid)
+    factors = torch.tensor([[2.0, 2.0]])
+    assert torch.equal(on_grid(latent, torch.ones(1, 2), grid), weight.dequantize())
+    assert torch.equal(to_quantized(latent, factors, grid, weight).scales, 2 * scales)

@@ -76,3 +76,21 @@ def test_what_is_no_export_with_a_grid_is_refused(tmp_path):
     (tmp_path / "normtweak.json").write_text("{")
     with pytest.raises(VerificationError, match="must be JSON"):
         read_export_source(tmp_path)
+
+
+def test_what_another_tool_has_made_is_to_be_taken_over_first(tmp_path):
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
+    with pytest.raises(InputError) as raised:
+        read_export_source(tmp_path)
+    assert raised.value.sentence == (
+        f"model.source must be an export of normtweak; {tmp_path} was quantized by another tool: "
+        "take its codes over with normtweak quantize and base, and train that export."
+    )
+
+
+def test_sorted_columns_are_not_trained_on(tmp_path):
+    export = MANIFEST["export"] | {"act_order": True}
+    with pytest.raises(
+        InputError, match=r"groups hold columns that follow each other; .* \(g_idx\)"
+    ):
+        read_export_source(written(tmp_path, export=export))

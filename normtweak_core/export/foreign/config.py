@@ -15,6 +15,7 @@ class WithBase(BaseModel, frozen=True):
     base: str | None = Field(
         None,
         min_length=1,
+        exclude_if=lambda base: base is None,  # as recipes were told before there was the key
         description="Folder or hub id (owner/name, owner/name@revision) of a checkpoint of the "
         "model by GPTQModel, AutoRound, AutoAWQ or llm-compressor: its codes are kept, norms and "
         "scales are trained; null: GPTQ makes the codes.",

@@ -129,26 +129,21 @@ def _quantized(
     note("solve")
     smooth = _smoothed(block, streams.x_q, run, plan, ranks)
     start = block if smooth is None else smooth.block
-    quantized = copy.deepcopy(start) if given is None else given.block
-    round_norms(quantized, plan.export_dtype)
-    if plan.quantization.activation_bits is not None:
-        round_inputs(quantized, find_linears(quantized))
+    quantized = _start(start, plan, given)
     x_q, tweaks, trains = streams.x_q, plan.norm_tweak.enabled, plan.training.enabled
     x_f = x_q.clone() if streams.x_f is x_q else streams.x_f
     again = tweaks or trains  # pass through the block once more
     before = streams.room("before") if again else x_q
     for part in share_of(x_q, ranks).parts if again else ():
         before[part] = x_q[part]
-    both = Streams(x_f, x_q)
-    if given is None:
-        solved = quantize_linears(block, quantized, both, run, plan, ranks, smooth)
-    else:
-        solved = take_linears(block, given, both, run, ranks)
+    both = Streams(x_f, x_q, streams.spare)
+    solving = (block, quantized, both, run, plan, ranks, smooth)
+    taking = (block, given, both, run, ranks)
+    solved = quantize_linears(*solving) if given is None else take_linears(*taking)
     norms = {} if smooth is None else smooth.changed
-    made = _Made(start, quantized, before, Streams(x_f, x_q, streams.spare), solved.layers, norms)
+    made = _Made(start, quantized, before, both, solved.layers, norms)
     quantized_drift = tweaked = trained = made.drift(ranks)
-    tweak: TweakReport | None = None
-    training: BlockTraining | None = None
+    tweak, training = None, None
     if tweaks:
         note("tweak")
         tweak = made.tweak(run, plan, ranks)
@@ -177,6 +172,15 @@ def _quantized(
     return QuantizedBlock(
         made.layers, made.norms, report, made.behind, quantized_drift, tweaked, trained
     )
+
+
+def _start(block: nn.Module, plan: BlockPlan, given: GivenBlock | None) -> nn.Module:
+    """Return what becomes the quantized block: a copy of the float one, or that of others."""
+    quantized = copy.deepcopy(block) if given is None else given.block
+    round_norms(quantized, plan.export_dtype)
+    if plan.quantization.activation_bits is not None:
+        round_inputs(quantized, find_linears(quantized))
+    return quantized
 
 
 def _smoothed(

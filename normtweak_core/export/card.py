@@ -5,7 +5,8 @@ from typing import Any
 
 from normtweak_core.export.formats.compressed_tensors import MINIMUM_VERSION
 from normtweak_core.export.formats.scheme import AnyScheme, MixedScheme, Scheme, TernaryScheme
-from normtweak_core.export.record import ExportRecord, Origin
+from normtweak_core.export.origin import Origin
+from normtweak_core.export.record import ExportRecord
 from normtweak_core.model.hub import is_hub_id
 
 _CARD = """\

@@ -5,16 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.export.formats.scheme import AnyScheme
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where codes come from that another tool has made."""
-
-    float_model: str
-    base: str
-    quantized_by: str
-    license: str  # empty: it is not told
+from normtweak_core.export.origin import Origin
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
 from normtweak_core.export.formats.table import BITNET, chosen_format, describe
 from normtweak_core.export.gguf.file import write_for_llama_cpp
 from normtweak_core.export.manifest import PROBE_FILE, build_manifest, dtype_name
+from normtweak_core.export.origin import Origin
 from normtweak_core.export.payload import (
     GENERATION_CONFIG,
     file_hashes,
@@ -31,7 +32,7 @@ from normtweak_core.export.payload import (
     payload_bytes,
     relative_name,
 )
-from normtweak_core.export.record import ExportRecord, Origin
+from normtweak_core.export.record import ExportRecord
 from normtweak_core.export.shards import METADATA, ShardWriter
 from normtweak_core.export.verification.layer_probe import layer_probe
 from normtweak_core.export.verification.probe import probe_rows, reference_logits

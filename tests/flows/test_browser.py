@@ -207,7 +207,7 @@ def test_the_deployment_has_a_schedule_and_a_form_of_the_recipe(browser: Browser
     (deployment,) = ask(f"{pages.prefect}/api/deployments/filter", {})
     url = f"{pages.prefect}/v2/deployments/deployment/{deployment['id']}"
     browser.shows(url, "nightly", "At 02:30 AM", "Concurrency Limit", picture="deployment")
-    texts = ("Name of the registered model.", "Number of windows.", "Width of one code.")
+    texts = ("Name of the registered model.", "Number of windows.", "Width of one code;")
     browser.shows(f"{url}/run", *texts, picture="form")
     fields = "return [...document.querySelectorAll('input, textarea')].map(field => field.value)"
     browser.until(lambda: "quickstart-llama-w2g64" in browser.run(fields), "the recipe's name")

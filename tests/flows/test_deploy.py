@@ -92,7 +92,7 @@ def test_a_form_offers_what_its_flow_accepts_and_nothing_else(kind):
         assert flow.validate_parameters(kept)["recipe"] == recipe
     shown = {name for one in sections.values() for name in one.get("properties", {})}
     assert shown.isdisjoint({"ternary", "finetune"} - {kind.name})
-    assert "activation_bits" not in shown or kind.name == "ternary"
+    assert ("activation_bits" in shown) == (kind.name != "finetune")
     assert not [words for words in UNSEEN if words in json.dumps(schema)]
 
 

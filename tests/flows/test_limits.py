@@ -141,9 +141,9 @@ def test_a_run_that_may_write_more_is_refused(model, tmp_path):
 def test_a_run_within_its_limits_writes_the_same_bytes(engine, model, tmp_path, monkeypatch):
     from flows.quantize import quantize as flow
 
-    held, counted = [], solve._held_micro_batches
+    held, counted = [], solve.held_micro_batches
     monkeypatch.setattr(
-        solve, "_held_micro_batches", lambda *a: held.append(counted(*a)) or held[-1]
+        solve, "held_micro_batches", lambda *a: held.append(counted(*a)) or held[-1]
     )
     free = quantize(
         model,

@@ -15,7 +15,7 @@ from normtweak_core.export.foreign.config import GRID
 from normtweak_core.export.foreign.layouts import read_packing
 from normtweak_core.export.foreign.linears import PackedLinear, packed_linears
 from normtweak_core.export.formats.checks import LinearShape
-from normtweak_core.export.record import Origin
+from normtweak_core.export.origin import Origin
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.hub import is_hub_id

@@ -115,7 +115,7 @@ def test_how_many_wait_changes_no_bit(walk, monkeypatch, settings):
     plan = BlockPlan(0, 3, config, NormTweakConfig(lr=1e-2), torch.float16)
     results = []
     for held in (0, 2, 9):
-        monkeypatch.setattr(linears, "_held_micro_batches", lambda *_, held=held: held)
+        monkeypatch.setattr(linears, "held_micro_batches", lambda *_, held=held: held)
         results.append(quantize_block(walk.load(0), walk.start(), walk.runner(0), plan))
     for other in results[1:]:
         assert other.report == results[0].report
@@ -139,7 +139,7 @@ def test_what_waits_follows_from_the_free_memory(walk, monkeypatch):
     for times, held in ((3.01, 3), (2.99, 2), (0.5, 0)):
         free = int(times * needed / linears.SUSPENDED_SHARE) + solving_bytes(sizes)
         monkeypatch.setattr(linears, "available_memory", lambda device, free=free: free)
-        assert linears._held_micro_batches(groups, streams, True) == held
+        assert linears.held_micro_batches(groups, streams, True) == held
 
 
 def test_the_cross_statistic_by_outputs_is_that_by_inputs(seeded):

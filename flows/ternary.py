@@ -14,6 +14,7 @@ from flows.reports.training import training_facts
 from tasks.engine.stage import Found
 from tasks.stages.calibrate import data
 from tasks.stages.float_type import ternary_float_type
+from tasks.stages.training.gptq_start import gptq_start
 from tasks.stages.training.surgery import surgery
 from tasks.stages.training.ternary import train
 from tasks.stages.training.ternary_export import export_ternary
@@ -46,7 +47,7 @@ def _report(run: Run, found: Found, **common: Any) -> TernaryReports:
 
 TERNARY = RecipePipeline(
     "ternary",
-    (*BEGINNING, data, surgery, ternary_float_type, train, export_ternary, *ENDING),
+    (*BEGINNING, data, surgery, ternary_float_type, gptq_start, train, export_ternary, *ENDING),
     kind=KIND,
     report=_report,
     training=lambda found, reports: {

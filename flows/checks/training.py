@@ -11,11 +11,12 @@ from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.finetune.config import FinetuneConfig
 from normtweak_core.model.source import resolve_device
-from normtweak_core.ternary.config import TernaryConfig
+from normtweak_core.ternary.config import START_WINDOWS, TernaryConfig
 from normtweak_core.training.batches import shared_by
 
 FORWARD_AND_BACKWARD = 3  # a backward pass has two products for each of the forward one
 LOGITS = 3  # copies at once
+GROUPS = 4  # of a block's linears, by what they read; passes of the start begin again at each
 
 
 def num_sharing(recipe: TernaryRecipe | FinetuneRecipe) -> int:
@@ -63,9 +64,24 @@ def ternary_memory(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dic
     trained = 5 * 4 * shape.parameters  # weight, gradient, two moments, the best weight so far
     return {
         "surgery": FIXED_MEMORY + 2 * shape.parameters * 4,
+        **_start_memory(config, shape, length),
         "training": _training_memory(recipe, shape, length, trained + teacher, config),
         **evaluation_memory(recipe, shape),
     }
+
+
+def _start_memory(config: TernaryConfig, shape: ModelShape, length: int) -> dict[str, int]:
+    """Return what the start from GPTQ takes, where a training starts there."""
+    if config.start != "gptq":
+        return {}
+    streams = 4 * _start_tokens(config, length) * shape.hidden * 4
+    solving = 4 * shape.widest_input**2 * 4 + 6 * shape.linear_weights // shape.num_blocks * 4
+    return {"gptq start": FIXED_MEMORY + shape.parameters * 4 + streams + solving}
+
+
+def _start_tokens(config: TernaryConfig, length: int) -> int:
+    """Return the tokens whose statistics the start comes from."""
+    return min(START_WINDOWS, config.data.samples) * length
 
 
 def finetune_memory(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> dict[str, int]:
@@ -117,9 +133,20 @@ def ternary_work(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dict[
     tokens = config.steps * config.batch * length
     return {
         "data": data_work(config.data.source, config.data.samples * length, shape),
+        "gptq start": _start_work(config, shape, length) if config.start == "gptq" else 0,
         "training": passes * tokens * shape.parameters,
         "evaluate": evaluation_work(recipe.evaluation.perplexity.max_tokens, 2, shape),
     }
+
+
+def _start_work(config: TernaryConfig, shape: ModelShape, length: int) -> int:
+    """Return the multiply-adds of the start: passes that begin again at each group, and sums."""
+    passes = 2 * GROUPS * shape.linear_weights
+    sums = sum(
+        one.in_features * (one.in_features // 2 + 2 * one.out_features)
+        for one in shape.linears.values()
+    )
+    return _start_tokens(config, length) * (passes + sums)
 
 
 def finetune_work(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> dict[str, int]:

@@ -10,13 +10,14 @@ from normtweak_core.ternary.schedule import lambdas
 from normtweak_core.training.rates import Rates
 
 NORMS = {"rms": "an RMSNorm before every linear", "none": "no extra norm"}
+STARTS = {"gptq": "from where GPTQ puts the weights", "absmean": "from the float weights"}
 CUT_LOSS = "loss on training text, nats per token"
 CUTS = {
     "float": "float model",
     "norms_without_care": "a norm of gain one before every linear",
     "norms": "norms that take over the block norms' gains, at once",
-    "step_0": "start of training (lambda as the recipe starts it)",
-    "ternary": "ternary before any training",
+    "step_0": "all of it, at lambda 0",
+    "ternary": "rounded to nearest, before any training",
 }
 
 
@@ -68,7 +69,7 @@ class TernaryReports(TrainingReports):
 def step_metrics(recipe: TernaryRecipe, num_blocks: int, step: int) -> dict[str, float]:
     """Return what the schedules say about a step: learning rate and lambda of every block."""
     config = recipe.ternary
-    rates = Rates(config.steps, config.lr, config.lr_second, config.weight_decay)
+    rates = Rates(config.steps, config.peak, config.lr_second, config.weight_decay)
     values = {f"lambda/block_{i}": lam for i, lam in enumerate(lambdas(config, step, num_blocks))}
     return {"learning_rate": rates.lr_at(step), **values}
 
@@ -83,10 +84,11 @@ def _surgery_section(cuts: dict[str, float]) -> Section:
 
 def _training(reports: TernaryReports) -> str:
     config = reports.recipe.ternary
-    warmup = written(config.warmup, ".1%")
-    schedule = f"{config.schedule}, {config.scope}, over {warmup} of training"
+    rising = written(config.rising, ".1%")
+    schedule = f"{config.schedule}, {config.scope}, over {rising} of training"
     return (
-        f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens; objective "
+        f"{config.steps} steps of {config.batch} windows, {reports.tokens:,} tokens, "
+        f"{STARTS[config.start]}; objective "
         f"{config.objective} in {config.dtype}; lambda "
-        f"{schedule if config.warmup else '1 from the start'}."
+        f"{schedule if config.rising else '1 from the start'}."
     )

@@ -49,6 +49,8 @@ def descend(
 ) -> Grids:
     """Return scales and codes with which ``(Q - W) H (Q - W)^T`` of no row is larger than before.
 
+    Where all rows share one scale, it is their sum that is not larger.
+
     Args:
         W: Weights that were rounded. Not modified.
         H: Hessian, damped as for GPTQ, so that no column is dead. Not modified.
@@ -85,8 +87,8 @@ def _refitted(
     spec: GridSpec,
 ) -> tuple[Float[Tensor, " out"], Float[Tensor, "out group"]]:
     """Return the best scale of a group at these levels, and what it changes of the weights."""
-    curvature = ((levels @ H) * levels).sum(1)
-    best = scale - (R * levels).sum(1) / curvature
+    curvature = spec.together(((levels @ H) * levels).sum(1))
+    best = scale - spec.together((R * levels).sum(1)) / curvature
     # Not where all levels are zero, nor where the best scale would turn the group around.
     usable = (curvature > 0) & (best > 0)
     best = torch.where(usable, round_scale(best, spec.scale_dtype), scale)

@@ -103,6 +103,7 @@ def gptq(
     best, least = None, None
     for exponent in exponents if spec.mse_grid else exponents[:1]:
         found, error = _column_loop(W, factor.U, plan, spec, importance, exponent)
+        error = spec.together(error)
         best = found if best is None else best.or_better(found, error < least)
         least = error if least is None else torch.minimum(error, least)
     best = descend(W, H, best, spec, sweeps)
@@ -168,7 +169,7 @@ def fit_all_groups(
     groups = W.unflatten(1, (-1, width))
     if importance is not None:
         importance = importance.unflatten(0, (-1, width))
-    rows = max(1, CHUNK // W.shape[1])
+    rows = len(W) if spec.one_scale else max(1, CHUNK // W.shape[1])
     parts = [fit_grid(part, spec, importance, exponent) for part in groups.split(rows)]
     return torch.cat([scale for scale, _ in parts]), torch.cat([zero for _, zero in parts])
 

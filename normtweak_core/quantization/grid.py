@@ -39,6 +39,11 @@ class GridSpec:
     mse_grid: bool
     scale_dtype: torch.dtype  # the export dtype: scales are rounded to it before any use
     levels: Literal["full", "ternary", "binary"] = "full"
+    one_scale: bool = False  # all rows share theirs; for one group as wide as the rows
+
+    def together(self, rows: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+        """Return for each row the sum over the rows that it shares its scale with."""
+        return rows.sum().expand_as(rows) if self.one_scale else rows
 
     @property
     def max_code(self) -> int:
@@ -94,6 +99,8 @@ def fit_grid(
             return _grid_of_range(low * multiple, high * multiple, spec)
     else:
         mean = weight.abs().mean(dim=-1)
+        if spec.one_scale:
+            mean = mean.mean().expand_as(mean)
         coarse, fine = MEAN_COARSE, MEAN_FINE
 
         def grid(multiple: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -108,7 +115,7 @@ def fit_grid(
         scale, zero = grid(multiple)
         steps = _error_in_steps(weight, scale, zero, spec, exponent)
         weighted = steps if importance is None else steps.mul_(importance)
-        return weighted.sum(dim=-1) * (scale / first) ** exponent
+        return spec.together(weighted.sum(dim=-1) * (scale / first) ** exponent)
 
     near = _least(error, coarse, torch.zeros_like(first))
     return grid(_least(error, [0.0, *fine], near))

@@ -8,6 +8,10 @@ from pydantic.json_schema import SkipJsonSchema
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.training.batches import require_whole_parts
 
+START_WINDOWS = 128  # at most, that the start from GPTQ has its statistics from
+# Peak learning rates where none is given: a step of half a scale makes another code of a weight.
+ABSMEAN_LR, SHARE_OF_A_SCALE = 1e-3, 0.03
+SCHEDULE = ("schedule", "scope", "order", "overlap", "lambda_start")  # keys beside warmup
 # For forms; out of range, a share is refused in a sentence of its own.
 SHARE: dict[str, JsonValue] = {"minimum": 0, "maximum": 1}
 
@@ -15,6 +19,11 @@ SHARE: dict[str, JsonValue] = {"minimum": 0, "maximum": 1}
 class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
     """Surgery, schedule, objective and optimizer of a ternary training."""
 
+    start: Literal["gptq", "absmean"] = Field(
+        "gptq",
+        description="Latent weights start where GPTQ and propagation put them, or as the float "
+        "model's own, which absmean rounds to nearest.",
+    )
     norm: Literal["rms", "none"] = Field("rms", description="RMSNorm before every linear, or none.")
     affine: bool = Field(True, description="Extra norms have a learned gain.")
     share_gains: bool = Field(
@@ -36,9 +45,10 @@ class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
     overlap: float = Field(
         0.5, ge=0, lt=1, description="scope layerwise: share of a block's rise beside the next's."
     )
-    warmup: float = Field(
-        0.5,
-        description="Share of training after which lambda is 1 everywhere; 0: no schedule.",
+    warmup: float | None = Field(
+        None,
+        description="Share of training after which lambda is 1 everywhere; 0: no schedule. null: "
+        "0.5 with start absmean, or where another key of the schedule is set; else 0.",
         json_schema_extra=SHARE,
     )
     lambda_start: float = Field(
@@ -47,7 +57,12 @@ class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
     steps: int = Field(300, ge=1, description="Optimizer steps.")
     batch: int = Field(8, ge=1, description="Windows per optimizer step.")
     accumulate: int = Field(1, ge=1, description="Parts that the batch is computed in.")
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    lr: float | None = Field(
+        None,
+        gt=0,
+        description="Peak learning rate. null: with start absmean 0.001, else 0.03 of the mean "
+        "scale of the ternary linears.",
+    )
     lr_second: float | None = Field(
         None, gt=0, description="Rate at half of training, falling to 0; null: one cosine."
     )
@@ -80,10 +95,28 @@ class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
         CalibrationConfig(samples=256, length=256), description="Text to train on."
     )
 
+    @property
+    def relative(self) -> bool:
+        """Whether the learning rate is a share of the mean scale of the linears."""
+        return self.lr is None and self.start == "gptq"
+
+    @property
+    def peak(self) -> float:
+        """Peak learning rate, or that share."""
+        return self.lr or (SHARE_OF_A_SCALE if self.relative else ABSMEAN_LR)
+
+    @property
+    def rising(self) -> float:
+        """Share of training during which lambda rises somewhere."""
+        if self.warmup is not None:
+            return self.warmup
+        changed = any(getattr(self, k) != type(self).model_fields[k].default for k in SCHEDULE)
+        return 0.5 if self.start == "absmean" or changed else 0.0
+
     @field_validator("warmup")
     @classmethod
-    def _fits_into_training(cls, warmup: float) -> float:
-        if not 0 <= warmup <= 1:
+    def _fits_into_training(cls, warmup: float | None) -> float | None:
+        if warmup is not None and not 0 <= warmup <= 1:
             raise ValueError(
                 f"ternary.warmup must be a share of training, from 0 to 1; found {warmup:g}: a "
                 "schedule longer than the training never reaches lambda 1"
@@ -106,8 +139,9 @@ class TernaryConfig(BaseModel, frozen=True, extra="forbid"):
             ("ramp_norm", "norm rms", self.norm == "rms"),
             ("order", "scope layerwise", self.scope == "layerwise"),
             ("overlap", "scope layerwise", self.scope == "layerwise"),
-            ("schedule", "warmup above 0", self.warmup > 0),
-            ("lambda_start", "warmup above 0", self.warmup > 0),
+            ("schedule", "warmup above 0", self.rising > 0),
+            ("lambda_start", "warmup above 0", self.rising > 0),
+            ("lr_second", "lr or start absmean", not self.relative),
             ("kd_weight", "objective mix", self.objective == "mix"),
             ("temperature", "objective kd or mix", self.objective != "ce"),
             ("hidden_weight", "objective kd or mix", self.objective != "ce"),

@@ -22,8 +22,8 @@ def surgery_losses(
     """Return the loss of a model before, between and after the cuts, in nats per token.
 
     ``float``: as it was. ``norms_without_care``: norms of gain one before every linear, as the
-    paper's artefacts insert them. ``norms``: ours, all at once. ``step_0``: where training starts,
-    lambda 0 as the recipe has it. ``ternary``: lambda 1 before any training.
+    paper's artefacts insert them. ``norms``: ours, all at once. ``step_0``: at lambda 0, as the
+    recipe lets them come in. ``ternary``: lambda 1, rounded to nearest, before any training.
     """
     losses = {"float": mean_loss(model, windows)}
     if config.norm == "rms":

@@ -41,9 +41,9 @@ def lambdas(config: TernaryConfig, step: int, num_blocks: int) -> list[float]:
 
     ``scope: layerwise`` lets the blocks rise one after another, each over the same number of
     steps; ``overlap`` is the share of a rise during which the next block rises too. Both scopes
-    end at ``warmup * steps``.
+    end at ``rising * steps``.
     """
-    total = config.warmup * config.steps
+    total = config.rising * config.steps
     if total == 0:
         return [1.0] * num_blocks
     if config.scope == "global":

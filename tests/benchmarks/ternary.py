@@ -6,11 +6,12 @@ Every cell is a run of a real flow, trained on the same number of tokens; finish
 finished segments of a training, are cached, so a study that is stopped goes on where it was.
 `--long` trains the best cell of each reference model on for an hour. Reference models train on the
 text they were trained on, less what is held out; stories260K, which needs the shared models and
-data beside the repository, on 700 stories of 1000. A model's cells take the place of its earlier
-ones in ternary.json, ternary.md and docs/results.md.
+data beside the repository, on 700 stories of 1000. A cell takes the place of an earlier one in
+ternary.json, ternary.md and docs/results.md. Pictures show what is trained from GPTQ.
 """
 
 import argparse
+import itertools
 import json
 import math
 import shutil
@@ -29,6 +30,7 @@ MODELS = ["llama", "neox", "stories"]
 
 STEPS, BATCH, LENGTH = 120, 8, 256  # 245,760 tokens a cell, about 3 minutes on 2 cores
 LONG_STEPS = {"llama": 2400, "neox": 2400}
+STARTS = {"absmean": {"lr": 1e-3}, "GPTQ": {}}
 NORMS = {"no extra norm": {"norm": "none"}, "extra RMSNorm": {"norm": "rms"}}
 SCHEDULES = {
     "lambda 1": {"warmup": 0.0},
@@ -48,6 +50,9 @@ def main() -> None:
     """Run all cells that are asked for and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--long", action="store_true", help="the best cells for an hour each")
     options = parser.parse_args()
@@ -65,9 +70,11 @@ def main() -> None:
                 write(options.out, "long", model, [long_cell(options.out, model, base)])
             elif not options.long:
                 cells = [rounded_cell(model, base, name) for name in ROUNDED]
-                for norm in NORMS:
-                    for schedule in SCHEDULES:
-                        cells += [trained_cell(model, base, norm, schedule, o) for o in OBJECTIVES]
+                asked = itertools.product(NORMS, options.schedules, options.objectives)
+                for (norm, schedule, objective), start in itertools.product(asked, options.starts):
+                    if (start, schedule) != ("GPTQ", "global"):
+                        how = (start, norm, schedule, objective)
+                        cells.append(trained_cell(model, base, *how))
                 write(options.out, "cells", model, cells)
 
 
@@ -109,20 +116,28 @@ def rounded_cell(model: str, base: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def trained_cell(
-    model: str, base: dict[str, Any], norm: str, schedule: str, objective: str, steps: int = STEPS
+    model: str,
+    base: dict[str, Any],
+    start: str,
+    norm: str,
+    schedule: str,
+    objective: str,
+    steps: int = STEPS,
 ) -> dict[str, Any]:
     """Train one combination."""
     from flows.recipes.ternary import TernaryRecipe
     from flows.ternary import ternary
 
-    settings = NORMS[norm] | SCHEDULES[schedule] | OBJECTIVES[objective]
+    settings = STARTS[start] | NORMS[norm] | SCHEDULES[schedule] | OBJECTIVES[objective]
+    settings["start"] = start.lower()
     data = base["data"]
     if steps > STEPS:  # every window once or twice, not twenty times
         data = data | {"samples": 8 * data["samples"]}
     recipe = {key: base[key] for key in ("name", "model", "evaluation")}
     recipe["ternary"] = settings | {"steps": steps, "batch": BATCH, "data": data}
     result = ternary(TernaryRecipe.parse(recipe))
-    facts = {"method": "training", "norm": norm, "schedule": schedule, "objective": objective}
+    facts = {"method": "training", "start": start, "norm": norm, "schedule": schedule}
+    facts["objective"] = objective
     facts["tokens"] = steps * BATCH * LENGTH
     training = result["training"]
     cell = row(model, facts, result) | {"seconds": training["seconds"]}
@@ -137,7 +152,7 @@ def long_cell(out: Path, model: str, base: dict[str, Any]) -> dict[str, Any]:
     cells = json.loads((out / "ternary.json").read_text())["cells"]
     trained = [c for c in cells if c["model"] == model and c["method"] == "training"]
     best = min(trained, key=lambda cell: cell["perplexity"])
-    settings = (best["norm"], best["schedule"], best["objective"])
+    settings = tuple(best[key] for key in ("start", "norm", "schedule", "objective"))
     return trained_cell(model, base, *settings, steps=LONG_STEPS[model])
 
 
@@ -164,11 +179,14 @@ def write(out: Path, kind: str, model: str, cells: list[dict[str, Any]]) -> None
     known: dict[str, Any] = {"cells": [], "long": []}
     if file.is_file():
         known |= json.loads(file.read_text())
+    for cell in known[kind]:
+        cell.setdefault("start", "absmean")  # of before there was another
     if kind == "long":
         shutil.copy(cells[0]["plot"], out / f"ternary-{model}.png")
         (out / f"ternary-tokens-{model}.png").write_bytes(long_curve(cells[0]))
     kept = [{key: value for key, value in cell.items() if key != "plot"} for cell in cells]
-    kept += [cell for cell in known[kind] if cell["model"] != model]
+    again = {(cell["model"], _label(cell)) for cell in kept}
+    kept += [cell for cell in known[kind] if (cell["model"], _label(cell)) not in again]
     known[kind] = sorted(kept, key=lambda cell: MODELS.index(cell["model"]))
     known["command"] = "python -m tests.benchmarks.ternary; the same with --long"
     file.write_text(json.dumps(known, indent=1) + "\n")
@@ -208,7 +226,7 @@ def curves(model: str, cells: list[dict[str, Any]]) -> bytes:
     colors = dict(zip(SCHEDULES, ("C0", "C1", "C2"), strict=True))
     for axes, objective in zip(both, OBJECTIVES, strict=True):
         for cell in cells:
-            if cell.get("objective") != objective:
+            if (cell.get("objective"), cell.get("start")) != (objective, "GPTQ"):
                 continue
             steps = [int(step) for step in cell["held_out"]]
             axes.plot(
@@ -258,7 +276,7 @@ def tables(known: dict[str, Any]) -> str:
 def _label(cell: dict[str, Any]) -> str:
     if cell["method"] != "training":
         return cell["method"]
-    return f"{cell['norm']}, {cell['schedule']}, {cell['objective']}"
+    return f"from {cell['start']}: {cell['norm']}, {cell['schedule']}, {cell['objective']}"
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def a_trainer(folder, checkpoints):
     model, teacher = (
         AutoModelForCausalLM.from_pretrained(folder).eval().to("cuda:0") for _ in range(2)
     )
-    config = TernaryConfig(steps=STEPS, batch=4)
+    config = TernaryConfig(steps=STEPS, batch=4, start="absmean")
     plan = plan_surgery(model, WINDOWS[:4])
     apply_surgery(model, plan, config)
     setup = TrainingSetup(

@@ -150,9 +150,7 @@ def test_a_root_can_be_cleaned_again_after_all_of_it(root, capsys):
 def test_what_a_mismatch_of_streams_advises_removes_the_hashes_that_do_not_match(
     root, capsys, monkeypatch
 ):
-    monkeypatch.setattr(
-        "normtweak_core.quantization.storage.load_block", lambda *_: ({}, {})
-    )
+    monkeypatch.setattr("normtweak_core.quantization.storage.load_block", lambda *_: ({}, {}))
     streams = Streams(torch.zeros(1, 2, 3), torch.ones(1, 2, 3))
     settings = ChainSettings(
         QuantizationConfig(), NormTweakConfig(), BlockTrainingConfig(), "float16"

@@ -75,6 +75,7 @@ def test_a_ternary_training_is_planned_as_well(project, tmp_path):
         "  data: will run",
         "  surgery: will run",
         "  float type: will run",
+        "  start from GPTQ: 0 of 2 cached",
         "  training: 0 of 10 cached",
         "  export: will run",
         "  verify: will run",

@@ -137,6 +137,7 @@ VISIBLE = {
     "ternary.accumulate": {"ternary.batch": 4},
     "ternary.clip": {"ternary.clip": 1e-4},
     "ternary.schedule": {"ternary.warmup": 1.0},
+    "ternary.lr_second": {"ternary.lr": 3e-3},
     "ternary.weight_decay": {"ternary.lr": 0.1},
     "finetune.accumulate": {"finetune.batch": 4},
     "finetune.clip": {"finetune.clip": 1e-3},

@@ -113,7 +113,10 @@ def test_the_page_of_a_ternary_training_has_its_surgery_and_its_curves(tmp_path)
     ]  # fmt: skip
     steps = reader.table("step", "loss of held-out windows, all blocks ternary")
     assert [list(row.values()) for row in steps] == [["6", "2.2500"], ["12", "1.8750"]]
-    assert "12 steps of 2 windows, 6,144 tokens; objective kd" in reader.words
+    assert (
+        "12 steps of 2 windows, 6,144 tokens, from where GPTQ puts the weights; objective kd"
+        in reader.words
+    )
     assert "learning rate, and lambda of every block." in reader.words
 
 

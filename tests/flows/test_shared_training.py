@@ -54,6 +54,7 @@ def test_a_number_that_does_not_divide_the_batch_is_refused_before_the_start(fol
         preflight(TernaryRecipe.load(path), tmp_path)
 
 
+@pytest.mark.long
 def test_a_killed_process_and_ctrl_c_cost_steps_and_no_byte(folder, session_api):
     path = recipe(folder, "ternary", folder / "model", TRAINING, devices=2)
     expected = Runs(folder / "whole", path, session_api).finish()

@@ -78,7 +78,8 @@ def test_a_plan_finds_every_stage_finished(undisturbed):
     assert plan.returncode == 0, lines
     assert lines[lines.index("stages") + 1 : -1] == [
         "  dry run: cached", "  data: cached", "  surgery: cached", "  float type: cached",
-        "  training: 10 of 10 cached", "  export: cached", "  verify: cached",
+        f"  start from GPTQ: {BLOCKS} of {BLOCKS} cached", "  training: 10 of 10 cached",
+        "  export: cached", "  verify: cached",
         "  size check: cached",
         "  evaluate: 2 of 2 cached", "  register: will run",
     ]  # fmt: skip

@@ -12,6 +12,7 @@ OTHER = {
     "seed": 1,
     "model.source": "{0}/other-model",
     "model.dtype": "bfloat16",
+    "ternary.start": "absmean",
     "ternary.norm": "none",
     "ternary.affine": False,
     "ternary.share_gains": False,

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from normtweak_core.lazy import lazy
 from normtweak_core.training.rates import Rates
+from tasks.engine.environment import state_root
 from tasks.engine.stage import Found, stage
 from tasks.models.job import torch_dtype
 from tasks.models.work import Work
+from tasks.stages.training.gptq_start import StartResult
 from tasks.stages.training.segments import Shown, num_sharing, run_segment, shown
 from tasks.stages.training.surgery import SurgeryResult, read_plan
 from tasks.stages.training.training import SegmentResult, Training, segment_ends
@@ -22,7 +24,9 @@ loading = lazy("normtweak_core.model.loading")
 objectives = lazy("normtweak_core.training.objective")
 processes = lazy("normtweak_core.training.processes")
 recompute = lazy("normtweak_core.training.recompute")
+safetensors = lazy("safetensors.torch")
 schedule = lazy("normtweak_core.ternary.schedule")
+starts = lazy("normtweak_core.ternary.gptq_start")
 surgeries = lazy("normtweak_core.ternary.surgery")
 trainers = lazy("normtweak_core.training.trainer")
 
@@ -42,17 +46,22 @@ def _reads(work: Work, found: Found, until: int | None) -> dict[str, Any]:
 
 def _training(work: Work, found: Found, keys: Sequence[str]) -> AbstractContextManager[Shown]:
     plain = Work(work.recipe, work.job, work.data)  # other processes are given it
-    make = functools.partial(_trainer, plain, found["surgery"])
+    start = found.get("gptq start", [])
+    make = functools.partial(_trainer, plain, found["surgery"], start)
     return shown(work, found, keys, train, "ternary", make)
 
 
-def _trainer(work: Work, surgery: SurgeryResult, training: Training) -> "Trainer":
+def _trainer(
+    work: Work, surgery: SurgeryResult, start: list[StartResult], training: Training
+) -> "Trainer":
     """Return what trains the model after its surgery, lambda rising to 1."""
     config, job, plan = work.recipe.ternary, work.job, read_plan(surgery)
     here = processes.Processes.here()
     place = here.loads_on(job.device)
     model = loading.load_causal_lm(job.folder, torch_dtype("float32"), place)
     surgeries.apply_surgery(model, plan, config)
+    for block, done in zip(surgeries.trained_blocks(model), start, strict=bool(start)):
+        starts.put_latents(block, safetensors.load_file(state_root() / done.weights.path))
     if config.gradient_checkpointing:
         recompute.recompute_blocks(surgeries.trained_blocks(model), surgeries.forget_inputs)
     objective = objectives.Objective(
@@ -61,15 +70,17 @@ def _trainer(work: Work, surgery: SurgeryResult, training: Training) -> "Trainer
     teacher = None
     if objective.needs_teacher:
         teacher = loading.load_causal_lm(job.folder, torch_dtype(job.model.dtype), place)
+    names = [name for name, _ in model.named_parameters()]
     setup = trainers.TrainingSetup(
         steps=config.steps,
         batch=config.batch,
-        rates=Rates(config.steps, config.lr, config.lr_second, config.weight_decay),
+        rates=Rates(config.steps, config.peak, config.lr_second, config.weight_decay),
         objective=objective,
         clip=config.clip,
         accumulate=config.accumulate,
         save_every=config.save_every,
         seed=job.seed,
+        ratios=dict.fromkeys(names, starts.mean_scale(model)) if config.relative else {},
         dtype=config.dtype,
         measured=training.measured,
     )
@@ -99,7 +110,7 @@ def _trainer(work: Work, surgery: SurgeryResult, training: Training) -> "Trainer
 
 @stage(
     "training",
-    needs=("data", "surgery"),
+    needs=("data", "surgery", "gptq start"),
     reads=_reads,
     parts=lambda work: segment_ends(work.recipe.ternary.steps),
     around=_training,

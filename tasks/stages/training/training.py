@@ -69,9 +69,14 @@ class Training:
     @functools.cached_property
     def windows(self) -> tuple[Any, Any]:
         """The windows that are trained on, and those that only measure: the last eighth of all."""
-        windows = data_windows(self.data)
-        kept = max(1, len(windows) // 8)
-        return windows[:-kept], windows[-kept:][:HELD_OUT]
+        windows, training = data_windows(self.data), trained_on(self.data)
+        return training, windows[len(training) :][:HELD_OUT]
+
+
+def trained_on(data: CalibrationResult) -> Any:
+    """Return the windows of a data set that are trained on: all but the last eighth."""
+    windows = data_windows(data)
+    return windows[: -max(1, len(windows) // 8)]
 
 
 def finished_segment(

@@ -29,7 +29,7 @@ from normtweak_core.training.recompute import recompute_blocks
 from normtweak_core.training.trainer import Trainer, TrainingSetup
 
 STEPS = 12
-CONFIG = TernaryConfig(steps=STEPS, batch=4)
+CONFIG = TernaryConfig(steps=STEPS, batch=4, start="absmean")
 
 
 def a_trainer(

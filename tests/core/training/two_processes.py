@@ -65,7 +65,7 @@ def _setup(objective: Objective, rate: float, **others) -> TrainingSetup:
 
 
 def _ternary(case: str, source: Path, model, windows):
-    plan, config = plan_surgery(model, windows[:4]), TernaryConfig(steps=STEPS)
+    plan, config = plan_surgery(model, windows[:4]), TernaryConfig(steps=STEPS, start="absmean")
     apply_surgery(model, plan, config)
     blocks = len(plan.blocks)
     recompute_blocks(trained_blocks(model), forget_inputs)

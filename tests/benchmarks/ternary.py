@@ -179,7 +179,7 @@ def write(out: Path, kind: str, model: str, cells: list[dict[str, Any]]) -> None
     known: dict[str, Any] = {"cells": [], "long": []}
     if file.is_file():
         known |= json.loads(file.read_text())
-    for cell in known[kind]:
+    for cell in known["cells"] + known["long"]:
         cell.setdefault("start", "absmean")  # of before there was another
     if kind == "long":
         shutil.copy(cells[0]["plot"], out / f"ternary-{model}.png")

@@ -1,5 +1,6 @@
 """What the quantized weights of a checkpoint take on disk, in bits per weight."""
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ def quantized_storage(folder: Path) -> QuantizedStorage:
                     dense_shapes[name] = tensors.get_tensor(name).tolist()
 
     bitnet = _is_bitnet(folder)
+    packed = functools.cache(lambda: _packed_weights(folder))  # of all linears, where one asks
     linears = weights = bits = 0
     for name, (shape, dtype) in shapes.items():
         linear, _, last = name.rpartition(".")
@@ -61,8 +63,7 @@ def quantized_storage(folder: Path) -> QuantizedStorage:
         elif last == "qweight":
             # g_idx has one entry per input column; qweight packs the inputs, not the outputs.
             g_idx = shapes.get(f"{linear}.g_idx")
-            told = g_idx[0][0] * shape[1] if g_idx else None
-            parts, numel = GPTQ, told or _packed_weights(folder, linear)
+            parts, numel = GPTQ, g_idx[0][0] * shape[1] if g_idx else packed()[linear]
         elif bitnet and last == "weight" and f"{linear}.weight_scale" in shapes:
             parts, numel = BITNET, math.prod(shape) * CODES_PER_BYTE
         elif last == "weight" and dtype in ("I8", "U8") and f"{linear}.weight_scale" in shapes:
@@ -76,10 +77,10 @@ def quantized_storage(folder: Path) -> QuantizedStorage:
     return QuantizedStorage(num_linears=linears, num_weights=weights, stored_bits=bits)
 
 
-def _packed_weights(folder: Path, linear: str) -> int:
-    """Return how many weights a linear has whose words alone do not tell it, as in awq."""
-    found = packed_linears(folder, read_packing(folder))[linear]
-    return found.rows * found.columns
+def _packed_weights(folder: Path) -> dict[str, int]:
+    """Return how many weights each linear has whose words alone do not tell it, as in awq."""
+    found = packed_linears(folder, read_packing(folder))
+    return {name: linear.rows * linear.columns for name, linear in found.items()}
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -23,10 +23,11 @@ from flows.checks.machine import (
 from flows.checks.memory import FIXED_MEMORY
 from flows.checks.preflight import OWN, preflight
 from flows.checks.training import finetune_work, num_sharing, ternary_work
-from flows.commands.command import Command, add_recipe
+from flows.commands.command import Command
 from flows.commands.execution import print_line
 from flows.commands.failures import EXIT_OK
-from flows.recipes.file import read_with_overrides
+from flows.commands.meant import add_recipe_or_model, meaning, meant_recipe
+from flows.recipes.file import read_recipe
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.kinds import kind_of
 from flows.recipes.ternary import TernaryRecipe
@@ -52,11 +53,12 @@ if TYPE_CHECKING:
 
 def run_plan(options: argparse.Namespace) -> int:
     """Print what a recipe would need; write nothing."""
-    recipe = _read(options.recipe, options.overrides)
+    values, text = meant_recipe(options)
+    recipe = kind_of(values).recipe.parse(values)
     with scratch_environment(state_root()):
         require_local_model(recipe, state_root())
         ready = preflight(recipe, state_root())
-        lines = plan_lines(recipe, ready, state_root())
+        lines = [*meaning(text), *plan_lines(recipe, ready, state_root())]
     for line in [*lines, *(f"warning {text}" for text in ready.warnings)]:
         print_line(line)
     return EXIT_OK
@@ -68,7 +70,8 @@ def plan_of(recipe: Path) -> dict[str, Any]:
     Raises:
         InputError: As the command that would carry the recipe out.
     """
-    parsed = _read(recipe, [])
+    values = read_recipe(recipe)
+    parsed = kind_of(values).recipe.parse(values)
     with scratch_environment(state_root()):
         ready = preflight(parsed, state_root())
         plan = _plan(parsed, ready)
@@ -79,11 +82,6 @@ def plan_of(recipe: Path) -> dict[str, Any]:
             "disk": ready.disk,
             "seconds": plan.seconds,
         }
-
-
-def _read(path: Any, overrides: list[str]) -> Any:
-    values = read_with_overrides(path, overrides)
-    return kind_of(values).recipe.parse(values)
 
 
 @contextlib.contextmanager
@@ -284,8 +282,12 @@ COMMANDS = {
         "Check a recipe of quantize, ternary or finetune as its command would, and print disk,\n"
         "memory, time and finished stages. Nothing is written; a model of the hub must be in the\n"
         "local cache already.",
-        ["plan conf/quickstart.yaml", "plan conf/ternary-quickstart.yaml --set ternary.steps=600"],
-        add_recipe,
+        [
+            "plan conf/quickstart.yaml",
+            "plan conf/ternary-quickstart.yaml --set ternary.steps=600",
+            "plan MODEL --bits 4",
+        ],
+        add_recipe_or_model,
         run_plan,
     )
 }

@@ -5,8 +5,9 @@ import os
 from functools import partial
 
 from flows.commands.command import STATE, Command, add_recipe, add_result
-from flows.commands.execution import quiet_libraries, run_flow
+from flows.commands.execution import print_line, quiet_libraries, run_flow
 from flows.commands.first_line import first_line
+from flows.commands.meant import add_recipe_or_model, meaning, meant_recipe
 from flows.recipes.kinds import RECIPES
 from normtweak_core.lazy import lazy
 from tasks.engine.environment import set_variables, state_root
@@ -20,9 +21,10 @@ terminal = lazy("flows.reports.terminal")
 TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "quantize": (
         "Carry out a recipe. Finished stages are kept: after an interruption, or with a changed\n"
-        "recipe, only what is missing is computed.",
+        "recipe, only what is missing is computed. A model with --bits needs no recipe.",
         (
             "quantize conf/quickstart.yaml",
+            "quantize MODEL --bits 4 --group-size 64 --effort best --save-recipe my.yaml",
             "quantize conf/quickstart.yaml --set quantization.bits=3 --set seed=1",
             "quantize my.yaml --result result.json",
         ),
@@ -67,11 +69,14 @@ TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def carry_out(name: str, options: argparse.Namespace) -> int:
     """Check a recipe, run the flow of this name and print what came of it."""
-    recipe = RECIPES[name].load(options.recipe, options.overrides)
+    values, text = meant_recipe(options)
+    recipe = RECIPES[name].parse(values)
     quiet_libraries()
     set_variables(state_root())  # before the check: it may have to ask torch for GPUs
     with first_line(f"{name} {recipe.name}: begins; all state lies under {state_root()}"):
         ready = CHECKS.get(name, registered_checks).preflight(recipe, state_root(), options.result)
+    for line in meaning(text):
+        print_line(line)
     if ready is not None and ready.is_local:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return run_flow(
@@ -82,12 +87,14 @@ def carry_out(name: str, options: argparse.Namespace) -> int:
     )
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_recipe(parser)
+def _add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
+    (add_recipe_or_model if name == "quantize" else add_recipe)(parser)
     add_result(parser)
 
 
 COMMANDS = {
-    name: Command(f"{text}\n{STATE}", examples, _add_arguments, partial(carry_out, name))
+    name: Command(
+        f"{text}\n{STATE}", examples, partial(_add_arguments, name), partial(carry_out, name)
+    )
     for name, (text, examples) in TEXTS.items()
 }

@@ -9,14 +9,16 @@ COMMANDS = {
     "a misspelt command": ("quantise x", "quantise is not a command; did you mean quantize?"),
     "no recipe": (
         "quantize",
-        "the following arguments are required: RECIPE; see `normtweak quantize --help`.",
+        "the following arguments are required: RECIPE|MODEL; see `normtweak quantize --help`.",
     ),
     "a missing recipe": (
         "quantize {0}/absent.yaml",
         "the recipe must be a YAML file; {0}/absent.yaml does not exist: check the path.",
     ),
     "a recipe that is a folder": (
-        "plan {0}", "the recipe must be a YAML file; {0} is a folder: check the path.",
+        "plan {0}",
+        "the recipe must be a YAML file; '{0}' is none: check the path, or say the width that a "
+        "model is to have, such as `normtweak quantize {0} --bits 4`.",
     ),
     "a recipe that is empty": (
         "quantize {0}/empty.txt",

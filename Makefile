@@ -38,9 +38,9 @@ kill-test: setup
 ranks-test: setup
 	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_ALL_RANKS=1 $(BIN)/python -m pytest -m "long or not long" tests/flows/test_ranks_runs.py tests/flows/test_shared_training.py
 
-# Tests of a kind of which the suite has one; beside it, they are all.
+# Tests of a kind of which the suite has one; beside it, they are all. Types of every call are checked.
 long-test: setup
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m long --timeout 600
+	NORMTWEAK_ALL_CALLS=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m long --timeout 600
 
 kill-test-ternary: setup
 	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_TERNARY_KILLS=10 $(BIN)/python -m pytest tests/flows/test_ternary.py

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: seeded generators and data that may lie beside the repository."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -15,8 +16,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 import torch
 
+from tests import typechecks
+
+typechecks.check_calls("normtweak_core")
 pytest_plugins = ["tests.engine"]
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """What the imports of all tests have made is no garbage: do not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_logstart() -> None:
+    """Count the calls of each test anew."""
+    typechecks.calls.clear()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """docs/recipes.md: every key of every recipe, with the default and the values that really hold."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -29,6 +30,7 @@ ROW = re.compile(r"^\| `(\S+)` \| (.+?) \| (.+?) \| (.+) \|$", re.MULTILINE)
 BOUND = re.compile(r"([≥>≤<]) ([0-9.]+)")
 
 
+@functools.cache
 def chapter(command):
     """Return default, values and meaning by key, of the keys that a chapter tells itself."""
     text = reference().split(f"\n## normtweak {command}\n")[1].partition("\n## ")[0]

@@ -8,6 +8,7 @@ nothing of the package that wrote the folder: any user finds the same. RESULT re
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ if __name__ == "__main__":  # before torch and transformers are imported, which 
     die_with(int(sys.argv[3]))
     os.environ |= {"HF_HUB_OFFLINE": "1", "TORCH_COMPILE_DISABLE": "1"}
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+    gc.set_threshold(100_000, 20, 50)  # to look for garbage among imports takes a third of them
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
@@ -155,12 +157,11 @@ def check_scales(folder, expected, problems):
                 module = next((key.removesuffix(end) for end in SCALES if key.endswith(end)), key)
                 if module == key or module not in left:
                     continue
-                entry = left.pop(module)
+                wanted = (entry := left.pop(module))["scales_sha256"]
                 scales = stored.get_tensor(key)
                 scales = scales.T if key.endswith(SCALES[1]) else scales
                 found = digest(scales, getattr(torch, entry["dtype"]))
-                if found != entry["scales_sha256"]:
-                    wanted = entry["scales_sha256"]
+                if found != wanted:
                     problems.append(
                         {"what": "scales", "name": module, "expected": wanted, "found": found}
                     )
@@ -212,8 +213,7 @@ def layer_difference(module, name, reference, kept_outputs):
 def check_files(folder, expected, problems):
     """Compare every file with its hash."""
     for name, wanted in expected.items():
-        path = folder / name
-        found = "no such file"
+        path, found = folder / name, "no such file"
         if path.is_file():
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -231,8 +231,7 @@ def check_logits(model, folder, probe, problems):
         logits = model(input_ids=reference["input_ids"], use_cache=False).logits
     logits = logits.flatten(0, 1).float().cpu()
     magnitude = reference["logits"].abs().max()
-    found = logits[:, reference["columns"]]
-    distances = (found - reference["logits"]).abs()
+    distances = (logits[:, reference["columns"]] - reference["logits"]).abs()
     mean = probe.get("logit_statistic") == "mean"
     difference = float((distances.mean() if mean else distances.max()) / magnitude)
     tolerance = probe["logit_tolerance"]
@@ -348,3 +347,4 @@ def main(folder, result):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    gc.freeze()  # or all is looked through once more

@@ -24,6 +24,9 @@ HARD_LIMITS = ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data"))
 
 M_MMAP_THRESHOLD, MAPPED = -3, 1 << 22  # mallopt(3); bytes of a block that the kernel maps
 
+WHOLE = 0.75  # of what is free, that all weights of a model may take
+KEPT = 0.5  # and those that stay in memory of a model that would take more
+
 _most: int | None = None  # bytes that this process shall hold
 _others: set[int] = set()  # processes whose memory counts as this one's
 
@@ -115,6 +118,17 @@ def available_memory(device: str) -> int:
         _trim()
         left.append(_most - held_bytes())
     return max(0, min(left))
+
+
+def fits(size: int, device: str, beside: int = 0) -> bool:
+    """Say whether a whole model has room on a device.
+
+    Args:
+        size: Bytes of its weights.
+        device: Where it computes.
+        beside: Bytes that will be taken there beside it.
+    """
+    return size <= WHOLE * (available_memory(device) - beside)
 
 
 def group_headrooms(root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> list[int]:

@@ -48,10 +48,21 @@ def read_ends_when_run(
         read: Returns a parameter.
     """
     names = {module: name for name, module in model.named_modules()}
-    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
-        weight, name = getattr(end, "weight", None), f"{names.get(end)}.weight"
-        if name in origins and not weight.is_meta and weight.nbytes > KEPT_WEIGHT:
+    for end in large_ends(model):
+        name = f"{names.get(end)}.weight"
+        if name in origins:
             read_when_run(end, names[end], {name: origins[name]}, read)
+
+
+def large_ends(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the embedding and the head of a model, as far as they are large and in memory."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = ((end, getattr(end, "weight", None)) for end in ends)
+    return [
+        end
+        for end, weight in weights
+        if weight is not None and not weight.is_meta and weight.nbytes > KEPT_WEIGHT
+    ]
 
 
 def origins_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -62,3 +73,8 @@ def origins_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     }
     parameters = model.named_parameters(remove_duplicate=False)
     return {name: held[id(one)] for name, one in parameters if id(one) in held}
+
+
+def num_bytes(module: nn.Module) -> int:
+    """Return what parameters and buffers of a module take."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

@@ -21,10 +21,12 @@ from normtweak_core.errors import VerificationError
 from normtweak_core.export.exported import ExportedWeights, exported_weights
 from normtweak_core.export.manifest import tensor_sha256
 from normtweak_core.export.verification.verify import read_manifest
+from normtweak_core.memory import fits
 from normtweak_core.model.half import sum_in_float32
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.skeleton import LazyWeights
 from normtweak_core.model.streaming import StreamedModel
+from normtweak_core.spread import model_bytes, spread
 from normtweak_core.ternary.inference import TernaryInference
 
 
@@ -52,6 +54,15 @@ def load_export(folder: Path, source: Path, dtype: torch.dtype, device: str) -> 
         model.set_submodule(name, files.ternary_linear(name).to(device).eval())
     sum_in_float32(model)
     return model
+
+
+def whole_or_spread_export(
+    folder: Path, source: Path, dtype: torch.dtype, device: str
+) -> PreTrainedModel:
+    """Return the model of `load_export`, spread where it does not fit on its device."""
+    if fits(model_bytes(source, dtype), device):
+        return load_export(folder, source, dtype, device)
+    return spread(source, dtype, device, open_weights=functools.partial(_ExportTensors, folder))
 
 
 def stream_export(folder: Path, source: Path, dtype: torch.dtype, device: str) -> StreamedModel:

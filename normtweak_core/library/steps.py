@@ -40,7 +40,6 @@ from normtweak_core.library.settings import Settings
 from normtweak_core.model.checkpoint import stored_names
 from normtweak_core.model.fingerprint import fingerprint
 from normtweak_core.model.layout import block_list
-from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.source import (
     check_model_folder,
     model_context,
@@ -59,6 +58,7 @@ from normtweak_core.quantization.report import BlockReport
 from normtweak_core.quantization.walk import BlockWalk
 from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.scratch import scratch_folder
+from normtweak_core.spread import whole_or_spread
 from normtweak_core.tweak.final import (
     TuningWindows,
     final_tune,
@@ -152,13 +152,17 @@ class Work:
         config, seed = self.settings.calibration, self.settings.seed
         context = model_context(self.source.path)
         tokenizer = load_tokenizer(self.source.path)
-        model = load_causal_lm(self.source.path, self._dtype, self.device)
+        # Only writing takes the whole model.
+        writes = given is None and config.source == "generated"
+        opened = whole_or_spread if writes else StreamedModel
+        model = opened(self.source.path, self._dtype, self.device)
+        inner = model if writes else model.model
         if given is not None:
-            made = given_set(given, tokenizer, model, samples, length, seed, context)
+            made = given_set(given, tokenizer, inner, samples, length, seed, context)
         else:
             tokens = effective_length(config.length, context)
             made = build_calibration_set(
-                config, tokenizer, model, tokens, seed, self._progress("calibration")
+                config, tokenizer, inner, tokens, seed, self._progress("calibration")
             )
         return made, judged(made, tokenizer, model)[0]
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from normtweak_core.errors import InputError
 from normtweak_core.model import skeleton
 from normtweak_core.model.structure import find_blocks
-from normtweak_core.on_demand import origins_of, read_ends_when_run
+from normtweak_core.on_demand import num_bytes, origins_of, read_ends_when_run
 
 HIDDEN = "hidden_states"  # the name of a block's first argument throughout transformers
 SEQUENCES = (tuple, list)  # what some families' blocks return, the hidden state first
@@ -260,7 +260,7 @@ class StreamedModel:
         if index in self._kept:
             return self._kept[index]
         block = self.load_block(index)
-        if sum(map(_bytes, (*self._kept.values(), block))) <= KEPT_BYTES:
+        if sum(map(num_bytes, (*self._kept.values(), block))) <= KEPT_BYTES:
             self._kept[index] = block
         return block
 
@@ -286,8 +286,12 @@ class StreamedModel:
         skeleton.compute_buffers(model, outside, self._device)
         model.tie_weights(missing_keys=set(weights.missing), recompute_mapping=False)
         weights.finish(model, "")
-        origins = origins_of(model, names)
-        read_ends_when_run(model, origins, lambda name: weights.read([name])[name])
+        self._let_go_of_ends(names)
+
+    def _let_go_of_ends(self, names: list[str]) -> None:
+        """Have an embedding or head that is large read again whenever it runs."""
+        origins = origins_of(self._model, names)
+        read_ends_when_run(self._model, origins, lambda name: self._weights.read([name])[name])
 
 
 class HeldModel(StreamedModel):
@@ -314,10 +318,6 @@ class HeldModel(StreamedModel):
         """Free all blocks: from now on only `head` can be asked."""
         super().release()
         self._held.clear()
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _same(one: list[BlockCall], other: list[BlockCall]) -> bool:

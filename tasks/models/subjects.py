@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from normtweak_core.model.streaming import StreamedModel
 
 exports = lazy("normtweak_core.export.loading")
-loading = lazy("normtweak_core.model.loading")
 quantized = lazy("normtweak_core.export.opening")
+spreading = lazy("normtweak_core.spread")
 streaming = lazy("normtweak_core.model.streaming")
 torch = lazy("torch")
 tokenizers = lazy("normtweak_core.model.tokenizer")
@@ -43,16 +43,19 @@ class Subject:
     tokenizer_path: Path | None = None  # where the tokenizer lies elsewhere than the model
 
     def whole(self) -> "PreTrainedModel":
-        """Return the model in memory, in eval mode; whoever asks keeps it as long as it needs it.
+        """Return the model, in eval mode; whoever asks keeps it as long as it needs it.
+
+        Where it does not fit on its device it is spread over what there is; what others have
+        quantized has to fit.
 
         Raises:
             InputError: It cannot be opened.
         """
         dtype = torch_dtype(self.dtype)
         if self.kind == "float":
-            return loading.load_causal_lm(self.path, dtype, self.device)
+            return spreading.whole_or_spread(self.path, dtype, self.device)
         if self.kind == "export":
-            return exports.load_export(self.path, self.source, dtype, self.device)
+            return exports.whole_or_spread_export(self.path, self.source, dtype, self.device)
         return quantized.load_quantized(self.path, dtype, self.device)
 
     def streamed(self) -> "StreamedModel | PreTrainedModel":

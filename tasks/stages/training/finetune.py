@@ -27,6 +27,7 @@ from tasks.stages.export import (
 from tasks.stages.retry import EXACT, another_float_type
 from tasks.stages.training.finetune_blocks import TrainedBlockResult
 from tasks.stages.training.segments import Shown, num_sharing, run_segment, shown
+from tasks.stages.training.teacher import teacher_of
 from tasks.stages.training.training import SegmentResult, Training, segment_ends
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _trainer(
         dtype=config.dtype,
         measured=training.measured,
     )
-    teacher = loading.load_causal_lm(job.folder, torch_dtype(job.model.dtype), place)
+    teacher = teacher_of(job, model, here)
     trained_on, held_out = training.windows
     return trainers.Trainer(
         model,

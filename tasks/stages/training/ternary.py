@@ -14,6 +14,7 @@ from tasks.models.work import Work
 from tasks.stages.training.gptq_start import StartResult
 from tasks.stages.training.segments import Shown, num_sharing, run_segment, shown
 from tasks.stages.training.surgery import SurgeryResult, read_plan
+from tasks.stages.training.teacher import teacher_of
 from tasks.stages.training.training import SegmentResult, Training, segment_ends
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _trainer(
     )
     teacher = None
     if objective.needs_teacher:
-        teacher = loading.load_causal_lm(job.folder, torch_dtype(job.model.dtype), place)
+        teacher = teacher_of(job, model, here)
     names = [name for name, _ in model.named_parameters()]
     setup = trainers.TrainingSetup(
         steps=config.steps,

@@ -14,8 +14,9 @@ from normtweak_core.evaluate.divergence import compare, compare_each, perplexity
 from normtweak_core.evaluate.predictions import pieces, walked
 from normtweak_core.evaluate.samples import written
 from normtweak_core.export.config import ExportConfig
-from normtweak_core.export.loading import load_export, stream_export
+from normtweak_core.export.loading import load_export, stream_export, whole_or_spread_export
 from normtweak_core.export.writer import write_export, write_ternary_export
+from normtweak_core.memory import limited
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.source import reference_folder
 from normtweak_core.model.streaming import HeldModel, StreamedModel
@@ -65,6 +66,18 @@ def test_what_a_walk_finds_is_what_whole_models_find(source, tmp_path, form):
     assert found[0] != found[1]
     assert found[0].kl.mean > 1e-4
     assert perplexity(reference, windows) == expected[0].float_result
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_export_that_has_no_room_is_spread_and_computes_the_same(source, tmp_path, form):
+    folder = exported(source, tmp_path / "out", form)
+    windows = some_windows(load_causal_lm(source, torch.float32, "cpu"), 2, 40)
+    for dtype in (torch.float16, torch.float32):
+        wanted = load_export(folder, source, dtype, "cpu")(windows).logits
+        with limited(1):
+            spread = whole_or_spread_export(folder, source, dtype, "cpu")
+        assert any(one.is_meta for one in spread.parameters())
+        assert torch.equal(spread(windows).logits, wanted)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -20,7 +20,8 @@ LOOKS = 8  # that a block training takes at its held-out windows, as normtweak_c
 WRITTEN = 32  # tokens of a sample at most, and of its prompt
 KEPT_WEIGHTS = 1 << 25  # of float blocks that stay in memory while samples are written
 # Processes that start, server, registry: the same for 40 and 220 million parameters (make ladder).
-STARTED = 30.0
+STARTED = 22.0
+READER = 7.0  # what the verifying reader imports, its start, and questions to a tokenizer
 
 
 def quantize_seconds(
@@ -50,7 +51,12 @@ def quantize_seconds(
         + blocks * (costs.load + costs.rounding + tokens * _streams(costs)),
         "export": 3 * costs.opened + probe + blocks * 2 * costs.load + 2 * PROBED * costs.head,
         "evaluate": _evaluating(recipe, shape, length, costs),
-        "start, verify, register": STARTED,
+        # The reader loads, unpacks, runs and hashes in the float type of the export.
+        "verify": READER
+        + 2 * costs.opened
+        + blocks * (2 * costs.load + PROBED * costs.half)
+        + PROBED * costs.head,
+        "start, register": STARTED,
     }
     if isinstance(recipe.quantization.bits, MixedBits):
         found["trial"], found["sensitivity"] = _widths(recipe, shape, length, costs)

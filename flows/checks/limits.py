@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from flows.checks.memory import RESERVED
 from flows.recipes.base import changed, looked_up
 from normtweak_core.errors import InputError
 from normtweak_core.memory import hard_limit
@@ -22,9 +23,6 @@ LEFT_OUT = {
     "final tune": "switch it off by final_tune.enabled: false",
     "evaluate tasks": "score no tasks",
 }
-
-# Bytes that a process asks for beside what it holds: stacks of threads, reserves of the allocator.
-RESERVED = 192 << 20
 
 Needs = Callable[[Any], dict[str, int]]  # bytes by stage, of a recipe
 

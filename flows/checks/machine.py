@@ -161,23 +161,21 @@ class Writing:
 
 
 def writing(
-    folder: Path, shape: ModelShape, dtype: str, device: str, samples: int, length: int
+    folder: Path, dtype: str, device: str, samples: int, length: int, taken: int
 ) -> Writing:
     """Return how many windows of a generated text the model would write at once, and their memory.
 
     Args:
         folder: The model's.
-        shape: Its sizes.
         dtype: What it computes in.
         device: Where.
         samples: Windows in all.
         length: Tokens of each.
+        taken: Bytes of the model.
     """
-    dtype = shape.dtype if dtype == "auto" else dtype
     skeleton = skeletons.build_skeleton(folder, getattr(torch, dtype))
     each = cache.window_bytes(skeleton, length)
-    model = shape.parameters * DTYPE_BYTES[dtype]
-    return Writing(cache.windows_at_once(each, samples, device, taken=model), each)
+    return Writing(cache.windows_at_once(each, samples, device, taken=taken), each)
 
 
 def measured_speed() -> float:

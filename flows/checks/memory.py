@@ -10,6 +10,8 @@ from typing import Any
 from flows.checks.machine import FIXED_OF_A_PROCESS, ModelShape, num_groups, processes
 from flows.recipes.quantize import Recipe
 from normtweak_core.forecast.memory import solving_bytes
+from normtweak_core.memory import KEPT, WHOLE, available_memory, hard_limit
+from normtweak_core.model.source import resolve_device
 from normtweak_core.quantization.config import MixedBits
 from normtweak_core.widths.budget import MEASURED_TOKENS
 
@@ -23,6 +25,8 @@ OF_A_TRAINED_WEIGHT = 30
 WALKED = 3  # models of an evaluation: the float one, the export as it is read, and in float32
 KEPT_BLOCKS = 1 << 27  # as normtweak_core.model.streaming keeps of each, which imports torch
 KEPT_WEIGHT = 1 << 26  # as normtweak_core.on_demand
+# Bytes that a process asks for beside what it holds: stacks of threads, reserves of the allocator.
+RESERVED = 192 << 20
 PIECES = 256 * MIB  # of logits that are compared, with what is made of them
 JUDGED = 256 * MIB  # as normtweak_core.calibration.quality takes at once
 PROBED = 6 * 64  # tokens of the trial of a float type, and of the probe of an export
@@ -45,20 +49,20 @@ def memory_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, in
     codes = shape.linear_weights if recipe.final_tune.scales else 0  # beside what they are of
     tuned = {"final tune": FIXED_MEMORY + model + codes + stream + step}
     row = 3 * length * shape.vocabulary * 4
-    judged = min(max(JUDGED, row), tokens * shape.vocabulary * 4) + row + _at_work(shape, element)
-    walk = held + stream + min(KEPT_BLOCKS, shape.num_blocks * block) + block
+    judged = min(max(JUDGED, row), tokens * shape.vocabulary * 4) + row
     solved = max(solving(shape, tokens), step // max(1, shape.num_blocks))
     # Of each further process; on GPUs all but the first of these numbers is there.
     others = (processes(recipe) - 1) * (FIXED_OF_A_PROCESS + outside + 3 * block + solved)
-    written = 3 * TOKENS_PER_MICRO_BATCH * shape.vocabulary * 4
     if recipe.calibration.source == "generated":
-        calibrated = FIXED_MEMORY + model + written
+        calibrated = FIXED_MEMORY + whole_bytes(recipe, shape) + judged
     else:
-        calibrated = max(opened, walk + judged)
+        # The block at hand is gone when logits are judged.
+        walk = held + stream + _kept(shape, block)
+        calibrated = max(opened, walk + max(block, judged + _at_work(shape, element)))
     return {
-        "start": max(opened, held + _at_work(shape, element)) + block,
+        "start": max(opened, held + _at_work(shape, element) + block),
         "calibrate": calibrated,
-        "float type": max(opened, held + 2 * block + logits + _at_work(shape, 4)),
+        "float type": max(opened, held + max(2 * block, logits + _at_work(shape, 4))),
         **_widths(recipe, shape, stream, block, solved, held),
         "blocks": max(
             opened, held + 5 * stream + 2 * block + max(solved, _training(recipe, shape, length))
@@ -80,7 +84,7 @@ def _widths(
     codes = len(config.widths) * shape.linear_weights // max(1, shape.num_blocks)
     trials = len(config.widths) * num_groups(shape) // max(1, shape.num_blocks)
     tried = trials * min(stream, MEASURED_TOKENS * shape.hidden * 4)
-    kept = min(KEPT_BLOCKS, shape.num_blocks * block) + PIECES + _at_work(shape, 4)
+    kept = _kept(shape, block) + PIECES + _at_work(shape, 4)
     return {
         "trial": held + 2 * stream + 2 * block + codes + solved,
         "sensitivity": held + 2 * block + codes + tried + kept,
@@ -109,9 +113,9 @@ def evaluation_memory(recipe: Any, shape: ModelShape) -> dict[str, int]:
     tokens = config.perplexity.max_tokens or 100_000
     block = shape.linear_weights // max(1, shape.num_blocks) * 4
     states = tokens * shape.hidden * 4
-    kept = min(KEPT_BLOCKS, shape.linear_weights * 4)
+    kept = min(KEPT_BLOCKS, shape.linear_weights * 4)  # those of the export are half as large
     walked = FIXED_MEMORY + WALKED * (states + _held(shape, 4)) + kept + 2 * block
-    whole = shape.parameters * shape.element(recipe.model.dtype)
+    whole = whole_bytes(recipe, shape)
     answers = 3 * TOKENS_PER_MICRO_BATCH * shape.vocabulary * 4
     tasks = {"evaluate tasks": FIXED_MEMORY + whole + answers}
     compared = walked + PIECES + _at_work(shape, 4)
@@ -125,6 +129,42 @@ def solving(shape: ModelShape, tokens: int) -> int:
         together[name.rpartition(".")[0], one.in_features] += one.out_features
     sums = -(-tokens // TOKENS_PER_MICRO_BATCH)
     return solving_bytes(((rows, width) for (_, width), rows in together.items()), sums)
+
+
+def whole_bytes(recipe: Any, shape: ModelShape, beside: int = 0) -> int:
+    """Return what a whole model holds: all of it, or what fits where it is spread.
+
+    Args:
+        recipe: Says what it computes in, and where.
+        shape: Its sizes.
+        beside: Bytes that will be taken beside it.
+    """
+    element = shape.element(recipe.model.dtype)
+    size = shape.parameters * element
+    room = room_of(recipe) - FIXED_MEMORY - beside
+    if size <= WHOLE * room:
+        return size
+    ends = (shape.parameters - shape.linear_weights) * element
+    block = shape.linear_weights // max(1, shape.num_blocks) * element
+    kept = max(0, int(KEPT * room))
+    # Small parts are rounded up to blocks; large embeddings and heads are read when they run.
+    return min(size, kept) + block + (0 if 2 * ends <= kept else _at_work(shape, element))
+
+
+def room_of(recipe: Any) -> int:
+    """Return the bytes that a run may hold where it computes."""
+    device = resolve_device(recipe.model.device)
+    if device != "cpu":
+        return FIXED_MEMORY + available_memory(device)
+    hard = hard_limit()
+    most = [available_memory(device)]
+    most += [] if recipe.limits.memory is None else [recipe.limits.memory]
+    return min(most + ([] if hard is None else [hard - RESERVED]))
+
+
+def _kept(shape: ModelShape, block: int) -> int:
+    """Return what the first blocks of a walked model take: as many as stay in memory."""
+    return min(shape.num_blocks, KEPT_BLOCKS // max(1, block)) * block
 
 
 def _held(shape: ModelShape, element: int) -> int:

@@ -6,7 +6,7 @@ from flows.checks.machine import (
     ModelShape,
     processes,
 )
-from flows.checks.memory import FIXED_MEMORY, KEPT_OF_A_LINEAR, evaluation_memory
+from flows.checks.memory import FIXED_MEMORY, KEPT_OF_A_LINEAR, evaluation_memory, whole_bytes
 from flows.recipes.finetune import FinetuneRecipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.finetune.config import FinetuneConfig
@@ -59,9 +59,8 @@ def finetune_disk(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> dic
 def ternary_memory(recipe: TernaryRecipe, shape: ModelShape, length: int) -> dict[str, int]:
     """Return an estimate of the peak memory by stage; stages follow each other."""
     config = recipe.ternary
-    element = shape.element(recipe.model.dtype)
-    teacher = shape.parameters * element if config.objective != "ce" else 0
     trained = 5 * 4 * shape.parameters  # weight, gradient, two moments, the best weight so far
+    teacher = _teacher(recipe, shape, trained) if config.objective != "ce" else 0
     return {
         "surgery": FIXED_MEMORY + 2 * shape.parameters * 4,
         **_start_memory(config, shape, length),
@@ -87,16 +86,23 @@ def _start_tokens(config: TernaryConfig, length: int) -> int:
 def finetune_memory(recipe: FinetuneRecipe, shape: ModelShape, length: int) -> dict[str, int]:
     """Return an estimate of the peak memory by stage; stages follow each other."""
     config = recipe.finetune
-    element = shape.element(recipe.model.dtype)
     stream = config.data.samples * length * shape.hidden * 4
     block = 4 * 4 * shape.linear_weights // shape.num_blocks
-    # Weight and teacher of all; gradient, two moments and the best weight so far of the linears.
-    trained = (4 + element) * shape.parameters + 4 * 4 * shape.linear_weights
+    # Weights of all; gradient, two moments and the best weight so far of the linears.
+    trained = 4 * shape.parameters + 4 * 4 * shape.linear_weights
+    held = trained + _teacher(recipe, shape, trained)
     stages = {
-        "training": _training_memory(recipe, shape, length, trained, config),
+        "training": _training_memory(recipe, shape, length, held, config),
         **evaluation_memory(recipe, shape),
     }
     return {"blocks": FIXED_MEMORY + 5 * stream + block} | stages if config.block_steps else stages
+
+
+def _teacher(recipe: TernaryRecipe | FinetuneRecipe, shape: ModelShape, trained: int) -> int:
+    """Return what the float model holds beside a training; several processes share it."""
+    if num_sharing(recipe) > 1:
+        return shape.parameters * shape.element(recipe.model.dtype)
+    return whole_bytes(recipe, shape, trained)
 
 
 def _training_memory(

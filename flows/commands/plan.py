@@ -20,7 +20,7 @@ from flows.checks.machine import (
     time_estimate,
     writing,
 )
-from flows.checks.memory import FIXED_MEMORY
+from flows.checks.memory import FIXED_MEMORY, whole_bytes
 from flows.checks.preflight import OWN, preflight
 from flows.checks.training import finetune_work, num_sharing, ternary_work
 from flows.commands.command import Command
@@ -35,7 +35,7 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
 from normtweak_core.finetune.source import read_export_source
 from normtweak_core.lazy import lazy
-from normtweak_core.memory import available_memory
+from normtweak_core.memory import available_memory, limited
 from normtweak_core.model.hub import is_hub_id
 from normtweak_core.model.source import with_dtype
 from normtweak_core.paths import given_path
@@ -161,10 +161,18 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
     memory = OWN[kind.name].memory(recipe, shape, length)
     data, text = kind.data_of(recipe), None
     if data.source == "generated":
-        text = writing(ready.source.path, shape, recipe.model.dtype, device, data.samples, length)
+        held = whole_bytes(recipe, shape)
+        with limited(recipe.limits.memory):
+            text = writing(
+                ready.source.path,
+                with_dtype(recipe.model, ready.source.path).dtype,
+                device,
+                data.samples,
+                length,
+                taken=held,
+            )
         stage = "calibrate" if "calibrate" in memory else "data"
-        model = FIXED_MEMORY + shape.parameters * shape.element(recipe.model.dtype)
-        memory[stage] = max(memory.get(stage, 0), model + text.bytes)
+        memory[stage] = max(memory.get(stage, 0), FIXED_MEMORY + held + text.bytes)
     if work_of is None:
         at_once = text.at_once if text else None
         seconds, how = _tried(recipe, ready, device, at_once)

@@ -1,5 +1,6 @@
 """Limits of a recipe: a run keeps within them with the same bytes, or is refused by name."""
 
+import dataclasses
 import os
 
 import pytest
@@ -7,13 +8,14 @@ import torch
 
 from flows.checks.limits import check_disk_limit, check_memory, largest
 from flows.checks.machine import model_shape
-from flows.checks.memory import memory_bytes
+from flows.checks.memory import FIXED_MEMORY, memory_bytes, whole_bytes
 from flows.pipeline.limits import THREADS, within
 from flows.recipes.limits import LimitsConfig
 from flows.recipes.quantize import Recipe
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core import quantize
 from normtweak_core.errors import InputError
+from normtweak_core.export.formats.checks import LinearShape
 from normtweak_core.memory import available_memory, held_bytes, limited
 from normtweak_core.quantization.linears import solve
 from tests.tiny_exports import save_tiny_model, tiny_config
@@ -114,6 +116,20 @@ def test_a_stage_that_needs_more_is_refused_with_the_largest_setting_that_fits(m
     message = "calibrate needs about .*: raise the limit, or take calibration.source text"
     with pytest.raises(InputError, match=message):
         check_memory(Recipe.parse(wide), "quantize", "calibration", needs)
+
+
+def test_a_model_that_writes_is_counted_as_far_as_a_limit_lets_it_be_held(model, tmp_path):
+    linears = {"one": LinearShape(GIB // 4, 2), "other": LinearShape(GIB // 4, 2)}
+    tiny = model_shape(model)
+    shape = dataclasses.replace(tiny, num_blocks=8, parameters=GIB, linears=linears)
+    free = 2 * GIB
+    spread = recipe(model, tmp_path, memory=FIXED_MEMORY + free)
+    # Four GiB in float32: half of what is free, and the block at hand.
+    assert whole_bytes(spread, shape) == free // 2 + GIB // 2
+    small = dataclasses.replace(shape, parameters=GIB // 4)
+    assert whole_bytes(spread, small) == GIB
+    # Beside a training that leaves nothing no block stays.
+    assert whole_bytes(spread, shape, beside=free) == GIB // 2
 
 
 def test_other_ways_out_are_named(tmp_path):

@@ -105,7 +105,7 @@ def test_a_plan_tells_disk_memory_time_and_stages(shown, project):
         ("export", "block by block"),
         ("evaluate", "block by block"),
     ]
-    assert any("tried on one block, and 30 s whatever the model" in line for line in lines)
+    assert any("tried on one block, and 22 s whatever the model" in line for line in lines)
     stages = lines[lines.index("stages") + 1 : -1]
     assert stages == [
         "  dry run: will run",

@@ -34,9 +34,9 @@ proof: setup
 kill-test: setup
 	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_ALL_KILLS=1 $(BIN)/python -m pytest tests/flows/test_kill.py
 
-# Two numbers of processes, and a fine-tuning that is killed; the suite has one of each kind.
+# Two numbers of processes, a whole run by two, and a fine-tuning that is killed; the suite has one of each kind.
 ranks-test: setup
-	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_ALL_RANKS=1 $(BIN)/python -m pytest -m "long or not long" tests/flows/test_ranks_runs.py tests/flows/test_shared_training.py
+	OMP_WAIT_POLICY=PASSIVE NORMTWEAK_ALL_RANKS=1 $(BIN)/python -m pytest -m "long or not long" tests/flows/test_ranks_runs.py tests/flows/test_shared_training.py tests/flows/test_w4a8.py
 
 # Tests of a kind of which the suite has one; beside it, they are all. Types of every call are checked.
 long-test: setup

@@ -10,6 +10,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from tests.children import QUICK
+
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 NOTEBOOK = """
 import json, sys
@@ -123,7 +125,7 @@ def a_tokenizer():
 
 def run_alone(program, *arguments):
     """Run a program in a process of its own and return the JSON value it printed last."""
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+    command = [sys.executable, "-c", QUICK + program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=arguments[0].parent)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

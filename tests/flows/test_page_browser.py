@@ -30,7 +30,13 @@ KINDS = (
 )  # fmt: skip
 PICTURES = {"quantize": [1200], "ablation": [1100] * 7, "polynomial": [1210, 1188]}  # widths
 WIDTHS = {"wide": 1300, "narrow": 380}
-SCHEMES = ("light", "dark")
+# Width decides what fits and scheme what stands out: two pairs show all four in the suite.
+LOOKS = [
+    ("wide", "light"),
+    ("narrow", "dark"),
+    pytest.param("wide", "dark", marks=pytest.mark.long),
+    pytest.param("narrow", "light", marks=pytest.mark.long),
+]
 LEAST_CONTRAST = 4.5  # WCAG 2, level AA, for text of any size
 # Perplexities whose order as text is another one.
 MODELS = ("float", "w8", "w4", "w2"), (1e6, 3e5, 2e5, 1e5), (9.5, 10.0, 12.0, 100.0)
@@ -105,8 +111,7 @@ def test_a_page_opens_from_disk_and_asks_for_nothing_else(browser, pages, kind):
     assert photographs == [[True, width] for width in PICTURES.get(kind, [])]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_fits_its_window_and_its_words_stand_out(browser, pages, kind, width, scheme):
     show(browser, pages[kind], width, scheme)

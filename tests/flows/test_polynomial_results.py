@@ -8,6 +8,7 @@ from normtweak_core.settings import known_keys
 from tasks.engine.progress import Progress
 from tests.flows.stage_bodies import TOLD, Bodies, first_difference
 from tests.flows.test_polynomial import OTHER, TINY, changed
+from tests.sampled import sampled
 
 EFFECTS = {"name", "device"}  # of the last two tests
 
@@ -35,7 +36,7 @@ def test_every_key_of_the_recipe_has_a_case():
     assert set(known_keys(PolynomialRecipe)) == {*OTHER, *EFFECTS}
 
 
-@pytest.mark.parametrize("key", OTHER)
+@pytest.mark.parametrize("key", sampled(OTHER))
 def test_a_leaf_of_a_study_changes_a_result(key, stored, engine_environment):
     base, other = PolynomialRecipe.parse(TINY), changed(key, OTHER[key])
     before = bodies_of(stored)

@@ -17,6 +17,7 @@ from huggingface_hub.utils import httpx
 from normtweak_core.calibration import hub_data
 from normtweak_core.calibration.hub_data import hub_data_revision, local_data, split_hub_name
 from normtweak_core.errors import InputError
+from tests.children import QUICK
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 
@@ -147,7 +148,7 @@ def test_offline_a_copy_of_another_commit_is_not_taken_for_the_one_asked(prepare
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
         environment.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-c", READ, commit],
+        [sys.executable, "-c", QUICK + READ, commit],
         env=environment, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert answer in done.stdout, done.stderr

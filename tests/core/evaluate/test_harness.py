@@ -21,6 +21,7 @@ from normtweak_core.evaluate.harness import _undisturbed, score_task
 from normtweak_core.evaluate.tasks import TASKS, read_items
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.source import reference_folder
+from tests.children import QUICK
 from tests.sampled import sampled
 
 DATA = Path(__file__).parents[2] / "data" / "tasks"
@@ -192,7 +193,7 @@ def by_itself(tmp_path_factory, llama):
         (folder / task).mkdir()
         (folder / task / "items.jsonl").write_text("\n".join(lines) + "\n")
     done = subprocess.run(
-        [sys.executable, "-c", BY_ITSELF, str(reference_folder("llama")), *COMPARED],
+        [sys.executable, "-c", QUICK + BY_ITSELF, str(reference_folder("llama")), *COMPARED],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -265,7 +266,7 @@ def test_items_from_the_hubs_cache_score_as_those_of_files_at_that_commit_alone(
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
         environment.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, str(reference_folder("llama")), COMMIT, OTHER],
+        [sys.executable, "-c", QUICK + OFFLINE, str(reference_folder("llama")), COMMIT, OTHER],
         env=environment, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -275,7 +276,7 @@ def test_items_from_the_hubs_cache_score_as_those_of_files_at_that_commit_alone(
     shutil.rmtree(tmp_path / "datasets")
     prepare(tmp_path, [*items[:4], items[4] | {"label": -1}])
     done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, str(reference_folder("llama")), COMMIT],
+        [sys.executable, "-c", QUICK + OFFLINE, str(reference_folder("llama")), COMMIT],
         env=environment, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert json.loads(done.stdout.splitlines()[-1]) == [

@@ -1,3 +1,4 @@
+import functools
 import gc
 
 import pytest
@@ -49,19 +50,23 @@ def assert_streams_exactly(folder, dtype=torch.float32, attention_mask=None):
         assert torch.equal(streamed.head(hidden), logits)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A function that returns the folder of a tiny model, written once; no test may change it."""
+    return functools.cache(lambda family: save(family, tmp_path_factory.mktemp(family)))
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", [*FAMILIES, *ODD_FAMILIES, *MIXTURES])
-def test_block_by_block_equals_the_models_own_forward_exactly(family, padded, tmp_path):
+def test_block_by_block_equals_the_models_own_forward_exactly(family, padded, saved):
     mask = left_padding(tokens()) if padded else None
-    assert_streams_exactly(save(family, tmp_path), attention_mask=mask)
+    assert_streams_exactly(saved(family), attention_mask=mask)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *ODD_FAMILIES, *MIXTURES])
-def test_an_embedding_or_head_that_is_read_when_it_runs_changes_nothing(
-    family, tmp_path, monkeypatch
-):
+def test_an_embedding_or_head_that_is_read_when_it_runs_changes_nothing(family, saved, monkeypatch):
     monkeypatch.setattr(on_demand, "KEPT_WEIGHT", 0)
-    folder = save(family, tmp_path)
+    folder = saved(family)
     assert_streams_exactly(folder)
     streamed = StreamedModel(folder, torch.float32, "cpu")
     streamed.logits(tokens())
@@ -83,9 +88,9 @@ def test_a_sharded_checkpoint_streams_the_same(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *ODD_FAMILIES, *MIXTURES])
-def test_every_parameter_and_buffer_equals_that_of_from_pretrained(family, tmp_path):
-    model = from_pretrained(save(family, tmp_path), torch.bfloat16)
-    streamed = StreamedModel(tmp_path, torch.bfloat16, "cpu")
+def test_every_parameter_and_buffer_equals_that_of_from_pretrained(family, saved):
+    model = from_pretrained(saved(family), torch.bfloat16)
+    streamed = StreamedModel(saved(family), torch.bfloat16, "cpu")
     seen = 0
     for index in range(streamed.num_blocks):
         block, own = streamed.load_block(index), model.get_submodule(streamed.block_prefix(index))

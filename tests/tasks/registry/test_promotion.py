@@ -19,6 +19,7 @@ from tasks.registry.promotion import (
     history,
     move_alias,
 )
+from tests.children import QUICK
 
 PASSES = Verdict(promote_to="champion")
 SPREAD = np.random.default_rng(0).normal(0, 0.5, 40)  # of the windows of a text, nats
@@ -322,7 +323,7 @@ def test_twenty_registrations_of_five_contents_make_five_versions_and_one_champi
     orders = [contents, contents[::-1], contents[2:] + contents[:2], contents[3:] + contents[:3]]
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD, json.dumps(order, default=str)],
+            [sys.executable, "-c", QUICK + CHILD, json.dumps(order, default=str)],
             stderr=subprocess.PIPE,
             text=True,
         )

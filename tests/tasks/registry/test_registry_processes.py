@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow.entities import LoggedModelStatus
 
+from tests.children import QUICK
+
 # Kills its own process just before (or after) a named step; everything else is the real thing.
 CHILD = """
 import json, os, signal, sys
@@ -55,7 +57,7 @@ print(register_export(**arguments).model_dump_json())
 def start(registry, step: str = "nothing", when: str = "before") -> subprocess.Popen:
     arguments = registry.arguments()
     arguments["reports"] = [str(path) for path in arguments["reports"]]
-    command = [sys.executable, "-c", CHILD, json.dumps(arguments, default=str), step, when]
+    command = [sys.executable, "-c", QUICK + CHILD, json.dumps(arguments, default=str), step, when]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -25,6 +25,13 @@ class PropagationConfig(BaseModel, frozen=True, extra="forbid"):
     ridge: float = Field(
         0.01, ge=0, description="Ridge of its least squares, a fraction of mean diag(H)."
     )
+    residual: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the error of the stream that linears which write to it correct as "
+        "well; 0: none.",
+    )
 
 
 class SmoothingConfig(BaseModel, frozen=True, extra="forbid"):

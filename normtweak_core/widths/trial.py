@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from normtweak_core.distributed.ranks import ALONE
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.gptq import split_rows
-from normtweak_core.quantization.linears.inputs import RunBlock
-from normtweak_core.quantization.linears.passes import FloatPasses, Stop
-from normtweak_core.quantization.linears.solve import (
+from normtweak_core.quantization.linears.groups import (
     LinearGroup,
     held_micro_batches,
     linear_groups_of,
-    solved_weight,
 )
+from normtweak_core.quantization.linears.inputs import RunBlock
+from normtweak_core.quantization.linears.passes import FloatPasses, Stop
+from normtweak_core.quantization.linears.solve import solved_weight
 from normtweak_core.quantization.storage import load_block, save_block
 from normtweak_core.quantization.streams import Streams, run_stream, share_of
 from normtweak_core.quantization.walk import BlockWalk

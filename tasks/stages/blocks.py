@@ -51,7 +51,7 @@ def fields_read(config: QuantizationConfig, job: Job, given: bool = False) -> di
     if config.activation_bits is not None and not config.smoothing.enabled:
         del fields["smoothing"]["alpha"]
     if config.propagation.alpha == 0:
-        del fields["propagation"]["ridge"]
+        fields["propagation"] = {"alpha": 0.0}
     if not job.mixes_experts or (config.method == "rtn" and config.propagation.alpha == 0):
         del fields["experts"]
     return fields

@@ -105,7 +105,8 @@ def test_what_is_off_may_be_written_as_null():
         ),
         (
             {"name": "a", "quantization": {"propagation": {"strength": 1}}},
-            "quantization.propagation.strength is not a recipe key; known here: alpha, ridge.",
+            "quantization.propagation.strength is not a recipe key; known here: alpha, ridge, "
+            "residual.",
         ),
     ],
 )  # fmt: skip

@@ -42,6 +42,7 @@ OTHER = {
     "quantization.percdamp": 0.02,
     "quantization.propagation.alpha": 0.5,
     "quantization.propagation.ridge": 0.02,
+    "quantization.propagation.residual": 0.25,
     "norm_tweak.enabled": False,
     "norm_tweak.loss": "mse",
     "norm_tweak.target": "local",
@@ -229,7 +230,7 @@ def test_few_tokens_matter_where_a_mixture_needs_statistics(key, mixture, projec
 # What rounding to nearest does not read, and what no method reads of a correction switched off.
 UNREAD_BY_RTN = ["quantization.percdamp", "quantization.act_order"]
 UNREAD_BY_RTN += ["quantization.exponents", "quantization.sweeps"]
-UNREAD_WITHOUT_PROPAGATION = ["quantization.propagation.ridge"]
+UNREAD_WITHOUT_PROPAGATION = [f"quantization.propagation.{key}" for key in ("ridge", "residual")]
 RTN = {"quantization.method": "rtn", "quantization.propagation.alpha": 0}
 
 

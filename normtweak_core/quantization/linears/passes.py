@@ -8,8 +8,10 @@ anew up to every stop. What arrives at a stop is the same in both ways, bit by b
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, no_type_check
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from normtweak_core.errors import InputError
 from normtweak_core.experts.stacked import is_mixture
 from normtweak_core.quantization.linears.inputs import RunBlock
+from normtweak_core.quantization.linears.residual import Residual
 from normtweak_core.quantization.streams import Share
 
 
@@ -27,11 +30,13 @@ class Stop:
     """Where passes stop: at the input of a linear, or behind its output.
 
     Or at a mixture of experts, where a pass holds what they read and which of them each token goes
-    to, both in one tuple.
+    to, both in one tuple. Where the rest of the sum is asked for that the output goes into, a pass
+    holds the tensor and that, in one tuple as well.
     """
 
     layer: str
     behind: bool = False
+    residual: Residual | None = None
 
 
 class Passes:
@@ -101,13 +106,12 @@ class Passes:
             caught.append(tensor)
             raise _Reached
 
-        handle = _hook(self._block, self._stops[index], stop)
-        try:
-            self._run(self._block, self._hidden[part])
-        except _Reached:
-            return caught[0]
-        finally:
-            handle.remove()
+        with ExitStack() as hooks:
+            _watch(self._block, self._stops[index], stop, hooks)
+            try:
+                self._run(self._block, self._hidden[part])
+            except _Reached:
+                return caught[0]
         raise self._never_reached(index)
 
     def _never_reached(self, index: int) -> InputError:
@@ -138,15 +142,10 @@ class FloatPasses(Passes):
 
             return keep
 
-        handles = [
-            _hook(self._block, stop, note(index, len(self._seen[index])))
-            for index, stop in enumerate(self._stops)
-        ]
-        try:
+        with ExitStack() as hooks:
+            for index, stop in enumerate(self._stops):
+                _watch(self._block, stop, note(index, len(self._seen[index])), hooks)
             return self._run(self._block, self._hidden[part])
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _held_at(self, index: int) -> Iterator[Any]:
         seen = self._seen[index]
@@ -162,15 +161,14 @@ class QuantizedPasses(Passes):
 
     def __enter__(self) -> "QuantizedPasses":
         self._waiting = [_Suspended(lambda part=part: self._result(part)) for part in self._held]
-        self._handles = [
-            _hook(self._block, stop, lambda tensor, index=index: _pause(index, tensor))
-            for index, stop in enumerate(self._stops)
-        ]
+        self._hooks = ExitStack()
+        for index, stop in enumerate(self._stops):
+            reached = partial(_pause, index)
+            _watch(self._block, stop, reached, self._hooks)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.close()
         for waiting in self._waiting:
             if waiting:  # begun and not at its end: it ends here, not whenever it is collected
                 waiting.throw()
@@ -213,14 +211,27 @@ def _copy(arrived: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
     return tuple(map(torch.clone, arrived)) if isinstance(arrived, tuple) else arrived.clone()
 
 
-def _hook(block: nn.Module, stop: Stop, reached: Callable[[Any], None]) -> Any:
+def _watch(block: nn.Module, stop: Stop, reached: Callable[[Any], None], hooks: ExitStack) -> None:
+    """Call ``reached`` with what a pass holds at a stop, in all passes until the hooks go."""
     module = block.get_submodule(stop.layer)
     if is_mixture(module):
-        return module.register_forward_pre_hook(
+        handle = module.register_forward_pre_hook(
             # What every mixture of transformers is given, in this order.
             lambda _, args, kwargs: reached((*args, *kwargs.values())[:2]),
             with_kwargs=True,
         )
-    if stop.behind:
-        return module.register_forward_hook(lambda _, args, output: reached(output))
-    return module.register_forward_pre_hook(lambda _, args: reached(args[0]))
+    else:
+        rest = None if stop.residual is None else stop.residual.watched(block, hooks)
+
+        @no_type_check  # its checks count calls, and passes that wait in a block end out of turn
+        def held(tensor: Tensor) -> None:
+            if rest is None:
+                reached(tensor)
+            elif (added := rest()) is not None:  # called once more, the first call counts
+                reached((tensor, added))
+
+        if stop.behind:
+            handle = module.register_forward_hook(lambda _, args, output: held(output))
+        else:
+            handle = module.register_forward_pre_hook(lambda _, args: held(args[0]))
+    hooks.callback(handle.remove)

@@ -6,7 +6,6 @@ several processes each gathers from its micro-batches; the first one solves, and
 it has found.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,25 +14,23 @@ from torch import Tensor, nn
 
 from normtweak_core.activations.smoothing import Smoothed
 from normtweak_core.distributed.ranks import ALONE, Ranks
-from normtweak_core.distributed.tree import TreeSum
-from normtweak_core.experts.stacked import mixture_of
-from normtweak_core.forecast.memory import solving_bytes
-from normtweak_core.memory import available_memory
 from normtweak_core.model.structure import find_linears, linear_weight, set_linear_weight
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.gptq import SolvedWeight, gptq, round_to_nearest, split_rows
 from normtweak_core.quantization.grid import GridSpec
-from normtweak_core.quantization.hessian import InputStatistics, corrected_weight
+from normtweak_core.quantization.hessian import corrected_weight
 from normtweak_core.quantization.linears.experts import RoutedInputs, expert_statistics
-from normtweak_core.quantization.linears.inputs import RunBlock, linear_groups
-from normtweak_core.quantization.linears.passes import FloatPasses, QuantizedPasses, Stop
+from normtweak_core.quantization.linears.groups import (
+    LinearGroup,
+    held_micro_batches,
+    linear_groups_of,
+)
+from normtweak_core.quantization.linears.inputs import RunBlock
+from normtweak_core.quantization.linears.passes import FloatPasses, QuantizedPasses
 from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.report import ExpertReport, LayerReport
-from normtweak_core.quantization.streams import Streams, micro_batches, share_of
+from normtweak_core.quantization.streams import Streams, share_of
 from normtweak_core.quantization.weight import QuantizedWeight
-
-# Share of the memory that is free, beside what solving takes, for micro-batches that wait.
-SUSPENDED_SHARE = 0.4
 
 
 @dataclass
@@ -44,68 +41,6 @@ class SolvedLinears:
     reports: list[LayerReport] = field(default_factory=list)
     experts: dict[str, ExpertReport] = field(default_factory=dict)
     routed_alike: float | None = None  # see `RoutedInputs`
-
-
-@dataclass(frozen=True)
-class LinearGroup:
-    """Float linears that read the same tensor, in the order in which they are called."""
-
-    modules: dict[str, nn.Module]  # by name in the block
-    mixture: str | None = None  # name of the mixture of experts of which they are all linears
-    divisor: Float[Tensor, " in"] | None = None  # where smoothed: of what the float block reads
-    smooths: bool = False  # whether the block is smoothed, so that outputs are others as well
-
-    @property
-    def first(self) -> str:
-        """Name of the one that is called first."""
-        return next(iter(self.modules))
-
-    @property
-    def weights(self) -> list[Float[Tensor, "out in"]]:
-        """The float weights, in float32."""
-        return [linear_weight(module).float() for module in self.modules.values()]
-
-    @property
-    def by_outputs(self) -> bool:
-        """Whether the float outputs tell the cross statistic with less work than the inputs.
-
-        Only in float32: of rounded outputs, their rounding would be taken for error.
-        """
-        weight = linear_weight(self.modules[self.first])
-        narrow = len(self.modules) == 1 and 2 * weight.shape[0] <= weight.shape[1]
-        return narrow and weight.dtype == torch.float32 and not self.smooths
-
-    def statistics(
-        self,
-        inputs: Iterator[Tensor],
-        wanted: Iterator[Tensor] | None,
-        leaves: list[int],
-        ranks: Ranks = ALONE,
-    ) -> tuple[Float[Tensor, "in in"] | None, Float[Tensor, "out in"] | None]:
-        """Return H, and W C where the float stream is given; None where another process has them.
-
-        Args:
-            inputs: What the quantized stream holds in front of the linears, by micro-batch.
-            wanted: Of the float stream the same, or what is behind them where `by_outputs`.
-            leaves: Of the tree of sums, which each of these micro-batches is in.
-            ranks: Who else gathers.
-        """
-        weight = linear_weight(self.modules[self.first])
-        sums = TreeSum(lambda: InputStatistics(weight.shape[1], weight.device), ranks)
-        # Not called as a module: the passes that wait at this linear must not notice.
-        layer = self.modules[self.first].forward if self.by_outputs else None
-        for leaf, hidden in zip(leaves, inputs, strict=True):
-            theirs = None if wanted is None else next(wanted)
-            if theirs is not None and self.divisor is not None:
-                theirs = theirs / self.divisor
-            sums.of(leaf).add_both(hidden, theirs, layer)
-        statistics = sums.total(InputStatistics.made_of)
-        if statistics is None:
-            return None, None
-        if wanted is None:
-            return statistics.hessian(), None
-        cross = statistics.cross()
-        return statistics.hessian(), cross if self.by_outputs else torch.cat(self.weights) @ cross
 
 
 @torch.no_grad()
@@ -136,14 +71,13 @@ def quantize_linears(
         InputError: The group size does not divide an input width.
     """
     done, settings = SolvedLinears(), plan.quantization
-    groups = linear_groups_of(block, run, streams.x_f[:1], smooth)
+    propagation = settings.propagation
+    groups = linear_groups_of(block, run, streams.x_f[:1], smooth, propagation)
     ranks.meet()  # all have read the first window, and it may be overwritten
-    propagated = settings.propagation.alpha > 0
+    propagated = propagation.alpha > 0
     informed = settings.method == "gptq" or propagated  # the bare RTN needs no data
-    ours_at = [Stop(group.mixture or group.first) for group in groups if informed]
-    wanted_at = [
-        Stop(group.mixture or group.first, group.by_outputs) for group in groups if propagated
-    ]
+    ours_at = [group.stop for group in groups if informed]
+    wanted_at = [group.wanted_stop for group in groups if propagated]
     # The first one knows what the limits of the run leave.
     held = ranks.number(held_micro_batches(groups, streams, propagated, ranks))
     share = share_of(streams.x_q, ranks)
@@ -171,22 +105,6 @@ def quantize_linears(
     return done
 
 
-def linear_groups_of(
-    block: nn.Module, run: RunBlock, hidden: Tensor, smooth: Smoothed | None = None
-) -> list[LinearGroup]:
-    """Return the groups of a block, or of it smoothed, in the order in which they are called."""
-    linears = find_linears(block if smooth is None else smooth.block)
-    return [
-        LinearGroup(
-            {name: linears[name] for name in names},
-            mixture_of(block, names[0]),
-            None if smooth is None else smooth.divisors.get(names[0]),
-            smooth is not None,
-        )
-        for names in linear_groups(block, run, hidden)
-    ]
-
-
 def _agree_on_weights(group: LinearGroup, quantized: nn.Module, ranks: Ranks) -> None:
     """Give the linears of a group, in every process, the weights that the first one has found."""
     if ranks.size == 1:
@@ -196,39 +114,6 @@ def _agree_on_weights(group: LinearGroup, quantized: nn.Module, ranks: Ranks) ->
         weight = linear_weight(linears[name]).contiguous()
         ranks.agree(weight)
         set_linear_weight(linears[name], weight)
-
-
-def held_micro_batches(
-    groups: list[LinearGroup], streams: Streams, propagated: bool, ranks: Ranks = ALONE
-) -> int:
-    """Return how many micro-batches may wait in memory, in the share of it that is theirs.
-
-    Processes share the memory of the machine; a GPU is of one alone.
-
-    Args:
-        groups: Where they wait.
-        streams: Whose windows they are.
-        propagated: Whether what is seen at each stop is noted beside.
-        ranks: Who shares the memory.
-    """
-    hidden, before, floats, noted = streams.x_q.shape[2], 0, 0, 0
-    sizes: list[tuple[int, int]] = []
-    for group in groups:
-        weights = [linear_weight(module) for module in group.modules.values()]
-        rows, columns = sum(len(weight) for weight in weights), weights[0].shape[1]
-        if group.mixture is not None:  # their own intermediates wait for nothing
-            rows = columns
-        # The residual, the input of the part of the block that is at work, what the linears before
-        # gave it, and what these read.
-        floats, before = max(floats, 2 * hidden + before + columns), rows
-        sizes.append((rows, columns))
-        noted += rows if group.by_outputs else columns
-    size = micro_batches(streams.x_q)[0].stop * streams.x_q.shape[1]
-    needed = size * (floats + propagated * noted) * streams.x_q.element_size()
-    device = linear_weight(next(iter(groups[0].modules.values()))).device
-    sharing = ranks.size if device.type == "cpu" else 1
-    free = available_memory(str(device)) - solving_bytes(sizes)
-    return max(0, int(SUSPENDED_SHARE * free // needed // sharing))
 
 
 def _solve_mixture(

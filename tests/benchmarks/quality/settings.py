@@ -80,6 +80,10 @@ def _searched(exponents: list[float]) -> Setting:
     return Setting(name, {"sweeps": 0, "exponents": exponents})
 
 
+def _corrected(residual: float) -> Setting:
+    return Setting(f"residual {residual:g}", {"propagation": {"residual": residual}})
+
+
 def _tuned(name: str, **keys: Any) -> Setting:
     return Setting(name, sections={"final_tune": {"enabled": True} | keys})
 
@@ -140,6 +144,11 @@ PARTS = {
         ],
         {"asymmetric": (2,)},
         (32, 64, 128),
+    ),
+    "error of the stream": Part(
+        [_corrected(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
+        {"asymmetric": (2, 4)},
+        (64,),
     ),
     "kinds of grids": Part(
         [

@@ -9,7 +9,8 @@ from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_linears
 from normtweak_core.quantization.block import quantize_block
 from normtweak_core.quantization.config import QuantizationConfig
-from normtweak_core.quantization.linears import solve as linears
+from normtweak_core.quantization.linears import groups as linears
+from normtweak_core.quantization.linears import solve
 from normtweak_core.quantization.linears.passes import FloatPasses, QuantizedPasses, Stop
 from normtweak_core.quantization.plan import BlockPlan
 from normtweak_core.quantization.streams import Share
@@ -115,7 +116,7 @@ def test_how_many_wait_changes_no_bit(walk, monkeypatch, settings):
     plan = BlockPlan(0, 3, config, NormTweakConfig(lr=1e-2), torch.float16)
     results = []
     for held in (0, 2, 9):
-        monkeypatch.setattr(linears, "held_micro_batches", lambda *_, held=held: held)
+        monkeypatch.setattr(solve, "held_micro_batches", lambda *_, held=held: held)
         results.append(quantize_block(walk.load(0), walk.start(), walk.runner(0), plan))
     for other in results[1:]:
         assert other.report == results[0].report

@@ -136,5 +136,5 @@ def test_choices_lists_and_mappings_are_told_in_words():
     assert told["quantization.group_size"][:2] == ("64", "a whole number ≥ 1, or `null`")
     assert told["calibration.languages"][1] == "`auto`, or a list of text, or `null`"
     assert told["gate.max_accuracy_drop"][1].endswith("`boolq` to a number > 0 and ≤ 1")
-    assert told["export.format"][1] == "`auto`, `compressed-tensors`, `gptq`"
+    assert told["export.format"][1] == "`auto`, `compressed-tensors`, `gptq`, `gguf`"
     assert told["name"][0] == "required"

@@ -17,6 +17,8 @@ from flows.recipes.file import recipe_sha256
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from normtweak_core.export.formats.checks import check_exportable, refuse_experts
+from normtweak_core.export.gguf.grid_checks import check_grid_exportable
+from normtweak_core.model.architecture import read_config
 from normtweak_core.model.source import REFERENCE_PREFIX
 from normtweak_core.paths import given_path
 
@@ -52,6 +54,8 @@ def preflight(recipe: AblationRecipe, root: Path, result: Path | None = None) ->
         if cell.block_training.enabled:
             refuse_experts(found.shape.linears, "block_training")
         check_exportable(cell.export, cell.quantization, found.shape.linears, reader_available=True)
+        model = read_config(found.source.path)
+        check_grid_exportable(cell.export, cell.quantization, model, found.shape.linears)
     ready = replace(found, warnings=warnings)
     disk = _disk(cells, ready)
     check_disk_limit(recipe, disk)

@@ -15,6 +15,7 @@ from typing import Any
 from flows.recipes.quantize import Recipe
 from normtweak_core.errors import InputError
 from normtweak_core.export.formats.checks import LinearShape, linear_shapes
+from normtweak_core.export.gguf.grid_checks import predicted_bytes
 from normtweak_core.lazy import lazy
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import stored_tensors
@@ -129,6 +130,11 @@ def disk_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]
     bits = config.bits.average if isinstance(config.bits, MixedBits) else config.bits
     packed = math.ceil(shape.linear_weights * bits / 8) + groups * (float_bytes + 1)
     export = packed + (shape.parameters - shape.linear_weights) * float_bytes
+    beside = {}
+    if recipe.export.format == "gguf":
+        linears = sum(predicted_bytes(config, shape.linears).values())
+        file = linears + (shape.parameters - shape.linear_weights) * float_bytes
+        beside = {"GGUF file, and the registry's copy": 2 * file}
     # Each width is tried before.
     trial = len(config.widths) * (shape.linear_weights + groups * 5)
     tried = {"widths on trial": trial} if isinstance(config.bits, MixedBits) else {}
@@ -137,6 +143,7 @@ def disk_bytes(recipe: Recipe, shape: ModelShape, length: int) -> dict[str, int]
         "streams (two boundaries of two streams)": 4 * stream,
         "block results, with those of the baseline": blocks,
         "export, and the registry's copy": 2 * export,
+        **beside,
         "databases, logs and reports": FIXED_DISK,
     }
 

@@ -31,6 +31,9 @@ from normtweak_core.export.formats.checks import (
     check_ternary_exportable,
     refuse_experts,
 )
+from normtweak_core.export.gguf.grid_checks import check_grid_exportable
+from normtweak_core.export.gguf.ternary_checks import check_gguf_exportable
+from normtweak_core.model.architecture import read_config
 from tasks.engine.environment import REPOSITORY
 
 
@@ -89,8 +92,16 @@ def _fits(recipe: Any, ready: Ready) -> None:
         require_order(recipe.export, ready.base)
     reader = (REPOSITORY / GPTQ_READER_DONE).is_file()
     check_exportable(recipe.export, config, ready.shape.linears, reader_available=reader)
+    model = read_config(ready.source.path)
+    check_grid_exportable(recipe.export, config, model, ready.shape.linears)
     if ready.export is not None:
         require_same_model(ready.export, ready.source.path)
+
+
+def _ternary_fits(recipe: Any, ready: Ready) -> None:
+    check_ternary_exportable(recipe.export, ready.shape.linears)
+    if recipe.export.format == "gguf":
+        check_gguf_exportable(read_config(ready.source.path), ready.shape.linears)
 
 
 def _base_of(recipe: Any, root: Path) -> dict[str, Any]:
@@ -100,7 +111,7 @@ def _base_of(recipe: Any, root: Path) -> dict[str, Any]:
 OWN = {
     QUANTIZE.name: OwnChecks(_fits, disk_bytes, memory_bytes, _base_of),
     TERNARY.name: OwnChecks(
-        lambda recipe, ready: check_ternary_exportable(recipe.export, ready.shape.linears),
+        _ternary_fits,
         ternary_disk,
         ternary_memory,
     ),

@@ -33,6 +33,7 @@ from flows.recipes.kinds import kind_of
 from flows.recipes.ternary import TernaryRecipe
 from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.errors import InputError
+from normtweak_core.export.gguf.grid_checks import held_in_words
 from normtweak_core.finetune.source import read_export_source
 from normtweak_core.lazy import lazy
 from normtweak_core.memory import available_memory, limited
@@ -157,6 +158,8 @@ def _plan(recipe: Any, ready: Ready) -> Plan:
         if config.activation_bits is not None:
             grid += f", {config.activation_bits}-bit activations"
         becomes = f"to {config.in_words} ({grid})"
+        if recipe.export.format == "gguf":
+            becomes += f", for llama.cpp {held_in_words(config, shape.linears)}"
         work_of = None
     memory = OWN[kind.name].memory(recipe, shape, length)
     data, text = kind.data_of(recipe), None

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from flows.recipes.base import RegisteredRecipe, RegistryConfig, refuse_unread
 from flows.recipes.limits import TRAINING_DEVICES, LimitsConfig
-from flows.recipes.quantize import TERNARY_FORMATS, QuantizedExport
+from flows.recipes.quantize import QuantizedExport
 from normtweak_core.distributed.config import Devices
 from normtweak_core.errors import InputError
 from normtweak_core.evaluate.config import EvaluationConfig
@@ -68,10 +68,10 @@ class FinetuneRecipe(RegisteredRecipe, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _a_format_can_hold_it(self) -> Self:
-        if self.export.format in TERNARY_FORMATS:
+        if self.export.format == "bitnet":
             raise ValueError(
                 f"export.format {self.export.format} is a format of ternary models: use auto, "
-                "compressed-tensors or gptq"
+                "compressed-tensors, gptq or gguf"
             )
         return self
 

@@ -22,7 +22,6 @@ from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
 
 # Sections of recipes that other commands carry out.
 OTHER_COMMANDS = {"ternary": "ternary", "finetune": "finetune", "ablation": "ablate"}
-TERNARY_FORMATS = ("bitnet", "gguf")
 
 
 class QuantizedExport(ExportConfig, frozen=True, extra="forbid"):
@@ -31,8 +30,9 @@ class QuantizedExport(ExportConfig, frozen=True, extra="forbid"):
     # A form offers what the flow accepts; what else a recipe says is refused in a sentence.
     format: Format = Field(
         "auto",
-        description="auto: compressed-tensors.",
-        json_schema_extra={"enum": ["auto", "compressed-tensors", "gptq"]},
+        description="auto: compressed-tensors. gguf is that with a GGUF file beside it, "
+        "which holds the same weights for llama.cpp.",
+        json_schema_extra={"enum": ["auto", "compressed-tensors", "gptq", "gguf"]},
     )
 
 
@@ -74,9 +74,9 @@ class Recipe(WithBase, WithEffort, RegisteredRecipe, frozen=True, extra="forbid"
                     "RECIPE`, not by quantize: run that, or remove the section."
                 )
         chosen = looked_up(data, "export.format", None)
-        if chosen in TERNARY_FORMATS:
+        if chosen == "bitnet":
             raise InputError(
                 f"export.format {chosen} is a format of ternary models: run normtweak ternary, or "
-                "use auto, compressed-tensors or gptq."
+                "use auto, compressed-tensors, gptq or gguf."
             )
         super().refuse(data)

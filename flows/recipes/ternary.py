@@ -9,7 +9,7 @@ from flows.recipes.limits import TRAINING_DEVICES, LimitsConfig
 from normtweak_core.distributed.config import Devices
 from normtweak_core.evaluate.config import EvaluationConfig
 from normtweak_core.evaluate.gate import GateConfig
-from normtweak_core.export.config import ExportConfig, Format
+from normtweak_core.export.config import AnyExportConfig, Format
 from normtweak_core.export.formats.checks import check_ternary_format
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.ternary.config import TernaryConfig
@@ -26,7 +26,7 @@ NOT_READ = (
 )
 
 
-class TernaryExport(ExportConfig, frozen=True, extra="forbid"):
+class TernaryExport(AnyExportConfig, frozen=True, extra="forbid"):
     """On-disk format and float type of what is not ternary."""
 
     format: Format = Field(

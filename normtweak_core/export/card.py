@@ -5,6 +5,7 @@ from typing import Any
 
 from normtweak_core.export.formats.compressed_tensors import MINIMUM_VERSION
 from normtweak_core.export.formats.scheme import AnyScheme, MixedScheme, Scheme, TernaryScheme
+from normtweak_core.export.gguf.error import error_in_words
 from normtweak_core.export.origin import Origin
 from normtweak_core.export.record import ExportRecord
 from normtweak_core.model.hub import is_hub_id
@@ -106,7 +107,8 @@ def _llama_cpp(consumers: Mapping[str, Any]) -> str:
     if entry["file"] is None:
         return f"\nThere is no GGUF file for llama.cpp: {entry['reason']}.\n"
     text = "" if entry["tokenizer"] else " It holds no tokenizer: give it token ids."
-    return f"\nllama.cpp opens `{entry['file']}` ({entry['type']}).{text}\n"
+    error = "" if (found := entry["error"]) is None else f" There {error_in_words(found)}."
+    return f"\nllama.cpp opens `{entry['file']}` ({entry['type']}).{error}{text}\n"
 
 
 def _needs(form: str, scheme: Scheme | MixedScheme) -> str:

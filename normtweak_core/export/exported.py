@@ -38,7 +38,7 @@ class ExportedWeights:
         """
         self._names = RecordedNames(entries)
         self._stored = stored_tensors(folder)
-        self._form, self._dtype = form, dtype
+        self._form, self.dtype = form, dtype
         self.scheme = scheme
         marker = f".{form.suffixes[0]}"
         self.linears = sorted(
@@ -78,13 +78,13 @@ class ExportedWeights:
             return self._stack(name)
         module, _, last = (name := self._names.tensor(name)).rpartition(".")
         if module in self._quantized and last == "weight":
-            return self.linear(module).dequantize().to(self._dtype)
+            return self.linear(module).dequantize().to(self.dtype)
         return read_tensor(self._stored[name])
 
     def _stack(self, name: str) -> Tensor:
         """Return a stacked weight, dequantized linear by linear."""
         linears = self._names.stacks[name]
-        stack = torch.empty(self._names.shapes[name], dtype=self._dtype)
+        stack = torch.empty(self._names.shapes[name], dtype=self.dtype)
         for part, module in zip(stack.view(len(linears), -1), linears, strict=True):
             part.copy_(self.linear(module).dequantize().flatten())
         return stack

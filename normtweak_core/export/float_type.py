@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from normtweak_core.errors import NonFiniteError
-from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.config import AnyExportConfig
 from normtweak_core.export.formats.checks import FloatTypeError
 from normtweak_core.export.trace import HEADROOM, Peaks, Trace, too_far, why_not
 from normtweak_core.model.half import sum_in_float32
@@ -58,7 +58,7 @@ class Base(Protocol):
 Trial = Callable[[str, int], str | None]
 
 
-def choose_float_type(config: ExportConfig, trial: Trial) -> FloatTypeChoice:
+def choose_float_type(config: AnyExportConfig, trial: Trial) -> FloatTypeChoice:
     """Return the first of float16, bfloat16 and float32 that holds a model, or the one asked for.
 
     Args:
@@ -85,7 +85,7 @@ def choose_float_type(config: ExportConfig, trial: Trial) -> FloatTypeChoice:
 
 
 def choose_export_dtype(
-    config: ExportConfig,
+    config: AnyExportConfig,
     source: Path,
     windows: Int64[Tensor, "rows tokens"],
     quantization: QuantizationConfig | None = None,
@@ -243,7 +243,7 @@ def own_float_type(source: Path) -> torch.dtype | None:
     return told if told in DTYPES.values() else None
 
 
-def resolve_export_dtype(config: ExportConfig, source: Path) -> torch.dtype:
+def resolve_export_dtype(config: AnyExportConfig, source: Path) -> torch.dtype:
     """Return the float type that the weights alone suggest; what is written is checked anyway.
 
     ``auto`` is float16 where every weight fits its range, else bfloat16.

@@ -14,6 +14,7 @@ from normtweak_core.errors import VerificationError
 from normtweak_core.experts.stacked import find_routers, find_stacks
 from normtweak_core.export.formats.bitnet import ROWS_PER_BYTE
 from normtweak_core.export.formats.stored_bytes import FLOAT_BYTES, linear_bytes
+from normtweak_core.export.gguf.size import GgufSize, gguf_size
 from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.skeleton import build_skeleton
@@ -33,6 +34,7 @@ class SizeCheck:
     missing: list[str] = field(default_factory=list)  # linears that nothing is known of
     differing: list[str] = field(default_factory=list)  # tensors of another size, sentences
     twice: list[list[str]] = field(default_factory=list)  # names of equal matrices
+    gguf: GgufSize | None = None  # of the file beside a grid, where there is one
 
     @property
     def linears(self) -> int:
@@ -62,6 +64,11 @@ class SizeCheck:
             raise VerificationError(
                 f"the tensors of the export must take {self.predicted_bytes} bytes; they take "
                 f"{self.stored_bytes}: {'; '.join(self.differing[:3])}. Export again."
+            )
+        if self.gguf is not None and self.gguf.differing:
+            raise VerificationError(
+                "the tensors of the GGUF file must be as large as their types say: "
+                f"{'; '.join(self.gguf.differing[:3])}. Export again."
             )
         if self.missing:
             raise VerificationError(
@@ -94,6 +101,7 @@ def size_check(folder: Path, source: Path) -> SizeCheck:
             if stored.get(name) != predicted.get(name)
         ],
         _twice(tensors),
+        gguf_size(folder, manifest),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Int64
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from normtweak_core.evaluate.size import quantized_storage
 from normtweak_core.export.card import model_card
-from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.config import AnyExportConfig
 from normtweak_core.export.contents import Contents
 from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.float_type import resolve_export_dtype
@@ -22,7 +23,8 @@ from normtweak_core.export.folder import MANIFEST, complete_folder, sync, write_
 from normtweak_core.export.formats.checks import check_ternary_format
 from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
 from normtweak_core.export.formats.table import BITNET, chosen_format, describe
-from normtweak_core.export.gguf.file import write_for_llama_cpp
+from normtweak_core.export.gguf.grid_file import write_grid_gguf
+from normtweak_core.export.gguf.ternary_file import write_ternary_gguf
 from normtweak_core.export.manifest import PROBE_FILE, build_manifest, dtype_name
 from normtweak_core.export.origin import Origin
 from normtweak_core.export.payload import (
@@ -48,6 +50,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 # Keys that name a place instead of describing the model, or that the export writes itself.
 # (auto_map: code of the source's folder, which is neither carried along nor run by any reader).
 DROPPED_CONFIG_KEYS = ("_name_or_path", "torch_dtype", "quantization_config", AUTO_MAP)
+Gguf = Literal["exact", "inexact"] | None  # whether the file must be there, and what it may hold
 DROPPED_ENTRIES = ("_name_or_path", "name_or_path", AUTO_MAP)
 
 
@@ -56,7 +59,7 @@ def write_export(
     source: Path,
     layers: Mapping[str, QuantizedWeight],
     replaced: Mapping[str, Tensor],
-    config: ExportConfig,
+    config: AnyExportConfig,
     *,
     dtype: torch.dtype | None = None,
     windows: Int64[Tensor, "windows tokens"] | None = None,
@@ -74,7 +77,7 @@ def write_export(
         layers: Quantized linears by full module name. Each is asked for once, block by block, so
             that a mapping may load them lazily.
         replaced: Float tensors that take the source's place, by full parameter name.
-        config: Format and float type.
+        config: Format and float type. gguf is compressed-tensors with a GGUF file beside it.
         dtype: The float type that the scales were rounded to; None resolves it from the source.
         windows: Calibration windows, the first few of which become part of the probe.
         details: Further entries of normtweak.json: recipe, lineage, block report.
@@ -100,8 +103,8 @@ def write_export(
     dtype = dtype or resolve_export_dtype(config, source)
     contents = Contents(source, layers, replaced, form, dtype, Scheme.of, widths)
     rows = probe_rows(source, windows)
-    more = details or {}
-    return _write(out, source, contents, rows, more, max_shard_bytes, progress, origin=origin)
+    gguf, more = _gguf(config), details or {}
+    return _write(out, source, contents, rows, more, max_shard_bytes, progress, gguf, origin)
 
 
 def write_ternary_export(
@@ -109,7 +112,7 @@ def write_ternary_export(
     source: Path,
     layers: Mapping[str, TernaryLinear],
     replaced: Mapping[str, Tensor],
-    config: ExportConfig,
+    config: AnyExportConfig,
     *,
     rms_norm_eps: float,
     dtype: torch.dtype | None = None,
@@ -149,9 +152,15 @@ def write_ternary_export(
     dtype = dtype or resolve_export_dtype(config, source)
     scheme_of = partial(TernaryScheme.of, rms_norm_eps=rms_norm_eps)
     contents = Contents(source, layers, replaced, BITNET, dtype, scheme_of)
-    required = config.format == "gguf"
+    required = _gguf(config)
     rows = probe_rows(source, windows)
     return _write(out, source, contents, rows, details or {}, max_shard_bytes, progress, required)
+
+
+def _gguf(config: AnyExportConfig) -> Gguf:
+    if config.format != "gguf":
+        return None
+    return "inexact" if config.allows_inexact else "exact"
 
 
 def _write(
@@ -162,7 +171,7 @@ def _write(
     details: Mapping[str, object],
     max_shard_bytes: int,
     progress: Callable[[int, int], None] | None,
-    gguf_required: bool = False,
+    gguf: Gguf = None,
     origin: Origin | None = None,
 ) -> ExportRecord:
     """Write payload, probe, GGUF, model card and manifest, in this order."""
@@ -197,9 +206,14 @@ def _write(
             bits_per_weight=_bits_per_weight(folder),
             origin=origin,
         )
+        consumers = None
         if form is BITNET:
-            consumers = write_for_llama_cpp(folder, weights, source, required=gguf_required)
-            record = replace(record, consumers=consumers)
+            consumers = write_ternary_gguf(folder, weights, source, required=gguf is not None)
+        elif gguf is not None:
+            consumers = write_grid_gguf(
+                folder, weights, contents.entries, source, inexact=gguf == "inexact"
+            )
+        record = replace(record, consumers=consumers)
         _write_manifest(folder, source, record, contents.entries, files, details)
     return record
 

@@ -23,7 +23,7 @@ from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.settings import sentences
 from normtweak_core.tweak.config import FinalTuneConfig, NormTweakConfig
 
-FORMATS = ("auto", "compressed-tensors", "gptq")
+FORMATS = ("auto", "compressed-tensors", "gptq", "gguf")
 # What the arguments are called, by the key of a recipe that they stand for.
 ARGUMENTS = {f"quantization.{name}": name for name in QuantizationConfig.model_fields}
 ARGUMENTS |= {f"model.{name}": name for name in ModelConfig.model_fields}

@@ -31,12 +31,14 @@ from normtweak_core.export.formats.checks import (
     next_float_type,
     refuse_experts,
 )
+from normtweak_core.export.gguf.grid_checks import check_grid_exportable
 from normtweak_core.export.manifest import dtype_name
 from normtweak_core.export.record import ExportRecord
 from normtweak_core.export.verification.probe import probe_rows
 from normtweak_core.export.writer import write_export
 from normtweak_core.library.progress import Progress
 from normtweak_core.library.settings import Settings
+from normtweak_core.model.architecture import read_config
 from normtweak_core.model.checkpoint import stored_names
 from normtweak_core.model.fingerprint import fingerprint
 from normtweak_core.model.layout import block_list
@@ -130,6 +132,7 @@ class Work:
             linears,
             reader_available=(ROOT / GPTQ_READER_DONE).is_file(),
         )
+        check_grid_exportable(settings.export, settings.quantization, read_config(folder), linears)
         self.device = resolve_device(settings.model.device)
         self._dtype = DTYPES[with_dtype(settings.model, folder).dtype]
         rounds = settings.quantization.activation_bits is not None

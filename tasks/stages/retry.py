@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.config import AnyExportConfig
 from normtweak_core.export.formats import checks
 from normtweak_core.export.formats.checks import FloatTypeError
 from tasks.engine.stage import Found
@@ -38,7 +38,7 @@ def another_float_type(
 
 
 def next_float_type(
-    config: ExportConfig,
+    config: AnyExportConfig,
     chosen: FloatType,
     refused: RefusedExport,
     allowed: tuple[str, ...] = EVERY,

@@ -20,10 +20,13 @@ class SizeCheckResult(Result, frozen=True):
     linears: str  # what became of them, in words
     kept: dict[str, str]  # in float, and why
     twice: list[list[str]]  # names of equal matrices
+    gguf: str | None = None  # what a GGUF file beside a grid holds, in words
 
     def facts(self) -> dict[str, str]:
         """Return what the report and the registry say of it."""
         found = {"linears": self.linears, "tensors": f"{self.stored_bytes:,} bytes, as predicted"}
+        if self.gguf:
+            found["gguf"] = f"{self.gguf}, as predicted"
         if self.twice:
             found["stored twice"] = "; ".join(" = ".join(names) for names in self.twice)
         return found
@@ -49,4 +52,5 @@ def size_check(work: Work, export: ExportResult) -> SizeCheckResult:
         linears=found.in_words(),
         kept=found.kept,
         twice=found.twice,
+        gguf=found.gguf and found.gguf.in_words(),
     )

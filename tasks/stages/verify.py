@@ -38,7 +38,10 @@ def environment_sha256(python: Path) -> str | None:
     "verify",
     needs=("export",),
     reads=_reads,
-    sources=("normtweak_core.export.verification.reader",),
+    sources=(
+        "normtweak_core.export.verification.reader",
+        "normtweak_core.export.verification.gguf_reader",
+    ),
 )
 def verify(key: str, work: Work, export: ExportResult) -> VerificationResult:
     """Return what stock transformers found in the export, in a process without our code.

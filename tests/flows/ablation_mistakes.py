@@ -83,7 +83,7 @@ MISTAKES = {
     "an ablation in a format of ternary models": (
         f"{RECIPE} --set export.format=bitnet",
         "export.format bitnet is a format of ternary models: run normtweak ternary, or use auto, "
-        "compressed-tensors or gptq.",
+        "compressed-tensors, gptq or gguf.",
     ),
     "an ablation with a group size that does not divide": (
         f"{RECIPE} --set quantization.group_size=48",

@@ -147,12 +147,13 @@ OPTIONS = {
     "bitnet": (
         "--set export.format=bitnet",
         "export.format bitnet is a format of ternary models: run normtweak ternary, or use auto, "
-        "compressed-tensors or gptq.",
+        "compressed-tensors, gptq or gguf.",
     ),
     "gguf": (
-        "--set export.format=gguf",
-        "export.format gguf is a format of ternary models: run normtweak ternary, or use auto, "
-        "compressed-tensors or gptq.",
+        "--set export.format=gguf --set quantization.group_size=16",
+        "export.format: gguf needs a model and a grid that llama.cpp holds to the bit; groups must "
+        "be whole blocks of 32, and quantization.group_size is 16. Change that, use "
+        "compressed-tensors, or let it hold what is nearest with export.inexact: allow.",
     ),
     "a missing text": (
         "--set calibration.path={0}/absent.txt",

@@ -68,9 +68,9 @@ def test_the_form_of_the_page_knows_ranges_choices_and_descriptions():
 
 
 FORMATS = {
-    "quantize": ["auto", "compressed-tensors", "gptq"],
+    "quantize": ["auto", "compressed-tensors", "gptq", "gguf"],
     "ternary": ["auto", "bitnet", "gguf"],
-    "finetune": ["auto", "compressed-tensors", "gptq"],
+    "finetune": ["auto", "compressed-tensors", "gptq", "gguf"],
 }
 LEAST = {"quantize": {}, "ternary": {"ternary": {}}, "finetune": {"model": {"source": "export"}}}
 UNSEEN = ("must stay null", "not built", "Not built", ".md", "flows/", "conf/")

@@ -35,6 +35,7 @@ OTHER = {
 # Read only beside another key.
 BESIDE = {
     **TASK_KEYS,
+    "export.inexact": ("allow", {"export.format": "gguf"}),
     "finetune.lora.rank": (4, {"finetune.lora.lr_ratio": 0.1}),
     "finetune.lora.lr_ratio": (0.2, {"finetune.lora.rank": 4}),
     "finetune.data.languages": (
@@ -88,7 +89,7 @@ def test_every_key_of_the_recipe_is_listed():
     assert set(known_keys(FinetuneRecipe)) - listed == set()
 
 
-@pytest.mark.parametrize("key", [*TASK_KEYS, "finetune.data.languages"])
+@pytest.mark.parametrize("key", [*TASK_KEYS, "finetune.data.languages", "export.inexact"])
 def test_another_value_changes_the_key_of_a_stage(key, project, base):
     value, beside = BESIDE[key]
     for name, needed in beside.items():

@@ -64,6 +64,10 @@ NAMED = {
     "limits.threads": (
         "tests.flows.test_limits.test_threads_are_those_of_the_recipe_and_then_those_before"
     ),
+    "export.inexact": (
+        "tests.core.export.test_gguf_grid."
+        "test_what_is_nearest_is_written_where_that_is_allowed_and_the_error_is_said"
+    ),
     "devices": "tests.flows.test_ranks_runs.test_any_number_of_processes_writes_the_same_bytes",
     "on_problem": "tests.flows.test_failing_runs.test_a_problem_ends_a_run_that_allows_none",
     "export.verify_timeout": (

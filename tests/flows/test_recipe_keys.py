@@ -83,6 +83,8 @@ TRAINING = {
     "block_training.scale_lr": 1e-2,
     "block_training.clip": 1e-3,
 }
+# Read only of a gguf file.
+INEXACT = {"export.inexact": "allow"}
 # Read only of a mixture of experts.
 EXPERTS = {"quantization.experts.min_tokens": 2.0, "quantization.experts.few_tokens": "none"}
 # What decides the registry or how a run ends: `test_leaf_effects`.
@@ -104,6 +106,7 @@ def test_every_key_of_the_recipe_is_accounted_for():
         *ACTIVATIONS,
         *TRAINING,
         *EXPERTS,
+        *INEXACT,
         *MIXED,
         *TASK_KEYS,
         *NO_STAGE,
@@ -180,6 +183,17 @@ def test_a_key_of_the_block_training_is_read_where_blocks_are_trained(key, proje
         )
         assert (plain["block 0"] != other["block 0"]) is trained
         assert (plain != other) is trained
+
+
+def test_an_inexact_file_is_another_export_and_only_of_gguf(project):
+    for form, read in (("gguf", True), ("auto", False)):
+        plain, other = (
+            quantize_keys(Recipe.parse(with_values(project, {"export.format": form}, change)))
+            for change in ({}, INEXACT)
+        )
+        assert (plain["export"] != other["export"]) is read
+        assert plain["block 1"] == other["block 1"]
+        assert (plain != other) is read
 
 
 WIDTHS = [{"a": 2, "b": 3}, {"a": 3, "b": 3}]

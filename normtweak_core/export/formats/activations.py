@@ -4,12 +4,12 @@ from collections.abc import Collection
 
 from normtweak_core.errors import InputError
 from normtweak_core.experts.names import mixes_experts
-from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.config import AnyExportConfig
 from normtweak_core.quantization.config import QuantizationConfig
 
 
 def check_activations(
-    export: ExportConfig, quantization: QuantizationConfig, linears: Collection[str]
+    export: AnyExportConfig, quantization: QuantizationConfig, linears: Collection[str]
 ) -> None:
     """Accept float activations, and rounded ones of a dense model in compressed-tensors.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from normtweak_core.errors import InputError
 from normtweak_core.experts.names import mixes_experts, router_names
-from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.config import AnyExportConfig
 from normtweak_core.export.formats.activations import check_activations
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.quantization.config import MixedBits, QuantizationConfig
@@ -69,7 +69,7 @@ def linear_shapes(folder: Path) -> dict[str, LinearShape]:
 
 
 def check_exportable(
-    export: ExportConfig,
+    export: AnyExportConfig,
     quantization: QuantizationConfig,
     linears: Mapping[str, LinearShape],
     *,
@@ -110,7 +110,7 @@ def check_exportable(
         _check_zero_points(quantization, linears)
 
 
-def check_ternary_exportable(export: ExportConfig, linears: Mapping[str, LinearShape]) -> None:
+def check_ternary_exportable(export: AnyExportConfig, linears: Mapping[str, LinearShape]) -> None:
     """Accept a ternary recipe whose result can be written and opened again.
 
     Args:
@@ -130,7 +130,7 @@ def check_ternary_exportable(export: ExportConfig, linears: Mapping[str, LinearS
             raise rows_error(name, shape)
 
 
-def check_ternary_format(export: ExportConfig) -> None:
+def check_ternary_format(export: AnyExportConfig) -> None:
     """Accept a format of ternary models: bitnet, by any of its names.
 
     Raises:
@@ -180,7 +180,7 @@ def conv1d_error(name: str) -> InputError:
 
 
 def _check_mixed(
-    export: ExportConfig, quantization: QuantizationConfig, linears: Mapping[str, LinearShape]
+    export: AnyExportConfig, quantization: QuantizationConfig, linears: Mapping[str, LinearShape]
 ) -> None:
     """Refuse what transformers cannot open of several widths, and a budget that cannot be kept.
 
@@ -229,7 +229,7 @@ def _check_zero_points(
             )
 
 
-def _check_experts(export: ExportConfig, quantization: QuantizationConfig) -> None:
+def _check_experts(export: AnyExportConfig, quantization: QuantizationConfig) -> None:
     """Refuse what transformers cannot open of a mixture of experts.
 
     It makes the stacked weights while loading: from compressed-tensors without zero points
@@ -250,7 +250,7 @@ def _check_experts(export: ExportConfig, quantization: QuantizationConfig) -> No
 
 
 def _check_gptq(
-    export: ExportConfig,
+    export: AnyExportConfig,
     quantization: QuantizationConfig,
     linears: Mapping[str, LinearShape],
     reader_available: bool,
@@ -318,7 +318,7 @@ class FloatTypeError(InputError):
 
 
 def next_float_type(
-    config: ExportConfig,
+    config: AnyExportConfig,
     refused: FloatTypeError,
     tried: Collection[str],
     allowed: Collection[str] = ("float16", "bfloat16", "float32"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normtweak_core.experts.names import mixes_experts
-from normtweak_core.export.config import ExportConfig
+from normtweak_core.export.config import AnyExportConfig
 from normtweak_core.export.formats import bitnet, compressed_tensors, gptq, grid_layer
 from normtweak_core.export.formats.scheme import AnyScheme
 
@@ -60,9 +60,12 @@ BITNET = Format(
 FORMATS = {form.name: form for form in (COMPRESSED_TENSORS, GPTQ, BITNET)}
 
 
-def chosen_format(config: ExportConfig) -> Format:
-    """Return the format a recipe asks for; ``auto`` is compressed-tensors, ``gguf`` bitnet."""
-    aliases = {"auto": COMPRESSED_TENSORS, "gguf": BITNET}
+def chosen_format(config: AnyExportConfig) -> Format:
+    """Return the format of linears on a grid that a recipe asks for.
+
+    ``auto`` is compressed-tensors, and so is ``gguf``, which has a file beside it.
+    """
+    aliases = {"auto": COMPRESSED_TENSORS, "gguf": COMPRESSED_TENSORS}
     return aliases.get(config.format) or FORMATS[config.format]
 
 

@@ -1,38 +1,58 @@
-"""The GGUF file beside a bitnet export, for llama.cpp."""
+"""One GGUF file, written tensor by tensor, and what the manifest says of it."""
 
-import logging
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
-from transformers import PreTrainedConfig
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
 
-from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.folder import sync
-from normtweak_core.export.formats.checks import LinearShape
-from normtweak_core.export.gguf.checks import TYPE, gguf_error, gguf_obstacle
-from normtweak_core.export.gguf.tensors import (
-    GgufObstacle,
-    check_linears,
-    gguf_tensors,
-    layout,
-    packed,
-)
+from normtweak_core.export.gguf.containers import CONTAINERS
 from normtweak_core.export.gguf.tokenizer import (
     add_chat_templates,
     add_tokenizer,
     describe_tokenizer,
 )
+from normtweak_core.export.manifest import tensor_sha256
 from normtweak_core.export.payload import file_sha256
 from normtweak_core.export.verification.tokenizer_probe import chat_templates
-from normtweak_core.model.skeleton import load_config
 from normtweak_core.model.tokenizer import load_tokenizer
 from normtweak_core.model.tokenizer_files import tokenizer_files
 
-log = logging.getLogger(__name__)
+FOLDER = "gguf"  # outside the payload
 
-FILE = f"gguf/model-{TYPE}.gguf"  # in a folder: outside the payload
+
+class GgufObstacle(Exception):  # noqa: N818  (control flow, not a failure)
+    """Why this model cannot be written, as a clause."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that the file is to hold."""
+
+    name: str
+    kind: str  # of `CONTAINERS`
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes, without padding."""
+        rows = math.prod(self.shape[:-1])
+        return rows * CONTAINERS[self.kind].row_bytes(self.shape[-1])
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as the file holds it."""
+
+    data: NDArray[Any]  # numbers, or the bytes of blocks
+    values: Float[Tensor, "..."]  # float32: what a reader must make of it
 
 
 @dataclass(frozen=True)
@@ -40,106 +60,80 @@ class GgufRecord:
     """What the manifest says about the file."""
 
     file: str  # relative to the export
-    type: str
+    type: str  # of most quantized weights
     architecture: str
     sha256: str
     size_bytes: int
-    tokenizer: str | None  # gpt2; None: the file takes and gives token ids
+    tokenizer: str | None  # how llama.cpp runs it; None: the file takes and gives token ids
+    # Of each tensor: its type, shape and the SHA-256 of its values in float32.
+    tensors: Mapping[str, Mapping[str, Any]]
+    # Of weights that are not those of the export, as `error_in_words` tells it; None: all are.
+    error: Mapping[str, Any] | None = None
 
 
-def write_for_llama_cpp(
-    folder: Path, weights: ExportedWeights, source: Path, *, required: bool
-) -> dict[str, object]:
-    """Return the ``consumers`` of a bitnet export, after writing the GGUF file if there can be one.
+class GgufFile:
+    """A file on its way."""
 
-    Args:
-        folder: The export, whose payload is there.
-        weights: Its weights.
-        source: Folder of the float model.
-        required: Whether the file must be written.
+    def __init__(self, folder: Path, architecture: str, kind: str, vocab_size: int):
+        """Begin the file of an export.
 
-    Raises:
-        InputError: It must and cannot be written.
-    """
-    made = write_gguf(folder, weights, load_config(source))
-    if isinstance(made, str):
-        if required:
-            raise gguf_error(made)
-        llama_cpp: dict[str, object] = {"file": None, "reason": made}
-    else:
-        llama_cpp = asdict(made)
-    loader = {"file": ".", "class": "AutoModelForCausalLM", "needs": ["accelerate"]}
-    return {"transformers": loader, "llama.cpp": llama_cpp}
+        Args:
+            folder: The export, whose payload is there.
+            architecture: Of llama.cpp.
+            kind: Type of most quantized weights, which the file is named after.
+            vocab_size: Rows of the embedding.
+        """
+        self._folder, self._kind = folder, kind
+        self._name = f"{FOLDER}/model-{kind}.gguf"
+        path = folder / self._name
+        path.parent.mkdir(exist_ok=True)
+        self._tokenizer = describe_tokenizer(folder, vocab_size)
+        self.writer = gguf.GGUFWriter(path, architecture)
+        self.writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES.get(kind, f"MOSTLY_{kind}")])
+        self.writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        self.writer.add_vocab_size(vocab_size)
 
+    def write(self, contents: Sequence[Planned], tensors: Iterator[Stored]) -> GgufRecord:
+        """Return what was written, once it is on the disk.
 
-def write_gguf(
-    folder: Path, weights: ExportedWeights, config: PreTrainedConfig
-) -> GgufRecord | str:
-    """Write the file into an export, or return why it cannot be written, as a clause.
+        The table of contents comes first, so that memory holds one tensor at a time.
 
-    Args:
-        folder: The export, whose payload is there.
-        weights: Its weights.
-        config: The model's config.
-    """
-    try:
-        _check(weights, config)
-        # Twice over the tensors: the table of contents comes first, and memory holds one at a time.
-        contents = [layout(tensor) for tensor in gguf_tensors(weights, config.num_hidden_layers)]
-    except GgufObstacle as obstacle:
-        log.info("no GGUF beside the export: %s", obstacle)
-        return str(obstacle)
-    path = folder / FILE
-    path.parent.mkdir()
-    tokenizer = describe_tokenizer(folder, config.vocab_size)
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.BITNET])
-    _add_settings(writer, config)
-    add_tokenizer(writer, tokenizer)
-    if tokenizer_files(folder):
-        add_chat_templates(writer, chat_templates(load_tokenizer(folder)))
-    for entry in contents:
-        writer.add_tensor_info(**entry)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in gguf_tensors(weights, config.num_hidden_layers):
-        writer.write_tensor_data(packed(tensor))
-    writer.close()
-    sync(path)
-    return GgufRecord(
-        file=FILE,
-        type=TYPE,
-        architecture=writer.arch,
-        sha256=file_sha256(path),
-        size_bytes=path.stat().st_size,
-        tokenizer=None if tokenizer is None else "gpt2",
-    )
-
-
-def _check(weights: ExportedWeights, config: PreTrainedConfig) -> None:
-    shapes = {name: LinearShape(*weights.linear(name).codes.shape) for name in weights.linears}
-    obstacle = gguf_obstacle(config.to_dict(), shapes)
-    if obstacle is not None:
-        raise GgufObstacle(obstacle)
-    if weights.scheme.rms_norm and weights.scheme.rms_norm_eps != config.rms_norm_eps:
-        raise GgufObstacle(
-            "all norms must have one eps, and the norms before the linears have "
-            f"{weights.scheme.rms_norm_eps:g} where the model has {config.rms_norm_eps:g}"
+        Args:
+            contents: Of the file, in order.
+            tensors: The same, made when they are written.
+        """
+        writer, path = self.writer, self._folder / self._name
+        add_tokenizer(writer, self._tokenizer)
+        if tokenizer_files(self._folder):
+            add_chat_templates(writer, chat_templates(load_tokenizer(self._folder)))
+        for planned in contents:
+            kind = gguf.GGMLQuantizationType[planned.kind]
+            writer.add_tensor_info(
+                planned.name, planned.shape, np.dtype(np.float32), planned.num_bytes, kind
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        entries = {}
+        for planned, stored in zip(contents, tensors, strict=True):
+            assert stored.data.nbytes == planned.num_bytes, planned.name
+            writer.write_tensor_data(stored.data)
+            entries[planned.name] = {
+                "type": planned.kind,
+                "shape": list(planned.shape),
+                "sha256": tensor_sha256(stored.values),
+            }
+        writer.close()
+        sync(path)
+        return GgufRecord(
+            file=self._name,
+            type=self._kind,
+            architecture=writer.arch,
+            sha256=file_sha256(path),
+            size_bytes=path.stat().st_size,
+            tokenizer=None if self._tokenizer is None else "gpt2",
+            tensors=entries,
         )
-    check_linears(weights, config.num_hidden_layers)
 
 
-def _add_settings(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
-    rope: dict[str, Any] = config.rope_parameters
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{TYPE}"])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(rope["rope_theta"])
+_FILE_TYPES = {"Q3_K": "MOSTLY_Q3_K_M", "Q4_K": "MOSTLY_Q4_K_M"}

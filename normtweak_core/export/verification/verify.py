@@ -20,6 +20,7 @@ from normtweak_core.scratch import scratch_folder
 log = logging.getLogger(__name__)
 
 READER = Path(__file__).with_name("reader.py")
+GGUF_READER = Path(__file__).with_name("gguf_reader.py")  # of the file beside an export
 SHOWN = 3  # problems named in the error, and one at least of each check
 # Seconds the reader may take: a start, a slow disk, and float16 on an old processor (the probe has
 # some 400 tokens).
@@ -45,6 +46,7 @@ class VerificationReport:
     layer_difference: float | None  # None where weights are dense
     layer_tolerance: float | None
     tokenizer: bool  # whether there was one to compare
+    gguf_tensors: int | None  # of the GGUF file, compared bit for bit; None: there is none
     reader_versions: dict[str, str]
     seconds: float
 
@@ -73,7 +75,11 @@ def verify_export(
         )
     start = time.monotonic()
     allowed = seconds_allowed(folder, manifest) if timeout is None else timeout
-    report = _run_reader(folder, python, allowed)
+    report = _run_reader(READER, folder, python, allowed)
+    gguf = _read_gguf(folder, manifest, allowed)
+    for key in ("problems", "ours"):
+        report[key] += gguf[key]
+    report["versions"] |= gguf["versions"]
     if report["ours"]:
         raise VerificationError(
             f"the reader must import nothing of ours; it imported {report['ours'][0]}. Give an "
@@ -99,6 +105,7 @@ def verify_export(
         layer_difference=report["layers"] and report["layers"]["difference"],
         layer_tolerance=report["layers"] and report["layers"]["tolerance"],
         tokenizer=report["tokenizer"],
+        gguf_tensors=gguf["tensors"],
         reader_versions=report["versions"],
         seconds=time.monotonic() - start,
     )
@@ -174,12 +181,23 @@ def _payload(folder: Path, manifest: dict) -> str:
     return payload
 
 
-def _run_reader(folder: Path, python: str | Path, timeout: float) -> dict:
-    """Return what the reader wrote."""
+def _read_gguf(folder: Path, manifest: dict, timeout: float) -> dict:
+    """Return what the reader of the GGUF file wrote, where there is such a file to read.
+
+    One that is absent or whose tensors no manifest names, is told by the other reader or by nobody.
+    """
+    entry = manifest.get("consumers", {}).get("llama.cpp", {})
+    if "tensors" not in entry or not (folder / entry["file"]).is_file():
+        return {"problems": [], "ours": [], "versions": {}, "tensors": None}
+    return _run_reader(GGUF_READER, folder, sys.executable, timeout)
+
+
+def _run_reader(script: Path, folder: Path, python: str | Path, timeout: float) -> dict:
+    """Return what a reader wrote."""
     with scratch_folder("verify") as scratch:
         result = scratch / "report.json"
         # -I: no user site, no PYTHON* variables, and neither folder of ours on the path.
-        command = [python, "-I", READER, folder.resolve(), result, str(os.getpid())]
+        command = [python, "-I", script, folder.resolve(), result, str(os.getpid())]
         try:
             done = subprocess.run(
                 command,

@@ -74,7 +74,7 @@ def test_auto_is_compressed_tensors():
     assert chosen_format(ExportConfig()) is COMPRESSED_TENSORS
     assert chosen_format(ExportConfig(format="gptq")) is GPTQ
     assert chosen_format(ExportConfig(format="bitnet")) is BITNET
-    assert chosen_format(ExportConfig(format="gguf")) is BITNET
+    assert chosen_format(ExportConfig(format="gguf")) is COMPRESSED_TENSORS
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

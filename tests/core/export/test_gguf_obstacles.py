@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from normtweak_core.errors import InputError
 from normtweak_core.export.formats.checks import LinearShape
-from normtweak_core.export.gguf.checks import check_gguf_exportable, gguf_obstacle
+from normtweak_core.export.gguf.ternary_checks import check_gguf_exportable, gguf_obstacle
 from tests.core.export.gguf_models import EPS, Q0, norms, share_gains, wide, write
 from tests.tiny_exports import save_tiny_model, ternary_all, tiny_config
 

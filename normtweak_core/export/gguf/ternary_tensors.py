@@ -7,10 +7,8 @@ the architecture's. The norms before the output projections are its sub norms. W
 eps, which two norms in a row apply differently: one in a million of a stream near one.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import gguf
 import numpy as np
@@ -19,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from normtweak_core.export.exported import ExportedWeights
-from normtweak_core.export.gguf.checks import TYPE
+from normtweak_core.export.gguf.file import GgufObstacle
+from normtweak_core.export.gguf.ternary_checks import TYPE
 from normtweak_core.ternary.weight import TernaryLinear
 
-TERNARY = gguf.GGMLQuantizationType[TYPE]
 # A scale is stored in half precision; beyond this it is not the same number, but a subnormal.
 SCALE_PRECISION = 2.0**-10
 ATTENTION = {
@@ -39,16 +37,12 @@ SUB_NORMS = {"self_attn.o_proj": "attn_sub_norm", "mlp.down_proj": "ffn_sub_norm
 LINEARS = ATTENTION | OUTPUTS | MLP
 
 
-class GgufObstacle(Exception):  # noqa: N818  (control flow, not a failure)
-    """Why this model cannot be written, as a clause."""
-
-
 @dataclass(frozen=True)
 class GgufTensor:
     """One tensor of the file."""
 
     name: str
-    kind: gguf.GGMLQuantizationType
+    kind: str
     values: Float[Tensor, "..."]  # float32
 
 
@@ -62,9 +56,9 @@ def gguf_tensors(weights: ExportedWeights, num_blocks: int) -> Iterator[GgufTens
     Raises:
         GgufObstacle: Gains or scales are such that the architecture does not hold them.
     """
-    f32 = gguf.GGMLQuantizationType.F32
+    f32 = "F32"
     half = weights.read("model.embed_tokens.weight").dtype == torch.float16
-    embedding = gguf.GGMLQuantizationType.F16 if half else f32
+    embedding = "F16" if half else f32
     yield GgufTensor("token_embd.weight", embedding, _read(weights, "model.embed_tokens.weight"))
     for i in range(num_blocks):
         block, out = f"model.layers.{i}", f"blk.{i}"
@@ -77,7 +71,7 @@ def gguf_tensors(weights: ExportedWeights, num_blocks: int) -> Iterator[GgufTens
             yield GgufTensor(f"{out}.{sub_norm}.weight", f32, gain)
         for name, short in LINEARS.items():
             values = _dequantized(f"{block}.{name}", weights.linear(f"{block}.{name}"))
-            yield GgufTensor(f"{out}.{short}.weight", TERNARY, values)
+            yield GgufTensor(f"{out}.{short}.weight", TYPE, values)
     yield GgufTensor("output_norm.weight", f32, _read(weights, "model.norm.weight"))
 
 
@@ -139,20 +133,4 @@ def _dequantized(name: str, layer: TernaryLinear) -> Float[Tensor, "out in"]:
 
 def packed(tensor: GgufTensor) -> np.ndarray:
     """Return the bytes or numbers that the file holds for a tensor."""
-    return gguf.quantize(tensor.values.numpy(), tensor.kind)
-
-
-def layout(tensor: GgufTensor) -> dict[str, Any]:
-    """Return name, shape, type and size of what ``packed`` returns, without packing."""
-    shape = tuple(tensor.values.shape)
-    if tensor.kind == TERNARY:
-        shape, dtype = gguf.quant_shape_to_byte_shape(shape, TERNARY), np.dtype(np.uint8)
-    else:
-        dtype = np.dtype(tensor.kind.name.replace("F", "float"))
-    return {
-        "name": tensor.name,
-        "tensor_shape": shape,
-        "tensor_dtype": dtype,
-        "tensor_nbytes": math.prod(shape) * dtype.itemsize,
-        "raw_dtype": tensor.kind,
-    }
+    return gguf.quantize(tensor.values.numpy(), gguf.GGMLQuantizationType[tensor.kind])

@@ -156,6 +156,8 @@ def test_the_manifest_says_who_opens_what_and_the_payload_is_the_same(
             "sha256": file_sha256(exported / FILE),
             "size_bytes": (exported / FILE).stat().st_size,
             "tokenizer": None,
+            "tensors": manifest["consumers"]["llama.cpp"]["tensors"],
+            "error": None,
         },
     }
     assert FILE not in manifest["files"]

@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check proof kill-test kill-test-ternary ranks-test long-test tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-plugin study-ternary study-polynomial study-ablation ui reader-gptq
+.PHONY: setup run test check proof kill-test kill-test-ternary ranks-test long-test tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-plugin study-ternary study-polynomial study-ablation ui reader-gptq reader-llama
 
 setup: $(VENV)/.installed
 
@@ -114,4 +114,18 @@ $(READER)/.complete: $(READER_LOCK)
 	    mlflow-skinny
 	$(READER)/bin/pip install --quiet --disable-pip-version-check --no-deps -c $(READER_LOCK) \
 	    gptqmodel defuser device-smi logbar pypcre tokenicer threadpoolctl
+	@touch $@
+
+# A third one with llama.cpp itself, compiled for any processor with AVX2: some minutes on two cores.
+LLAMA := .venv-reader-llama
+LLAMA_LOCK := requirements-reader-llama.lock
+LLAMA_FLAGS := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON \
+    -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
+
+reader-llama: $(LLAMA)/.complete
+
+$(LLAMA)/.complete: $(LLAMA_LOCK)
+	$(PYTHON) -m venv --clear $(LLAMA)
+	CMAKE_ARGS="$(LLAMA_FLAGS)" CMAKE_BUILD_PARALLEL_LEVEL=2 \
+	    $(LLAMA)/bin/pip install --quiet --disable-pip-version-check -r $(LLAMA_LOCK)
 	@touch $@

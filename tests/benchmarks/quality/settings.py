@@ -98,7 +98,23 @@ def _effort(name: str) -> Setting:
     return Setting(name, keys, effort=name)
 
 
+def _best(name: str, steps: int, final: int, **keys: Any) -> Setting:
+    sections = {"block_training": {"steps": steps} | keys, "final_tune": {"steps": final}}
+    return Setting(name, effort="best", sections=sections)
+
+
 PARTS = {
+    "steps of best": Part(
+        [
+            _best("200 steps a block, 600 at the end", 200, 600),
+            _best("150, 400", 150, 400),
+            _best("100, 400", 100, 400),
+            _best("100, 400, latent weights 0.01", 100, 400, lr=1e-2),
+            _best("100, 800", 100, 800),
+        ],
+        {"asymmetric": (2,)},
+        (64,),
+    ),
     "final tune": Part(
         [
             Setting("none"),

@@ -18,7 +18,9 @@ EFFORTS: dict[str, dict[str, Any]] = {
     "standard": {},
     "best": {
         "block_training.enabled": True,
-        "final_tune.steps": 600,
+        "block_training.steps": 100,
+        "block_training.lr": 1e-2,
+        "final_tune.steps": 400,
     },
     "long": {
         "block_training.enabled": True,

@@ -58,22 +58,17 @@ class InputStatistics:
         self._cross.addmm_(error.T, x)
 
     def add_both(
-        self,
-        inputs: Float[Tensor, "*tokens width"],
-        wanted: Float[Tensor, "*tokens error"] | None,
-        outputs_of: Callable[[Tensor], Tensor] | None = None,
+        self, inputs: Float[Tensor, "*tokens width"], wanted: Float[Tensor, "*tokens width"] | None
     ) -> None:
         """Add what both streams hold of one micro-batch.
 
         Args:
             inputs: Of the quantized stream.
             wanted: Of the float stream; None: there is none.
-            outputs_of: The float layer, where ``wanted`` are its outputs and not its inputs.
         """
         x = self.add(inputs)
         if wanted is not None:
-            ours = x if outputs_of is None else outputs_of(x)
-            self.add_error(wanted.flatten(0, -2).float() - ours, x)
+            self.add_error(wanted.flatten(0, -2).float() - x, x)
 
     def merge(self, other: "InputStatistics") -> None:
         """Add the statistics of other tokens, in place."""

@@ -83,10 +83,8 @@ def exported(tmp_path_factory, llama):
 def test_transformers_finds_every_weight_in_the_file_alone(tmp_path, family):
     source = save_tiny_model(tmp_path / "model", FAMILIES[family])
     record, layers = write(tmp_path / "out", source)
-    name = Path(record.consumers["llama.cpp"]["file"]).name
-    model = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out/gguf", gguf_file=name, dtype=torch.float32
-    )
+    file = {"gguf_file": Path(record.consumers["llama.cpp"]["file"]).name}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/gguf", **file, dtype=torch.float32)
     wanted, found = state_of(source, layers), model.state_dict()
     assert found.keys() == wanted.keys()
     assert [key for key in wanted if not torch.equal(found[key], wanted[key])] == []

@@ -19,13 +19,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from normtweak_core.errors import InputError, NonFiniteError
-from normtweak_core.export.formats.checks import conv1d_error
+from normtweak_core.export.formats.conv1d import ternary_conv1d_error
+from normtweak_core.export.formats.gptq_opening import require_opened
 from normtweak_core.export.verification.probe import streaming_model
 from normtweak_core.model.architecture import first_line
 from normtweak_core.model.loading import mapped_causal_lm
 from normtweak_core.model.skeleton import LazyWeights, build_skeleton
 from normtweak_core.model.streaming import SEQUENCES, BlockCall, StreamedModel
-from normtweak_core.model.structure import find_blocks, find_linears
+from normtweak_core.model.structure import Blocks, find_blocks, find_linears
 from normtweak_core.quantization.linears.inputs import linear_groups
 from normtweak_core.tweak.tweak import WithMasters, norm_parameters
 
@@ -59,6 +60,7 @@ def dry_run(
     num_blocks: int,
     streams: bool = True,
     rounds: bool = False,
+    form: str = "auto",
 ) -> DryRun:
     """Return what was looked at of a model that can be quantized, exported and verified.
 
@@ -69,6 +71,7 @@ def dry_run(
         num_blocks: As its weight files number them.
         streams: Whether the run takes the model block by block; ternary training does not.
         rounds: Whether its linears are to read rounded activations.
+        form: Of the export.
 
     Raises:
         InputError: The model works in a way that a run cannot follow; block and module are named.
@@ -82,10 +85,10 @@ def dry_run(
             f"{type(skeleton).__name__} has {len(blocks.modules)}. {OTHER}"
         )
     chosen = _representatives(blocks.modules)
-    for index in chosen:
+    for index in chosen if not streams else ():
         for name, linear in find_linears(blocks.modules[index]).items():
             if isinstance(linear, Conv1D):
-                raise conv1d_error(f"{blocks.prefix}.{index}.{name}")
+                raise ternary_conv1d_error(f"{blocks.prefix}.{index}.{name}")
     ids = _tokens(skeleton, 0)
     # Before the model is read: names and sizes of its weights are looked at here.
     weights = _FloatWeights(skeleton, folder, dtype)
@@ -102,7 +105,19 @@ def dry_run(
     with _told(skeleton, "reading its weights block by block"), torch.inference_mode():
         logits = streaming_model(weights, folder, dtype)[0](input_ids=ids, use_cache=False).logits
     _compare(logits, seen.logits, skeleton, "its forward pass with weights read block by block")
+    if form == "gptq":
+        require_opened(skeleton, _quantized(blocks, uncalled))
     return DryRun(blocks=chosen, uncalled=uncalled)
+
+
+def _quantized(blocks: Blocks, uncalled: list[str]) -> dict[str, nn.Module]:
+    """Return the linears that a run quantizes by their full names."""
+    return {
+        f"{blocks.prefix}.{index}.{name}": linear
+        for index, block in enumerate(blocks.modules)
+        for name, linear in find_linears(block).items()
+        if f"{type(block).__name__}.{name}" not in uncalled
+    }
 
 
 def _representatives(blocks: list[nn.Module]) -> list[int]:

@@ -1,7 +1,9 @@
 """The tensors of an export, made one at a time, and what a reader must find in their place."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from normtweak_core.errors import NonFiniteError
 from normtweak_core.experts.naming import Naming
 from normtweak_core.experts.stacked import find_routers
 from normtweak_core.export.formats.bitnet import check_conversion
-from normtweak_core.export.formats.checks import FloatTypeError, conv1d_error
+from normtweak_core.export.formats.checks import FloatTypeError
+from normtweak_core.export.formats.conv1d import ternary_conv1d_error
 from normtweak_core.export.formats.scheme import AnyScheme, MixedScheme, Scheme, TernaryScheme
 from normtweak_core.export.formats.table import BITNET, Format
 from normtweak_core.export.manifest import (
@@ -57,8 +60,8 @@ class Contents:
             widths: Of the layers, where they differ.
 
         Raises:
-            InputError: The source lacks a tensor, the layers are Conv1D, or their names are such
-                that a reader would convert others.
+            InputError: The source lacks a tensor, ternary layers are Conv1D, or their names are
+                such that a reader would convert others.
             ValueError: Layers or replaced tensors are not this model's.
 
         """
@@ -76,8 +79,8 @@ class Contents:
         self._linear_shapes = {
             name: tuple(linear_weight(linear).shape) for name, linear in linears.items()
         }
-        kept = [name for name, linear in linears.items() if not isinstance(linear, Conv1D)]
-        self.linears = frozenset([*kept, *find_routers(model)])
+        self._conv1d = {name for name, linear in linears.items() if isinstance(linear, Conv1D)}
+        self.linears = frozenset([*linears, *find_routers(model)])
         self.block_prefix = f"{find_blocks(model).prefix}."
         self._check_names(model)
 
@@ -121,8 +124,10 @@ class Contents:
     def _write_layer(self, module: str, shards: ShardWriter) -> None:
         layer, packed = self._packed(module, shards)
         if self.form.dense:
-            entry = quantized_entry(layer.dequantize().to(self.dtype), layer.scales.to(self.dtype))
-            self._note(f"{module}.weight", entry)
+            weight, scales = layer.dequantize().to(self.dtype), layer.scales.to(self.dtype)
+            if module in self._conv1d:  # as the model and as the file has them
+                weight, scales = weight.T.contiguous(), packed.get("weight_scale", scales)
+            self._note(f"{module}.weight", quantized_entry(weight, scales))
             return
         for suffix, tensor in packed.items():
             self.entries[f"{module}.{suffix}"] = tensor_entry(tensor, quantized=suffix == "weight")
@@ -131,8 +136,12 @@ class Contents:
         """Store a quantized linear; return it, and what is stored."""
         layer = self._layers[module]
         self._check_layer(module, layer)
-        pack = self.form.pack_mixed if self._widths else self.form.pack
-        packed, stored = pack(layer, self.dtype), self.naming.linear(module)
+        block, stored = getattr(self.scheme, "block", None), self.naming.linear(module)
+        if block is not None and self.form.pack_conv1d is not None:
+            packed = self.form.pack_conv1d(layer, self.dtype, block)
+        else:
+            pack = self.form.pack_mixed if self._widths else self.form.pack
+            packed = pack(layer, self.dtype)
         for suffix, tensor in packed.items():
             shards.add(f"{stored}.{suffix}", tensor)
         return layer, packed
@@ -188,6 +197,8 @@ class Contents:
         if isinstance(layer, TernaryLinear):
             self._check_vectors(module, layer)
         scheme = self._scheme_of(layer)
+        if isinstance(scheme, Scheme) and module in self._conv1d:
+            scheme = replace(scheme, block=scheme.group_size or self._common_width())
         if self._widths:
             self._check_width(module, layer)
             stored = {self.naming.linear(name): width for name, width in self._widths.items()}
@@ -200,6 +211,10 @@ class Contents:
                 f"have {self.scheme}. Quantize them alike."
             )
         self.form.check(module, layer, self.dtype)
+
+    def _common_width(self) -> int:
+        """Return the largest number of inputs that all layers have some times."""
+        return math.gcd(*(self._linear_shapes[name][1] for name in self.quantized))
 
     def _check_width(self, module: str, layer: QuantizedWeight) -> None:
         wanted = self._widths.get(module)
@@ -224,9 +239,8 @@ class Contents:
     def _check_names(self, model: nn.Module) -> None:
         if not self._layers:
             raise ValueError("an export needs at least one quantized layer; got none")
-        for name, module in model.named_modules():
-            if isinstance(module, Conv1D) and name in self._layers:
-                raise conv1d_error(name)
+        if self.form is BITNET and (conv1d := sorted(self._conv1d & self.quantized)):
+            raise ternary_conv1d_error(conv1d[0])
         for name in self._layers:
             if name not in self._linear_shapes:
                 raise ValueError(f"{name} is not a linear of this model")

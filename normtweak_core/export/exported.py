@@ -45,6 +45,8 @@ class ExportedWeights:
             name.removesuffix(marker) for name in self._stored if name.endswith(marker)
         )
         self._quantized = frozenset(self.linears)
+        # Whether quantized weights are those of Conv1D layers, [in, out] in the model.
+        self.transposed = isinstance(scheme, Scheme) and scheme.block is not None
         rounds = isinstance(scheme, Scheme) and scheme.activation_bits is not None
         # Names in the model of the dense linears that read rounded activations.
         self.rounded = sorted(
@@ -78,7 +80,8 @@ class ExportedWeights:
             return self._stack(name)
         module, _, last = (name := self._names.tensor(name)).rpartition(".")
         if module in self._quantized and last == "weight":
-            return self.linear(module).dequantize().to(self.dtype)
+            weight = self.linear(module).dequantize().to(self.dtype)
+            return weight.T.contiguous() if self.transposed else weight
         return read_tensor(self._stored[name])
 
     def _stack(self, name: str) -> Tensor:

@@ -5,7 +5,8 @@
 * a quantized linear's ``weight``: the SHA-256 of the raw little-endian bytes, row-major, of
   ``QuantizedWeight.dequantize()`` rounded once to the export dtype (in float32 the product is
   exact for half-precision scales), and in ``scales_sha256`` that of its scales in the export dtype,
-  [out, groups]: a difference there tells wrong scales from wrong codes;
+  [out, groups]: a difference there tells wrong scales from wrong codes. The weight of a Conv1D
+  is [in, out], and its scales are as the format lays them out;
 * any other tensor, and every tensor of a bitnet export, whose readers keep the codes packed: the
   SHA-256 of its raw bytes as stored.
 

@@ -14,6 +14,7 @@ import torch
 from compressed_tensors.utils import match_named_modules
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from normtweak_core.activations.rounding import round_inputs
 from normtweak_core.errors import InputError, keys_called
@@ -24,6 +25,7 @@ from normtweak_core.export.formats.compressed_tensors import INPUTS
 from normtweak_core.model.architecture import first_line, quantization_method, read_config
 from normtweak_core.model.half import sum_in_float32
 from normtweak_core.model.loading import load_causal_lm, no_progress_bar
+from normtweak_core.model.skeleton import build_skeleton
 from normtweak_core.scratch import scratch_folder
 from normtweak_core.stored import TORCH_TYPES, read_tensor
 
@@ -103,6 +105,14 @@ def _in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+def _conv1d_weights(folder: Path) -> set[str]:
+    """Return what weights that are [in, out] may be called in the files of a model."""
+    model = build_skeleton(folder, torch.float32)
+    layers = [name for name, one in model.named_modules() if isinstance(one, Conv1D)]
+    short = [name.removeprefix(f"{model.base_model_prefix}.") for name in layers]
+    return {f"{name}.weight" for name in (*layers, *short)}
+
+
 def _from_packed(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model with dense weights, by way of a folder that holds them."""
     config = read_config(folder)
@@ -111,12 +121,14 @@ def _from_packed(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     del config["quantization_config"]
     rest = unpacked_tensors(folder, linears)
     dense = {name: read_tensor(stored) for name, stored in rest.items()}
-    for name, linear in linears.items():
-        scales = linear.parts["scales"]
-        weight = unpacked(linear).dequantize().to(TORCH_TYPES[scales.dtype])
-        dense[f"{name}.weight"] = weight.contiguous()
     with scratch_folder("packed") as temporary:
         (temporary / "config.json").write_text(json.dumps(config))
+        conv1d = _conv1d_weights(temporary)
+        for name, linear in linears.items():
+            scales = linear.parts["scales"]
+            weight = unpacked(linear).dequantize().to(TORCH_TYPES[scales.dtype])
+            weight = weight.T if f"{name}.weight" in conv1d else weight
+            dense[f"{name}.weight"] = weight.contiguous()
         save_file(dense, temporary / "model.safetensors", metadata={"format": "pt"})
         # What old quantizers left in their files: biases of zeros, for one.
         return load_causal_lm(temporary, dtype, "cpu", allow_unused=True)

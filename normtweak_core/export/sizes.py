@@ -141,7 +141,8 @@ def _parts(export: Mapping[str, Any], linear: str, rows: int, columns: int) -> d
     grid = (export[key] for key in ("group_size", "symmetric", "dtype"))
     mixed = "widths" in export
     bits = export["widths"][linear] if mixed else export["bits"]
-    return linear_bytes(export["format"], bits, *grid, rows, columns, mixed)
+    block = export.get("block")
+    return linear_bytes(export["format"], bits, *grid, rows, columns, mixed, block)
 
 
 def _linears(

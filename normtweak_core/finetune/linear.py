@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from normtweak_core.finetune.grid import Grid, on_grid, start_latent, to_quantized
+from normtweak_core.model.structure import linear_weight
 from normtweak_core.quantization.weight import QuantizedWeight
 
 
@@ -18,7 +19,7 @@ class GridLinear(nn.Module):
 
     def __init__(
         self,
-        float_linear: nn.Linear,
+        float_linear: nn.Module,
         quantized: QuantizedWeight,
         levels: Literal["full", "ternary", "binary"],
         dtype: torch.dtype,
@@ -32,7 +33,7 @@ class GridLinear(nn.Module):
             dtype: The export dtype, to which scales are rounded in every pass.
         """
         super().__init__()
-        weight = float_linear.weight.detach()
+        weight = linear_weight(float_linear).detach()
         self._like, self.grid = quantized, Grid.of(quantized, levels, dtype, weight.device)
         self.weight = nn.Parameter(start_latent(weight, quantized, self.grid))  # in levels
         self.factors = nn.Parameter(torch.ones_like(self.grid.scales))
@@ -79,7 +80,7 @@ class LoraGridLinear(GridLinear):
 
     def __init__(
         self,
-        float_linear: nn.Linear,
+        float_linear: nn.Module,
         quantized: QuantizedWeight,
         levels: Literal["full", "ternary", "binary"],
         dtype: torch.dtype,

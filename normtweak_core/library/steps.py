@@ -137,7 +137,8 @@ class Work:
         self._dtype = DTYPES[with_dtype(settings.model, folder).dtype]
         rounds = settings.quantization.activation_bits is not None
         num_blocks = block_list(stored_names(folder))[1]
-        dry_run(folder, self._dtype, self.device, num_blocks, rounds=rounds)
+        form = settings.export.format
+        dry_run(folder, self._dtype, self.device, num_blocks, rounds=rounds, form=form)
 
     def calibrated(
         self, given: Any, samples: int | None, length: int | None

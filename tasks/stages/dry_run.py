@@ -28,6 +28,7 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
             "streams": work.streams,
         }
         | ({"rounds": True} if _rounds(work) else {})
+        | ({"form": "gptq"} if _format(work) == "gptq" else {})
         | job.of_base
     )
 
@@ -35,6 +36,10 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
 def _rounds(work: Work) -> bool:
     config = getattr(work.recipe, "quantization", None)
     return isinstance(config, QuantizationConfig) and config.activation_bits is not None
+
+
+def _format(work: Work) -> str:
+    return work.recipe.export.format
 
 
 @stage("dry run", reads=_reads)
@@ -54,5 +59,6 @@ def dry_run(key: str, work: Work) -> DryRunResult:
         job.blocks[1],
         streams=work.streams,
         rounds=_rounds(work),
+        form=_format(work),
     )
     return DryRunResult(blocks=done.blocks, uncalled=done.uncalled)

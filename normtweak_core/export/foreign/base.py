@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from normtweak_core.errors import InputError
 from normtweak_core.experts.naming import WEIGHT, Naming
@@ -46,8 +47,10 @@ class BaseWeights:
         self._computed = {name for name, _ in model.named_buffers()}
         self._prefix = f"{model.base_model_prefix}."
         self._left = dict(stored_tensors(folder))  # what nothing has asked for yet
+        linears = find_linears(model)
+        self._conv1d = {name for name, one in linears.items() if isinstance(one, Conv1D)}
         self._layers = self._find_layers(
-            {name: tuple(linear_weight(one).shape) for name, one in find_linears(model).items()}
+            {name: tuple(linear_weight(one).shape) for name, one in linears.items()}
         )
         self._others = self._find_others()
         self._require_all()
@@ -87,7 +90,8 @@ class BaseWeights:
         if name in self._others:
             return read_tensor(self._others[name])
         if name not in self._stacks:
-            return self.linear(name.removesuffix(WEIGHT)).dequantize()
+            weight = self.linear(linear := name.removesuffix(WEIGHT)).dequantize()
+            return weight.T.contiguous() if linear in self._conv1d else weight
         linears = self._stacks[name]
         stack = torch.empty(self._shapes[name])
         for part, linear in zip(stack.view(len(linears), -1), linears, strict=True):

@@ -14,6 +14,7 @@ from normtweak_core.errors import InputError
 from normtweak_core.experts.names import mixes_experts, router_names
 from normtweak_core.export.config import AnyExportConfig
 from normtweak_core.export.formats.activations import check_activations
+from normtweak_core.export.formats.conv1d import check_conv1d, ternary_conv1d_error
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.quantization.config import MixedBits, QuantizationConfig
 from normtweak_core.widths.budget import check_budget
@@ -91,7 +92,7 @@ def check_exportable(
     """
     for name, shape in linears.items():
         if shape.transposed:
-            raise conv1d_error(name)
+            check_conv1d(quantization, name)
         group_size = quantization.group_size
         if group_size is not None and shape.in_features % group_size:
             raise InputError(
@@ -125,7 +126,7 @@ def check_ternary_exportable(export: AnyExportConfig, linears: Mapping[str, Line
     refuse_experts(linears, "ternary training")
     for name, shape in linears.items():
         if shape.transposed:
-            raise conv1d_error(name)
+            raise ternary_conv1d_error(name)
         if shape.out_features % ROWS_PER_BYTE:
             raise rows_error(name, shape)
 
@@ -170,15 +171,6 @@ def rows_error(name: str, shape: LinearShape) -> InputError:
     )
 
 
-def conv1d_error(name: str) -> InputError:
-    """Return the error for a model of Conv1D layers, which no reader converts."""
-    return InputError(
-        f"an export needs linears of type nn.Linear; {name} is a Conv1D (GPT-2), which the readers "
-        "of every format leave out or fail on. Choose another model, such as a GPT-NeoX of the "
-        "same size."
-    )
-
-
 def _check_mixed(
     export: AnyExportConfig, quantization: QuantizationConfig, linears: Mapping[str, LinearShape]
 ) -> None:
@@ -213,13 +205,15 @@ def _check_zero_points(
     """Refuse zero points of which each group has one word only, at 4 bits.
 
     compressed-tensors turns them around and looks at the bytes of the last dimension, which is no
-    longer contiguous then ("self.stride(-1) must be 1 to view Int as Byte").
+    longer contiguous then ("self.stride(-1) must be 1 to view Int as Byte"). Those of Conv1D layers
+    are plain bytes.
     """
     if quantization.bits != 4 or quantization.symmetric or quantization.group_size is None:
         return
     rows = WORD // quantization.bits
     for name, shape in linears.items():
-        if shape.out_features <= rows and shape.in_features > quantization.group_size:
+        several = shape.in_features > quantization.group_size
+        if shape.out_features <= rows and several and not shape.transposed:
             raise InputError(
                 "export.format: compressed-tensors cannot be opened where a linear has several "
                 f"groups and at most {rows} outputs, at 4 bits with zero points; {name} has "

@@ -13,6 +13,11 @@ Where widths differ, zeros are int8 [out, groups], less the middle code: transfo
 packed ones apart by one scheme for the whole model, and knows groups with plain ones as blocks of
 one row.
 
+A Conv1D, as in GPT-2, has its weight transposed, and so have all its tensors: the codes are a bit
+stream along the output, scales and plain zeros [blocks, out], a block being the inputs of a group
+in one column. Transformers dequantizes it while loading, by its name; packed it keeps `nn.Linear`
+alone. Where scales hold for whole rows, they are repeated for each block that divides all widths.
+
 Since compressed-tensors 0.20 a 3-bit code may straddle words; older releases read 3 bits wrongly.
 """
 
@@ -49,26 +54,66 @@ def pack_mixed_linear(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, 
     """Return the tensors of a linear among others of other widths."""
     tensors = pack_linear(weight, dtype)
     if not weight.symmetric:
-        middle = 2 ** (weight.bits - 1)
-        tensors["weight_zero_point"] = (weight.zeros.to(torch.int16) - middle).to(torch.int8)
+        tensors["weight_zero_point"] = _plain(weight.zeros, weight.bits)
+    return tensors
+
+
+def pack_conv1d(weight: QuantizedWeight, dtype: torch.dtype, block: int) -> dict[str, Tensor]:
+    """Return the tensors of a Conv1D by the last part of their names."""
+    codes = weight.codes.T.contiguous()
+    repeated = weight.codes.shape[1] // block // weight.scales.shape[1]
+    scales, zeros = (
+        grid.repeat_interleave(repeated, dim=1).T.contiguous()
+        for grid in (weight.scales, weight.zeros)
+    )
+    tensors = {
+        "weight_packed": pack_rows(codes, weight.bits),
+        "weight_scale": scales.to(dtype),
+        "weight_shape": torch.tensor(codes.shape, dtype=torch.int64),
+    }
+    if not weight.symmetric:
+        tensors["weight_zero_point"] = _plain(zeros, weight.bits)
     return tensors
 
 
 def unpack_linear(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
-    """Return the linear that ``pack_linear`` or ``pack_mixed_linear`` stored."""
+    """Return the linear that ``pack_linear`` or one of its like stored."""
+    if scheme.block is not None:
+        return _unpack_conv1d(tensors, scheme)
     rows, columns = tensors["weight_shape"].tolist()
     scales = tensors["weight_scale"].to(torch.float32)
     if scheme.symmetric:
         zeros = torch.full(scales.shape, 2 ** (scheme.bits - 1), dtype=torch.uint8)
     elif tensors["weight_zero_point"].dtype == torch.int8:
-        zeros = tensors["weight_zero_point"].to(torch.int16) + 2 ** (scheme.bits - 1)
-        zeros = zeros.to(torch.uint8)
+        zeros = _from_plain(tensors["weight_zero_point"], scheme.bits)
     else:
         packed = tensors["weight_zero_point"].T.contiguous()
         zeros = unpack_rows(packed, scheme.bits, rows).T.contiguous()
     codes = unpack_rows(tensors["weight_packed"], scheme.bits, columns)
     grid = (scheme.bits, scheme.group_size, scheme.symmetric)
     return QuantizedWeight(codes, scales, zeros, *grid, scheme.activation_bits)
+
+
+def _unpack_conv1d(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
+    columns, rows = tensors["weight_shape"].tolist()
+    scales = tensors["weight_scale"].T.to(torch.float32)
+    if scheme.symmetric:
+        zeros = torch.full(scales.shape, 2 ** (scheme.bits - 1), dtype=torch.uint8)
+    else:
+        zeros = _from_plain(tensors["weight_zero_point"].T, scheme.bits)
+    groups = columns // (scheme.group_size or columns)
+    once = slice(None, None, scales.shape[1] // groups)
+    codes = unpack_rows(tensors["weight_packed"], scheme.bits, rows).T.contiguous()
+    grid = (scheme.bits, scheme.group_size, scheme.symmetric)
+    return QuantizedWeight(codes, scales[:, once].contiguous(), zeros[:, once].contiguous(), *grid)
+
+
+def _plain(zeros: Tensor, bits: int) -> Tensor:
+    return (zeros.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+
+
+def _from_plain(zeros: Tensor, bits: int) -> Tensor:
+    return (zeros.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
 
 
 def quantization_config(
@@ -88,8 +133,10 @@ def quantization_config(
             for names in scheme.by_width.values()
         ]
     else:
-        groups = [(["Linear"], _weights(scheme))]
+        kind = "Linear" if scheme.block is None else "Conv1D"
+        groups = [([kind], _weights(scheme))]
     rounded = isinstance(scheme, Scheme) and scheme.activation_bits is not None
+    transposed = isinstance(scheme, Scheme) and scheme.block is not None
     inputs = INPUTS if rounded else None
     config: dict[str, object] = {
         "quant_method": "compressed-tensors",
@@ -108,9 +155,9 @@ def quantization_config(
             for number, (targets, weights) in enumerate(groups)
         },
     }
-    if experts or not (scheme.symmetric or isinstance(scheme, MixedScheme)):
+    if experts or transposed or not (scheme.symmetric or isinstance(scheme, MixedScheme)):
         # transformers 5.23 with compressed-tensors 0.20 expects unpacked zero points, and has no
-        # place for the packed matrices of experts, unless it dequantizes while loading.
+        # place for packed matrices of experts or of a Conv1D, unless it dequantizes while loading.
         config["dequantize"] = True
     return config
 
@@ -123,6 +170,8 @@ def _weights(scheme: Scheme, mixed: bool = False) -> dict[str, object]:
     }
     if mixed and not scheme.symmetric:
         strategy = {"strategy": "block", "block_structure": [1, scheme.group_size or ROW]}
+    if scheme.block is not None:
+        strategy = {"strategy": "block", "block_structure": [scheme.block, 1]}
     return {
         "num_bits": scheme.bits,
         "type": "int",

@@ -18,6 +18,8 @@ class Scheme:
     activation_bits: int | None = None  # of what the linears read; None: float
     # Whether columns of a group need not follow each other, in some linear at least.
     act_order: bool = field(default=False, compare=False)
+    # Of Conv1D layers, whose weights are [in, out]: inputs of a stored block; None: of nn.Linear.
+    block: int | None = None
 
     @classmethod
     def of(cls, weight: QuantizedWeight) -> "Scheme":
@@ -29,6 +31,7 @@ class Scheme:
         """Return what a manifest records; what is left out is float, or in order."""
         left_out = {"activation_bits"} if self.activation_bits is None else set()
         left_out |= set() if self.act_order else {"act_order"}
+        left_out |= {"block"} if self.block is None else set()
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def of_linear(self, name: str) -> "Scheme":
@@ -98,4 +101,4 @@ def recorded_scheme(export: Mapping[str, Any]) -> AnyScheme:
     if "widths" in export:
         return MixedScheme(export["widths"], *grid)
     read, order = export.get("activation_bits"), export.get("act_order", False)
-    return Scheme(export["bits"], *grid, read, order)
+    return Scheme(export["bits"], *grid, read, order, export.get("block"))

@@ -18,6 +18,7 @@ def linear_bytes(
     rows: int,
     columns: int,
     mixed: bool = False,
+    block: int | None = None,
 ) -> dict[str, int]:
     """Return the bytes of the tensors that stand for one linear, its bias left out.
 
@@ -30,6 +31,7 @@ def linear_bytes(
         rows: Outputs.
         columns: Inputs.
         mixed: Whether other linears of the model have other widths.
+        block: Of a Conv1D: inputs that share a stored scale; None: it is a linear.
     """
     number, word = FLOAT_BYTES[dtype], WORD // 8
     groups = columns // (group_size or columns)
@@ -39,6 +41,14 @@ def linear_bytes(
             "qzeros": groups * num_words(rows, bits) * word,
             "scales": groups * rows * number,
             "g_idx": columns * word,
+        }
+    if block is not None:
+        groups = columns // block
+        zeros = {} if symmetric else {"weight_zero_point": groups * rows}
+        return zeros | {
+            "weight_packed": columns * num_words(rows, bits) * word,
+            "weight_scale": groups * rows * number,
+            "weight_shape": 2 * 8,
         }
     parts = {
         "weight_packed": rows * num_words(columns, bits) * word,

@@ -27,6 +27,8 @@ class Format:
     check: Callable[[str, Any, torch.dtype], None]  # module name, layer, export dtype
     # Of linears that do not all have one width.
     pack_mixed: Callable[[Any, torch.dtype], dict[str, Tensor]]
+    # Of Conv1D layers, in blocks of so many inputs; None: readers leave those as they are.
+    pack_conv1d: Callable[[Any, torch.dtype, int], dict[str, Tensor]] | None
     dense: bool  # False: readers keep the tensors as stored, and those include the bias
 
 
@@ -37,6 +39,7 @@ COMPRESSED_TENSORS = Format(
     compressed_tensors.unpack_linear,
     grid_layer.check_layer,
     compressed_tensors.pack_mixed_linear,
+    compressed_tensors.pack_conv1d,
     dense=True,
 )
 GPTQ = Format(
@@ -46,6 +49,7 @@ GPTQ = Format(
     gptq.unpack_linear,
     grid_layer.check_layer,
     gptq.pack_linear,
+    lambda weight, dtype, block: gptq.pack_linear(weight, dtype),  # readers put in their own
     dense=True,
 )
 BITNET = Format(
@@ -55,6 +59,7 @@ BITNET = Format(
     bitnet.unpack_linear,
     bitnet.check_layer,
     bitnet.pack_linear,
+    None,
     dense=False,
 )
 FORMATS = {form.name: form for form in (COMPRESSED_TENSORS, GPTQ, BITNET)}

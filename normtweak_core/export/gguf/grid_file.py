@@ -83,7 +83,11 @@ class _Contents:
         )
         self._factors = rope_factors(config)
         self._quantized = {name for name, entry in entries.items() if entry["quantized"]}
-        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        turned = self._quantized if weights.transposed else set()  # Conv1D: linears there
+        shapes = {
+            name: tuple(entry["shape"][::-1] if name in turned else entry["shape"])
+            for name, entry in entries.items()
+        }
         self.kinds = {name: self._kind(name, shapes[name]) for name in self._quantized}
         self._ours = list(shapes)
         self.planned = [

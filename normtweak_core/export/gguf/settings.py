@@ -16,12 +16,16 @@ def add_settings(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     """Write the sizes of a model of one of the families, and how it rotates and normalizes."""
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    rope = config.rope_parameters
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(heads)
+    if writer.arch == "gpt2":  # whose positions are embedded
+        writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        return
+    rope = config.rope_parameters
+    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_rope_dimension_count(int(head * rope.get("partial_rotary_factor", 1.0)))
     writer.add_rope_freq_base(rope["rope_theta"])
     if writer.arch == "gptneox":
@@ -43,7 +47,7 @@ def rope_factors(config: PreTrainedConfig) -> Float[Tensor, " half"] | None:
     Source: Llama 3.1, as in transformers' ``_compute_llama3_parameters``: long waves are slowed
         down by the factor, short ones are not, and those between in part.
     """
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "llama3":
         return None
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -42,11 +42,12 @@ def gguf_size(folder: Path, manifest: Mapping[str, Any]) -> GgufSize | None:
     entry = manifest.get("consumers", {}).get("llama.cpp", {})
     if isinstance(scheme, TernaryScheme) or not entry.get("file"):
         return None
+    block = manifest["export"].get("block")  # of Conv1D, whose weights are [in, out] elsewhere
     wanted, predicted, weights = Counter[str](), Counter[str](), 0
     for name, one in manifest["tensors"].items():
         if one["quantized"]:
             own = scheme.of_linear(name.removesuffix(".weight"))
-            *rows, columns = one["shape"]
+            *rows, columns = one["shape"] if block is None else one["shape"][::-1]
             grid = own.bits, own.group_size, own.symmetric
             container = container_of(kinds_of(*grid, inexact=True), columns)
             wanted[container.name] += 1

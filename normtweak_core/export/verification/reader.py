@@ -94,8 +94,8 @@ def unpacked(module):
     module._parameters, module.quantization_status = packed, status
 
 
-def dense_tensors(model):
-    """Yield name and tensor of everything the model computes with, all of it dense."""
+def dense_tensors(model, conv1d):
+    """Yield name and tensor of everything the float model computes with, all of it dense."""
     packed = set()
     with torch.inference_mode():
         for name, module in model.named_modules():
@@ -104,7 +104,8 @@ def dense_tensors(model):
                     yield f"{name}.weight", module.weight
             if hasattr(module, "qweight"):
                 packed.add(name)
-                yield f"{name}.weight", module.dequantize_weight().T
+                weight = module.dequantize_weight()  # [in, out], as that of a Conv1D
+                yield f"{name}.weight", weight if conv1d else weight.T
         for name, tensor in model.state_dict().items():
             module, _, last = name.rpartition(".")
             if not (module in packed and last in PACKED):
@@ -120,10 +121,10 @@ def digest(tensor, dtype):
     return hashlib.sha256(raw.numpy()).hexdigest()
 
 
-def check_tensors(model, expected, problems):
+def check_tensors(model, expected, conv1d, problems):
     """Compare every tensor bit for bit; return how many there were."""
     left = dict(expected)
-    for name, tensor in dense_tensors(model):
+    for name, tensor in dense_tensors(model, conv1d):
         entry = left.pop(name, None)
         if entry is None:
             continue  # a tied copy, or the scales beside a weight that was unpacked
@@ -181,8 +182,7 @@ def check_layers(model, folder, probe, expected, problems):
         ternary = type(module).__name__ == "BitLinear"
         if not (ternary or hasattr(module, "weight_packed")):
             continue
-        # Loading fills what a file lacks with defaults, a gain of ones for example.
-        for key in module.state_dict() if ternary else ():
+        for key in module.state_dict() if ternary else ():  # loading fills in defaults
             if f"{name}.{key}" not in expected:
                 problems.append({"what": "weight", "name": f"{name}.{key}", "found": "not ours"})
         if name not in left:
@@ -321,12 +321,12 @@ def examine(folder):
     layers = check_layers(model.eval(), folder, manifest["probe"], manifest["tensors"], problems)
     logits = check_logits(model, folder, manifest["probe"], problems)
     check_scales(folder, manifest["tensors"], problems)
-    tensors = check_tensors(model, manifest["tensors"], problems)
+    tensors = check_tensors(model, manifest["tensors"], "block" in manifest["export"], problems)
     consumers = manifest.get("consumers", {}).values()  # other programs and what they open
     others = {one["file"]: one["sha256"] for one in consumers if "sha256" in one}
     check_files(folder, manifest["files"] | others, problems)
-    sample = manifest.get("calibration_sample")
-    tokenizer = check_tokenizer(folder, manifest["probe"]["tokenizer"], sample, problems)
+    told = manifest["probe"]["tokenizer"], manifest.get("calibration_sample")
+    tokenizer = check_tokenizer(folder, *told, problems)
     problems.sort(key=lambda problem: ORDER.index(problem["what"]))
     return {
         "problems": problems,

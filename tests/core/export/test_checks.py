@@ -54,13 +54,6 @@ def test_a_group_size_must_divide_every_input_width():
         check("auto", ODD, group_size=64)
 
 
-def test_conv1d_is_refused_for_both_formats():
-    linears = {"transformer.h.0.attn.c_attn": LinearShape(192, 64, transposed=True)}
-    for form in ("auto", "gptq"):
-        with pytest.raises(InputError, match=r"c_attn is a Conv1D .* Choose another model"):
-            check(form, linears)
-
-
 def opens(bits, outputs, groups):
     """Say whether the library unpacks zero points as a file holds them."""
     zeros = torch.arange(outputs * groups, dtype=torch.int8).reshape(outputs, groups) % 2

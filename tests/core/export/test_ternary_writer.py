@@ -223,5 +223,5 @@ def test_conv1d_layers_are_refused(tmp_path):
             codes, torch.tensor(2.0), None, torch.zeros(192)
         )
     }
-    with pytest.raises(InputError, match=r"c_attn is a Conv1D .* readers of every format leave"):
+    with pytest.raises(InputError, match=r"c_attn is a Conv1D .* readers of bitnet leave out"):
         write(tmp_path / "out", source, layers)

@@ -158,7 +158,7 @@ def rows_of(part: str, runs: list[dict[str, Any]]) -> str:
     rows = []
     for setting in PARTS[part].settings:
         cells = [
-            _ratio(
+            ratio(
                 [
                     math.log(kl / found[where, model, seed, base])
                     for (where, model, seed, name), kl in found.items()
@@ -172,7 +172,7 @@ def rows_of(part: str, runs: list[dict[str, Any]]) -> str:
     return table([f"KL over {base}", *titles], rows)
 
 
-def _ratio(logs: list[float]) -> str:
+def ratio(logs: list[float]) -> str:
     if not logs:
         return "-"
     mean = statistics.fmean(logs)

@@ -29,6 +29,7 @@ KEPT = 0.5  # and those that stay in memory of a model that would take more
 
 _most: int | None = None  # bytes that this process shall hold
 _others: set[int] = set()  # processes whose memory counts as this one's
+_looked_through = False  # all objects, by `give_back`
 
 
 @contextlib.contextmanager
@@ -87,9 +88,14 @@ def give_back() -> None:
     """Free what nothing refers to, and hand pages that hold nothing back to the machine.
 
     The allocator keeps most of what was freed, and models refer to themselves: without this a
-    stage holds its own peak beside what the stages before it have left.
+    stage holds its own peak beside what the stages before it have left. What is there at the first
+    call is mostly modules, half a million objects, and is not looked through again.
     """
+    global _looked_through
     gc.collect()
+    if not _looked_through:
+        gc.freeze()
+        _looked_through = True
     _trim()
 
 

@@ -62,7 +62,8 @@ class Execution:
                     told(
                         work, found | {stage.name: so_far}, self.cached[stage.label_of(work, part)]
                     )
-        give_back()
+        if not all(self.cached[stage.label_of(work, part)] for part in parts):
+            give_back()
         return results
 
     def _part(

@@ -91,6 +91,7 @@ def main() -> None:
     if options.plan:
         print(json.dumps(planned(options.plan)))
         return
+    options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / "ladder.json"
     found = json.loads(kept.read_text())["rungs"] if kept.exists() else {}
     for name in options.rungs:

@@ -39,6 +39,7 @@ OPERATING = {
 }  # fmt: skip
 
 
+IMPORT = dis.opmap["IMPORT_NAME"]
 _NAME = re.compile(r"(normtweak_core|tasks)(\.\w+)+")
 
 
@@ -173,6 +174,8 @@ def _imported(source: bytes, name: str, is_package: bool) -> Iterable[str]:
         code = waiting.pop()
         waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
         yield from (one for one in code.co_consts if isinstance(one, str) and _NAME.fullmatch(one))
+        if IMPORT not in code.co_code[::2]:
+            continue
         steps = [one for one in dis.get_instructions(code) if one.opname != "EXTENDED_ARG"]
         for i, step in enumerate(steps):
             if step.opname != "IMPORT_NAME":

@@ -34,6 +34,12 @@ held = rss().rss
 give_back()
 print((held - before) // 2**20, (rss().rss - before) // 2**20)
 """
+LEAVES_ANOTHER = """
+Circle()
+held = rss().rss
+give_back()
+print((held - before) // 2**20, (rss().rss - before) // 2**20)
+"""
 
 
 def group(folder, files, **values):
@@ -105,3 +111,15 @@ def test_what_nothing_refers_to_goes_back_to_the_machine():
     assert held > 90
     assert left < 10
     give_back()
+
+
+def test_circles_of_later_stages_are_freed_as_well():
+    found = subprocess.run(
+        [sys.executable, "-c", f"{LEAVES_HOLES}\n{LEAVES_ANOTHER}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second = (tuple(map(int, line.split())) for line in found.stdout.splitlines())
+    assert second[0] > 90
+    assert second[1] < first[1] + 10

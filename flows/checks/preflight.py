@@ -34,6 +34,7 @@ from normtweak_core.export.formats.checks import (
 from normtweak_core.export.gguf.grid_checks import check_grid_exportable
 from normtweak_core.export.gguf.ternary_checks import check_gguf_exportable
 from normtweak_core.model.architecture import read_config
+from normtweak_core.vision.kinds import refuse_images
 from tasks.engine.environment import REPOSITORY
 
 
@@ -82,26 +83,30 @@ def preflight(recipe: Any, root: Path, result: Path | None = None, evaluates: bo
 
 
 def _fits(recipe: Any, ready: Ready) -> None:
+    model = read_config(ready.source.path)
     if ready.export is not None:
         refuse_experts(ready.shape.linears, "fine-tuning")
+        refuse_images(model, "fine-tuning")
     elif recipe.block_training.enabled:
         refuse_experts(ready.shape.linears, "block_training")
     config = recipe.quantization if ready.export is None else ready.export.quantization
     if ready.base is not None:
+        refuse_images(model, "base")
         require_made_of(ready.base, ready.source.path, ready.shape.linears)
         require_order(recipe.export, ready.base)
     reader = (REPOSITORY / GPTQ_READER_DONE).is_file()
     check_exportable(recipe.export, config, ready.shape.linears, reader_available=reader)
-    model = read_config(ready.source.path)
     check_grid_exportable(recipe.export, config, model, ready.shape.linears)
     if ready.export is not None:
         require_same_model(ready.export, ready.source.path)
 
 
 def _ternary_fits(recipe: Any, ready: Ready) -> None:
+    model = read_config(ready.source.path)
+    refuse_images(model, "ternary training")
     check_ternary_exportable(recipe.export, ready.shape.linears)
     if recipe.export.format == "gguf":
-        check_gguf_exportable(read_config(ready.source.path), ready.shape.linears)
+        check_gguf_exportable(model, ready.shape.linears)
 
 
 def _base_of(recipe: Any, root: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.reports.blocks.outcomes import (
     activation_tags,
@@ -24,6 +24,7 @@ from flows.reports.publish import Report
 from flows.reports.run import VERDICTS, RunReports, Told, run_report
 from normtweak_core.quantization.report import BlockReport, ExpertReport, LayerReport
 from normtweak_core.tweak.report import FinalTuneReport
+from normtweak_core.vision.kinds import calibrated_in_words
 from normtweak_core.widths.report import Allotment
 from tasks.tables.blocks import BLOCKS, block_frame, training_outcome, tweak_outcome
 from tasks.tables.drift import DRIFT, drift_frame
@@ -155,6 +156,7 @@ class Reports(RunReports):
             models=self.models("quantized"),
             stages=[
                 ("calibration", VERDICTS[self.quality["verdict"]]),
+                *images_row(self.quality),
                 ("float type", self.float_type.in_words()),
                 *([("widths", self.allotment.in_words())] if self.allotment else []),
                 *([] if self.recipe.base is None else [("codes", codes_in_words(self.origin))]),
@@ -190,6 +192,12 @@ class Reports(RunReports):
 def rolled_back(tune: FinalTuneReport) -> str:
     """Return the note on a final tune that was undone."""
     return tune.notes()[0]
+
+
+def images_row(quality: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the row on what images were calibrated on; none for a model that reads none."""
+    windows = quality.get("image_windows")
+    return [] if windows is None else [("images", calibrated_in_words(windows))]
 
 
 def _drift_section(reports: Reports) -> Section:

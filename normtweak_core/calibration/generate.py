@@ -42,6 +42,7 @@ from normtweak_core.calibration.first_token import (
 from normtweak_core.calibration.known_ids import require_known_ids
 from normtweak_core.errors import NonFiniteError
 from normtweak_core.randomness import generator
+from normtweak_core.vision.kinds import image_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +146,7 @@ def _rules(
     never = torch.ones(vocab_size, dtype=torch.bool)
     never[ordinary_token_ids(tokenizer, vocab_size)] = False
     never[ends] = False
+    never[[token for token in image_token_ids(model.config) if token < vocab_size]] = True
     prefix = torch.tensor(document_prefix(tokenizer), dtype=torch.int64)
     device = model.device
     return _Rules(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from normtweak_core.errors import InputError
 from normtweak_core.paths import shown
+from normtweak_core.vision.kinds import image_token_ids
 
 
 def ids_given(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -49,7 +50,7 @@ def require_known_ids(
     tokenizer: PreTrainedTokenizerBase,
     what: str,
 ) -> None:
-    """Accept ids that the embedding of a model in memory has rows for.
+    """Accept ids of text that the embedding of a model in memory has rows for.
 
     Args:
         ids: What the model is to read.
@@ -58,12 +59,20 @@ def require_known_ids(
         what: Where the ids come from, for a message.
 
     Raises:
-        InputError: One is beyond the embedding.
+        InputError: One is beyond the embedding, or stands for an image.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     largest = int(ids.max()) if torch.numel(ids) else -1
     if largest >= rows:
         raise _unknown(what, largest, tokenizer, rows)
+    for token in image_token_ids(model.config):
+        if (ids == token).any():
+            raise InputError(
+                f"{what} must hold text alone",
+                found=f"{shown(tokenizer.convert_ids_to_tokens(token))} stands for an image or a "
+                "video, and comes without one",
+                remedy="take it out of the text",
+            )
 
 
 def _unknown(where: str, token: int, tokenizer: PreTrainedTokenizerBase, rows: int) -> InputError:

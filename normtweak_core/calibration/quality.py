@@ -71,6 +71,9 @@ class QualityReport(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     duplicate_windows: int = Field(description="Windows that are copies of an earlier one.")
     scripts: dict[str, float] = Field(description="Share of each script among the letters.")
     mean_nll: float = Field(description="Nats per predicted token under the float model.")
+    image_windows: int | None = Field(
+        None, description="Windows with an image, of a model that reads images."
+    )
     verdict: Verdict
     reasons: list[str] = Field(description="Why it is not ok, in words; empty where it is.")
 
@@ -109,6 +112,8 @@ def judged(
     """
     nll = window_nll(model, calibration_set.input_ids)
     quality = quality_report(calibration_set, tokenizer, nll.mean().item())
+    if getattr(model.config, "vision_config", None) is not None:
+        quality = quality.model_copy(update={"image_windows": 0})
     quality.require_usable()
     for reason in quality.reasons:
         log.warning("calibration set: %s", reason)

@@ -19,6 +19,7 @@ from normtweak_core.calibration.text import cut_windows, read_documents
 from normtweak_core.errors import InputError
 from normtweak_core.paths import given_path
 from normtweak_core.randomness import generator
+from normtweak_core.vision.kinds import image_token_ids
 
 Progress = Callable[[int, int], None]
 
@@ -157,6 +158,9 @@ def _random_ids(
 ) -> CalibrationSet:
     vocab_size = None if model is None else model.get_input_embeddings().num_embeddings
     ordinary = ordinary_token_ids(tokenizer, vocab_size)
+    if model is not None:
+        images = torch.tensor(image_token_ids(model.config), dtype=torch.int64)
+        ordinary = ordinary[~torch.isin(ordinary, images)]
     draws = torch.randint(
         len(ordinary), (samples, length), generator=generator(seed, "calibration random")
     )

@@ -9,6 +9,7 @@ from normtweak_core.export.gguf.error import error_in_words
 from normtweak_core.export.origin import Origin
 from normtweak_core.export.record import ExportRecord
 from normtweak_core.model.hub import is_hub_id
+from normtweak_core.vision.kinds import IMAGE_TEXT_CLASS, TEXT_CLASS
 
 _CARD = """\
 ---
@@ -18,7 +19,7 @@ tags: [quantized, {tag}, {form}]
 
 # {title}
 
-A causal language model with {linears}; everything else is
+A {kind} with {linears}; everything else is
 {dtype}. Made by normtweak; `normtweak.json` holds the recipe, lineage and weight hashes.
 {origin}
 | format | bits per quantized weight | size |
@@ -26,13 +27,16 @@ A causal language model with {linears}; everything else is
 | {form} | {bits_per_weight:.3f} | {size:.2f} MB |
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-model = AutoModelForCausalLM.from_pretrained("PATH")
-```
+{code}```
 
 Needs {needs}.
 {more}"""
+
+_CODE = """\
+from transformers import {model}, {reader}
+{called} = {reader}.from_pretrained("PATH")
+model = {model}.from_pretrained("PATH")
+"""
 
 
 def model_card(record: ExportRecord) -> str:
@@ -41,6 +45,12 @@ def model_card(record: ExportRecord) -> str:
     ternary = isinstance(scheme, TernaryScheme)
     return _CARD.format(
         title=record.folder.name,
+        kind=_kind(record),
+        code=_CODE.format(
+            model=IMAGE_TEXT_CLASS if record.reads_images else TEXT_CLASS,
+            reader="AutoProcessor" if record.reads_images else "AutoTokenizer",
+            called="processor" if record.reads_images else "tokenizer",
+        ),
         tag=_tag(scheme),
         form=record.format,
         linears=_ternary_linears(scheme) if ternary else _grid_linears(scheme),
@@ -51,6 +61,16 @@ def model_card(record: ExportRecord) -> str:
         head=_head(record.origin) if record.origin else "",
         origin=_codes_from(record.origin) if record.origin else "",
         more=_llama_cpp(record.consumers) if record.consumers else "",
+    )
+
+
+def _kind(record: ExportRecord) -> str:
+    """Return what kind of model it is."""
+    if not record.reads_images:
+        return "causal language model"
+    return (
+        "model that reads images and text, whose text tower was calibrated on text alone:\n"
+        "vision tower and projector are as they were, and the text tower comes"
     )
 
 

@@ -20,6 +20,7 @@ from normtweak_core.errors import NonFiniteError
 from normtweak_core.export.config import AnyExportConfig
 from normtweak_core.export.formats.checks import FloatTypeError
 from normtweak_core.export.trace import HEADROOM, Peaks, Trace, too_far, why_not
+from normtweak_core.model.architecture import read_config
 from normtweak_core.model.half import sum_in_float32
 from normtweak_core.model.skeleton import load_config, used_tensors
 from normtweak_core.model.streaming import StreamedModel
@@ -27,6 +28,7 @@ from normtweak_core.model.structure import find_linears, linear_weight, set_line
 from normtweak_core.quantization.config import QuantizationConfig
 from normtweak_core.quantization.grid import round_scale
 from normtweak_core.stored import largest_absolute, read_tensor
+from normtweak_core.vision.kinds import reads_images
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -58,12 +60,15 @@ class Base(Protocol):
 Trial = Callable[[str, int], str | None]
 
 
-def choose_float_type(config: AnyExportConfig, trial: Trial) -> FloatTypeChoice:
+def choose_float_type(
+    config: AnyExportConfig, trial: Trial, first: str | None = None
+) -> FloatTypeChoice:
     """Return the first of float16, bfloat16 and float32 that holds a model, or the one asked for.
 
     Args:
         config: Format and float type asked for.
         trial: Tries the model in a float type.
+        first: One that is to be tried before these.
 
     Raises:
         FloatTypeError: The one asked for does not hold it, or the only one of the format.
@@ -76,7 +81,7 @@ def choose_float_type(config: AnyExportConfig, trial: Trial) -> FloatTypeChoice:
             raise FloatTypeError(wanted, why, holds, config.format)
         return FloatTypeChoice(DTYPES[wanted])
     refused: dict[str, str] = {}
-    for name in ("float16", "bfloat16"):
+    for name in dict.fromkeys((first or "float16", "float16", "bfloat16")):
         why = trial(name, HEADROOM)
         if why is None:
             return FloatTypeChoice(DTYPES[name], refused)
@@ -108,7 +113,9 @@ def choose_export_dtype(
         NonFiniteError: A weight is NaN or infinite, or the model's own logits are.
     """
     trial = FloatModelTrial(source, windows, quantization, device, base)
-    choice = choose_float_type(config, trial)
+    # The vision tower stays as it is, bit for bit, and text would not tell what another type does.
+    first = own_float_type(source) if reads_images(read_config(source)) else None
+    choice = choose_float_type(config, trial, first and str(first).removeprefix("torch."))
     return replace(choice, note=trial.note(choice.dtype))
 
 

@@ -25,7 +25,7 @@ from normtweak_core.export.formats.compressed_tensors import INPUTS
 from normtweak_core.model.architecture import first_line, quantization_method, read_config
 from normtweak_core.model.half import sum_in_float32
 from normtweak_core.model.loading import load_causal_lm, no_progress_bar
-from normtweak_core.model.skeleton import build_skeleton
+from normtweak_core.model.skeleton import build_skeleton, opener
 from normtweak_core.scratch import scratch_folder
 from normtweak_core.stored import TORCH_TYPES, read_tensor
 
@@ -84,7 +84,9 @@ def _rounded_linears(folder: Path, model: PreTrainedModel) -> list[str]:
 def _by_transformers(folder: Path, **arguments: Any) -> PreTrainedModel:
     try:
         with no_progress_bar():
-            return AutoModelForCausalLM.from_pretrained(
+            gguf = "gguf_file" in arguments  # whose config lies in the file
+            reader = AutoModelForCausalLM if gguf else opener(folder)
+            return reader.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, **arguments
             )
     except (ValueError, ImportError, OSError) as error:

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from normtweak_core.model.tokenizer_files import tokenizer_files
+from normtweak_core.model.tokenizer_files import processor_files, tokenizer_files
 
 GENERATION_CONFIG = "generation_config.json"
 CONFIG_FILES = ("config.json", GENERATION_CONFIG)
@@ -15,10 +15,11 @@ WEIGHT_PATTERNS = (
 
 
 def payload_files(folder: Path) -> list[Path]:
-    """Return weights, their index, configs and tokenizer files, sorted by relative path."""
+    """Return weights, index, configs, files of tokenizer and processor, sorted by relative path."""
     found = [folder / name for name in CONFIG_FILES]
     found += [path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)]
-    files = [path for path in found if path.is_file()] + tokenizer_files(folder)
+    files = [path for path in found if path.is_file()]
+    files += tokenizer_files(folder) + processor_files(folder)
     return sorted(files, key=lambda path: relative_name(path, folder))
 
 

@@ -20,4 +20,5 @@ class ExportRecord:
     size_bytes: int  # of the payload
     bits_per_weight: float  # all that is stored for the quantized linears but their biases
     consumers: Mapping[str, object] | None = None  # of bitnet: as in the manifest
+    reads_images: bool = False  # whether a vision tower stays in float beside it
     origin: Origin | None = None  # of codes that another tool has made

@@ -41,9 +41,10 @@ from normtweak_core.export.verification.probe import probe_rows, reference_logit
 from normtweak_core.export.verification.tokenizer_probe import tokenizer_probe
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.foreign_code import AUTO_MAP
-from normtweak_core.model.tokenizer_files import tokenizer_files
+from normtweak_core.model.tokenizer_files import processor_files, tokenizer_files
 from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.ternary.weight import TernaryLinear
+from normtweak_core.vision.kinds import reads_images
 
 MODEL_CARD = "README.md"
 MAX_SHARD_BYTES = 5_000_000_000
@@ -205,6 +206,7 @@ def _write(
             size_bytes=payload_bytes(folder),
             bits_per_weight=_bits_per_weight(folder),
             origin=origin,
+            reads_images=reads_images(read_config(source)),
         )
         consumers = None
         if form is BITNET:
@@ -270,9 +272,10 @@ def _model_config(
 
 
 def _copy_texts(source: Path, folder: Path) -> None:
-    """Copy generation config and tokenizer files, without the place they were once loaded from."""
+    """Copy configs of generation, tokenizer and processor, without where they were loaded from."""
     generation = source / GENERATION_CONFIG
-    for path in [generation] * generation.is_file() + tokenizer_files(source):
+    copied = [generation] * generation.is_file() + tokenizer_files(source)
+    for path in copied + processor_files(source):
         content = path.read_bytes()
         entries = json.loads(content) if path.name.endswith("_config.json") else {}
         target = folder / relative_name(path, source)

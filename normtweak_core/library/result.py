@@ -72,6 +72,8 @@ class Quantized:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the export to a folder that ``AutoModelForCausalLM.from_pretrained`` opens.
 
+        Of a model that reads images it is ``AutoModelForImageTextToText``.
+
         Args:
             folder: New, empty, or an earlier export, which is replaced.
 

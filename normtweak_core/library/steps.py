@@ -68,6 +68,7 @@ from normtweak_core.tweak.final import (
     walked_targets,
 )
 from normtweak_core.tweak.report import FinalTuneReport
+from normtweak_core.vision.kinds import refuse_images
 from normtweak_core.widths.allotment import allot
 from normtweak_core.widths.measuring import Measuring
 from normtweak_core.widths.report import Allotment
@@ -119,6 +120,7 @@ class Work:
         self._base: BaseWeights | None = None
         self.base: BaseSource | None = None
         if settings.base is not None:
+            refuse_images(read_config(folder), "base")
             self.base = read_base(settings.base)
             require_made_of(self.base, folder, linears)
             settings = self.settings = self.base.gridded(settings)

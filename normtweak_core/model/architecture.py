@@ -16,6 +16,7 @@ from normtweak_core.lazy import lazy
 from normtweak_core.model.checkpoint import check_floats, stored_names
 from normtweak_core.paths import shown
 from normtweak_core.scratch import scratch_folder
+from normtweak_core.vision.kinds import reads_images
 
 transformers = lazy("transformers")
 
@@ -109,7 +110,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def check_decoder(config: dict[str, Any], name: str) -> None:
-    """Accept a config of a decoder-only language model without own code.
+    """Accept a config of a decoder-only language model, which may read images, without own code.
 
     Raises:
         InputError: It is something else; the message names the key that says so.
@@ -130,9 +131,12 @@ def check_decoder(config: dict[str, Any], name: str) -> None:
             f"({config['model_type']}). Choose a causal language model."
         )
     found = config.get("architectures") or []
+    if reads_images(config):
+        return
     if found and not any(entry.endswith(DECODER_SUFFIXES) for entry in found):
         raise InputError(
-            f"the model must be a causal language model (...ForCausalLM); {name} is "
+            "the model must be a causal language model (...ForCausalLM), or one that reads images "
+            f"as well (...ForConditionalGeneration with a vision_config); {name} is "
             f"{', '.join(found)}. Choose a causal language model."
         )
 

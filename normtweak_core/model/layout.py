@@ -6,13 +6,15 @@ from collections.abc import Iterable
 
 from normtweak_core.errors import InputError
 
+# In names of lists whose modules read something else than text, beside a text tower.
+_OTHER_SENSES = re.compile(r"(?:^|\.)[^.]*(?:vision|visual|image|audio)[^.]*\.")
 _NUMBERED = re.compile(r"^(?P<list>(?:[^.]*[^.\d][^.]*\.)*?[^.]+)\.(?P<index>\d+)\.")
 
 
 def block_list(names: Iterable[str]) -> tuple[str, int]:
     """Return the checkpoint name of the block list and the number of blocks.
 
-    The list is the outermost numbered one that holds the most tensors.
+    The list is the outermost numbered one that holds the most tensors, outside vision towers.
 
     Raises:
         InputError: No tensor lies in a numbered list: the model has no blocks.
@@ -20,7 +22,8 @@ def block_list(names: Iterable[str]) -> tuple[str, int]:
     tensors: Counter[str] = Counter()
     indices: dict[str, set[int]] = {}
     for name in names:
-        if found := _NUMBERED.match(name):
+        found = None if _OTHER_SENSES.search(name) else _NUMBERED.match(name)
+        if found:
             tensors[found["list"]] += 1
             indices.setdefault(found["list"], set()).add(int(found["index"]))
     if not tensors:

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from normtweak_core.errors import InputError
 from normtweak_core.model.architecture import first_line, readable_by_transformers
 from normtweak_core.model.checkpoint import FLOATS, stored_tensors
-from normtweak_core.model.skeleton import assign, build_skeleton, check_weights, load_config
+from normtweak_core.model.skeleton import (
+    assign,
+    build_skeleton,
+    check_weights,
+    load_config,
+    opener,
+)
 from normtweak_core.model.structure import find_blocks
 from normtweak_core.on_demand import read_ends_when_run, read_when_run
 from normtweak_core.stored import TORCH_TYPES, read_tensor
@@ -44,7 +50,7 @@ def load_causal_lm(
     try:
         with no_progress_bar(), readable_by_transformers(folder) as readable:
             # The class itself opens tensors without a folder, which the choice of classes does not.
-            reader = AutoModelForCausalLM if given is None else type(build_skeleton(folder, dtype))
+            reader = opener(folder) if given is None else type(build_skeleton(folder, dtype))
             model, report = reader.from_pretrained(
                 readable if given is None else None,
                 config=config,

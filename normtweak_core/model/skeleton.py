@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.initialization import meta_device_safe_creation_ops, no_tie_weights
@@ -17,10 +19,12 @@ from normtweak_core.experts.merging import Merged, first_missing, merged
 from normtweak_core.model.architecture import (
     check_model_folder,
     first_line,
+    read_config,
     readable_by_transformers,
 )
 from normtweak_core.model.checkpoint import FLOATS, StoredTensor, no_float, stored_tensors
 from normtweak_core.stored import is_finite, read_tensor
+from normtweak_core.vision.kinds import auto_class
 
 # Causal masks, and the number in their place, which old checkpoints of GPT kinds hold.
 OLD_MASK = re.compile(r"att(entio)?n\.(masked_)?bias$")
@@ -43,6 +47,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
         ) from error
 
 
+def opener(folder: Path) -> Any:
+    """Return the class of transformers that opens the model of a folder."""
+    return getattr(transformers, auto_class(read_config(folder)))
+
+
 def build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model of a folder with all parameters and buffers on the meta device.
 
@@ -53,7 +62,7 @@ def build_skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     config = load_config(folder)
     try:
         with torch.device("meta"), meta_device_safe_creation_ops(), no_tie_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            model = opener(folder).from_config(config, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
         raise InputError(
             f"the model must be a causal language model of transformers; {folder} is not: "

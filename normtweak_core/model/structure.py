@@ -45,16 +45,27 @@ class Norm:
         return _kind(self.module)
 
 
+def text_tower(model: nn.Module) -> str:
+    """Return what the names of a model's text tower begin with: '' where there is no other."""
+    if getattr(getattr(model, "config", None), "vision_config", None) is None:
+        return ""
+    tower = model.get_decoder()
+    name = next(name for name, part in model.named_modules() if part is tower)
+    return f"{name}." if name else ""
+
+
 def find_blocks(model: nn.Module) -> Blocks:
-    """Return the model's blocks: the module list that holds most of its parameters.
+    """Return the model's blocks: the module list that holds most of its text tower's parameters.
 
     Raises:
         InputError: No module list holds a linear layer in each entry, or the model mixes experts
             in a way that is not supported.
     """
-    best, most = None, 0
+    best, most, tower = None, 0, text_tower(model)
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or not all(_has_linear(entry) for entry in module):
+            continue
+        if not name.startswith(tower):
             continue
         size = sum(parameter.numel() for parameter in module.parameters())
         if size > most:
@@ -89,11 +100,12 @@ def find_linears(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_norms(block: nn.Module) -> dict[str, Norm]:
-    """Return the norms of a block that have a gain, by their name inside it."""
+    """Return the norms that have a gain, by their name, of a block or a model's text tower."""
+    tower = text_tower(block)
     return {
         name: Norm(module, _is_per_head(block, name, module))
         for name, module in block.named_modules()
-        if _is_norm(module)
+        if name.startswith(tower) and _is_norm(module)
     }
 
 

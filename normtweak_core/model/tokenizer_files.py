@@ -44,6 +44,18 @@ TOKENIZER_PATTERNS = (
     "word_shape.json",
 )
 
+# What AutoProcessor reads beside the tokenizer, of a model that reads images.
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+def processor_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that say how images become inputs, sorted; most have none."""
+    return [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
+
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files of a folder that make its tokenizer, sorted by relative path."""

@@ -33,7 +33,7 @@ from normtweak_core.model.source import (
     resolve_source,
     with_dtype,
 )
-from normtweak_core.model.tokenizer_files import tokenizer_files
+from normtweak_core.model.tokenizer_files import processor_files, tokenizer_files
 from tasks.engine.artifacts import file_sha256, remembered
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Job:
 
     source: ModelFolder
     fingerprint: ModelFingerprint
-    tokenizer_sha256: str  # of all that AutoTokenizer reads
+    tokenizer_sha256: str  # of all that AutoTokenizer reads, and AutoProcessor
     generation_sha256: str | None  # of generation_config.json, where there is one
     model: ModelConfig  # its dtype is not auto any more
     device: str
@@ -196,14 +196,15 @@ def model_fingerprint(folder: Path) -> ModelFingerprint:
 def tokenizer_hash(folder: Path) -> str:
     """Return the hashes of a folder's tokenizer files, and the one entry it reads of config.json.
 
+    And those of the files of a processor, where there is one.
+
     AutoTokenizer tells by `transformers_version` whether a Mistral tokenizer is to be mended. The
     model's fingerprint leaves it out, so that who saved the model does not redo its blocks.
     """
     described = (folder / "config.json").is_file()  # not where a tokenizer lies by itself
     version = read_config(folder).get("transformers_version") if described else None
-    entries = [
-        f"{relative_name(path, folder)}={file_sha256(path)}" for path in tokenizer_files(folder)
-    ]
+    files = tokenizer_files(folder) + processor_files(folder)
+    entries = [f"{relative_name(path, folder)}={file_sha256(path)}" for path in files]
     return ",".join([*entries, f"transformers_version={version}"])
 
 

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
 from normtweak_core.errors import InputError
+from normtweak_core.vision.kinds import reads_images
 from tasks.engine.locks import exclusive
 from tasks.registry.flavor.description import describe_version
 from tasks.registry.flavor.folder import read_config
@@ -165,7 +166,8 @@ def _version_of(
     _link_back(client, model, version)
     if not version.description:  # else somebody has written one
         uri = f"models:/{export.name}/{version.version}"
-        description = describe_version(uri, export.record.description)
+        images = reads_images(read_config(export.folder))
+        description = describe_version(uri, export.record.description, images)
         client.update_model_version(export.name, str(version.version), description)
     return client.get_model_version(export.name, str(version.version)), found is None
 

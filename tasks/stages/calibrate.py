@@ -77,7 +77,7 @@ def calibrate(key: str, work: Work) -> CalibrationResult:
     return CalibrationResult(
         windows=publish("calibration", key, write_windows, "safetensors"),
         table=publish("calibration", key, write_table, "parquet"),
-        quality=publish_json("calibration", key, report.model_dump(mode="json")),
+        quality=publish_json("calibration", key, report.model_dump(mode="json", exclude_none=True)),
         vocab_size=size,
         verdict=report.verdict,
         reasons=report.reasons,

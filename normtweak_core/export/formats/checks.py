@@ -5,7 +5,6 @@ size, but for `_check_zero_points`; gptqmodel 7.7 through transformers 5.23 and 
 has the limits below.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from normtweak_core.export.config import AnyExportConfig
 from normtweak_core.export.formats.activations import check_activations
 from normtweak_core.export.formats.conv1d import check_conv1d, ternary_conv1d_error
 from normtweak_core.model.checkpoint import stored_tensors
+from normtweak_core.model.layout import block_list
 from normtweak_core.quantization.config import MixedBits, QuantizationConfig
 from normtweak_core.widths.budget import check_budget
 
@@ -26,7 +26,6 @@ GPTQ_GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 GPTQ_GROUP_SIZES_4_BIT = (32, 64, 128, 256)
 WORD = 32  # bits
 ROWS_PER_BYTE = 4  # of a ternary matrix in bitnet
-_IN_BLOCK = re.compile(r"(?:^|\.)\d+\..*\.weight$")
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,12 @@ def linear_shapes(folder: Path) -> dict[str, LinearShape]:
     """
     stored = stored_tensors(folder)
     routers = router_names({name: tensor.shape for name, tensor in stored.items()})
+    inside = f"{block_list(stored)[0]}."
     weights = {
         linear: tensor.shape
         for name, tensor in stored.items()
-        if _IN_BLOCK.search(name)
+        if name.startswith(inside)
+        and name.endswith(".weight")
         and len(tensor.shape) == 2
         and (linear := name.removesuffix(".weight")) not in routers
     }

@@ -42,24 +42,26 @@ OUR_PACKAGES = ("normtweak_core", "tasks", "flows")
 PACKED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 PACKED += ("qweight", "qzeros", "scales", "g_idx")
 SCALES = (".weight_scale", ".scales")  # of compressed-tensors [out, groups]; of gptq [groups, out]
+LOCALLY = {"local_files_only": True, "trust_remote_code": False}
 ORDER = ("loading", "scales", "weight", "layer", "file", "tokenizer", "logits", "argmax")
+
+
+def read_json(path):
+    """Return what a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def load(folder, manifest):
     """Return the model in its default dtype, and what transformers says about the loading."""
-    options = {}
+    options = LOCALLY | {"output_loading_info": True}
     if manifest["export"]["format"] == "gptq":
         # The plain torch kernel keeps codes and scales as stored; others rearrange them.
-        options["quantization_config"] = transformers.GPTQConfig(
-            bits=manifest["export"]["bits"], backend="gptq_torch"
-        )
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **options,
-    )
+        bits = manifest["export"]["bits"]
+        options["quantization_config"] = transformers.GPTQConfig(bits, backend="gptq_torch")
+    kind = read_json(folder / "config.json")["architectures"][0]
+    what = "ImageTextToText" if kind.endswith("ForConditionalGeneration") else "CausalLM"
+    reader = getattr(transformers, f"AutoModelFor{what}")
+    return reader.from_pretrained(folder, **options)
 
 
 def check_loading(info, problems):
@@ -293,9 +295,7 @@ def check_tokenizer(folder, probe, sample, problems):
     if probe is None:
         return False
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCALLY)
     except Exception as error:  # whatever a file that is no tokenizer leads to, plain ones among it
         found = f"{type(error).__name__}: {error}"
         problems.append({"what": "tokenizer", "name": "loading", "found": found})
@@ -313,7 +313,7 @@ def check_tokenizer(folder, probe, sample, problems):
 def examine(folder):
     """Return what differs from the manifest, and how closely the rest agrees."""
     transformers.logging.disable_progress_bar()
-    manifest = json.loads((folder / "normtweak.json").read_text(encoding="utf-8"))
+    manifest = read_json(folder / "normtweak.json")
     problems = []
     model, info = load(folder, manifest)
     check_loading(info, problems)

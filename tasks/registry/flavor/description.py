@@ -3,6 +3,8 @@
 MLflow shows a line break as one, so that a paragraph is one line.
 """
 
+from normtweak_core.vision.kinds import IMAGE_TEXT_CLASS, TEXT_CLASS
+
 TEXT = """\
 Made and verified by normtweak, of which nothing is needed to open this version:
 
@@ -19,18 +21,38 @@ folder:
 
 ```python
 import mlflow
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {model}, {reader}
 
 folder = mlflow.artifacts.download_artifacts("{uri}") + "/model"
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {model}.from_pretrained(folder)
+{called} = {reader}.from_pretrained(folder)
 ```
-
+{images}
 `MLFLOW_TRACKING_URI` names this registry. Beside `model` lie `requirements.txt`, the packages \
 that this takes, and `reports`, what is known of the version.
 """
 
+IMAGES = """
+The model reads images as well: `predict` gives it text alone, and the folder gives it both, as \
+do the model and the processor of \
+`mlflow.transformers.load_model("{uri}", return_type="components")`. Some processors need the \
+package torchvision.
+"""
 
-def describe_version(uri: str, more: str = "") -> str:
-    """Return the description of a version, as Markdown."""
-    return TEXT.format(uri=uri) + (f"\n{more}" if more else "")
+
+def describe_version(uri: str, more: str = "", images: bool = False) -> str:
+    """Return the description of a version, as Markdown.
+
+    Args:
+        uri: Address of the version.
+        more: What else is to be said.
+        images: Whether the model reads images.
+    """
+    text = TEXT.format(
+        uri=uri,
+        model=IMAGE_TEXT_CLASS if images else TEXT_CLASS,
+        reader="AutoProcessor" if images else "AutoTokenizer",
+        called="processor" if images else "tokenizer",
+        images=IMAGES.format(uri=uri) if images else "",
+    )
+    return text + (f"\n{more}" if more else "")

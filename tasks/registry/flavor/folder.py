@@ -8,6 +8,7 @@
     model/              the export without its reports: AutoModelForCausalLM.from_pretrained opens
                         it as is
     components/tokenizer/   the tokenizer again, where mlflow.transformers looks for it
+    components/processor/   of a model that reads images: what takes both apart
     code/               the python_function loader, one self-contained file
     reports/            what the caller attached
 
@@ -28,7 +29,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from normtweak_core.errors import InputError
-from normtweak_core.model.tokenizer_files import tokenizer_files
+from normtweak_core.model.tokenizer_files import processor_files, tokenizer_files
+from normtweak_core.vision.kinds import reads_images
 
 LOADER = Path(__file__).with_name("text_generation.py")
 READERS = {
@@ -60,11 +62,11 @@ def write_model_folder(folder: Path, export_dir: Path, reports: list[Path], mode
     # The export keeps the reports of every recipe that has led to it; the caller picked his own.
     others = shutil.ignore_patterns("reports")
     shutil.copytree(export_dir, folder / "model", ignore=others, copy_function=_link)
-    tokenizer = folder / "components" / "tokenizer"
-    for path in tokenizer_files(export_dir):
-        target = tokenizer / path.relative_to(export_dir)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _link(path, target)
+    components, sees = folder / "components", reads_images(config) and processor_files(export_dir)
+    _link_all(export_dir, tokenizer_files(export_dir), components / "tokenizer")
+    if sees:
+        files = [export_dir / "config.json", *tokenizer_files(export_dir)]
+        _link_all(export_dir, files + processor_files(export_dir), components / "processor")
     attach(reports, folder / "reports")
 
     # Two models in one process must not share a loader of different versions: name it by content.
@@ -84,13 +86,14 @@ def write_model_folder(folder: Path, export_dir: Path, reports: list[Path], mode
         "transformers",
         transformers_version=metadata.version("transformers"),
         code=None,
-        task="text-generation",
-        instance_type="TextGenerationPipeline",
+        task="image-text-to-text" if sees else "text-generation",
+        instance_type="ImageTextToTextPipeline" if sees else "TextGenerationPipeline",
         pipeline_model_type=config["architectures"][0],
         source_model_name="model",
         model_binary="model",
         components=["tokenizer"],
         tokenizer_type="AutoTokenizer",
+        **({"processor_type": "AutoProcessor"} if sees else {}),
         **_dtype(config),
     )
     mlflow.pyfunc.add_to_model(
@@ -157,6 +160,8 @@ def requirements(config: dict) -> list[str]:
         f"{name}=={metadata.version(name).partition('+')[0]}"
         for name in (*READERS_OF_ALL, *READERS[method])
     ]
+    if reads_images(config):
+        pins.append(f"pillow=={metadata.version('pillow')}")
     return sorted(pins + list(GPTQ_READERS if method == "gptq" else ()))
 
 
@@ -180,6 +185,14 @@ def attach(reports: list[Path], folder: Path) -> None:
 def _dtype(config: dict) -> dict[str, str]:
     dtype = config.get("dtype") or config.get("torch_dtype")
     return {"torch_dtype": f"torch.{dtype}"} if dtype else {}
+
+
+def _link_all(root: Path, files: list[Path], folder: Path) -> None:
+    """Put files below a root into a folder, under the names that they have there."""
+    for path in files:
+        target = folder / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(path, target)
 
 
 def _link(source: str | os.PathLike, target: str | os.PathLike) -> None:

@@ -7,13 +7,14 @@ chat message can no longer be told apart.
 """
 
 import copy
+import json
 from pathlib import Path
 
 import torch
 from jinja2 import TemplateError
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 ACCEPTED = (
     "predict takes a text, a list of texts, a DataFrame or dict with texts as `prompt`, or chat "
@@ -39,9 +40,11 @@ class TextGeneration:
 
     def __init__(self, folder):
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", trust_remote_code=False
-        ).eval()
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        # One that reads images is given text alone.
+        self._sees = kind.endswith("ForConditionalGeneration")
+        reader = AutoModelForImageTextToText if self._sees else AutoModelForCausalLM
+        self.model = reader.from_pretrained(folder, dtype="auto", trust_remote_code=False).eval()
         if torch.cuda.is_available():
             self.model = self.model.to("cuda")
         self._sampling = copy.deepcopy(self.model.generation_config)
@@ -115,6 +118,10 @@ class TextGeneration:
                 "Chat messages need a tokenizer with a chat template, and this one has none: give "
                 "the prompt as a text."
             )
+        if self._sees:  # their templates look for the parts of a content
+            messages = [
+                one | {"content": [{"type": "text", "text": one["content"]}]} for one in messages
+            ]
         try:
             text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True

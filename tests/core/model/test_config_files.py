@@ -47,7 +47,7 @@ def test_an_architecture_given_as_a_text_is_one(tmp_path):
     assert _model_config(model, torch.float32, {})["architectures"] == ["LlamaForCausalLM"]
     rewrite(model, architectures="BertModel")
     with pytest.raises(
-        InputError, match=r"\(\.\.\.ForCausalLM\); .*/model is BertModel\. Choose a"
+        InputError, match=r"\(\.\.\.ForCausalLM\), .*/model is BertModel\. Choose a"
     ):
         check_model_folder(model)
 

@@ -28,6 +28,7 @@ from normtweak_core.model.skeleton import LazyWeights, build_skeleton
 from normtweak_core.model.streaming import SEQUENCES, BlockCall, StreamedModel
 from normtweak_core.model.structure import Blocks, find_blocks, find_linears
 from normtweak_core.quantization.linears.inputs import linear_groups
+from normtweak_core.read_only import ReadOnlyWeights
 from normtweak_core.tweak.tweak import WithMasters, norm_parameters
 
 WINDOWS, TOKENS = 2, 4
@@ -165,7 +166,7 @@ def _own_forward(
             lambda _, args, kwargs, output, index=index: note(index, args, kwargs, output),
             with_kwargs=True,
         )
-    with _told(model, "its own forward pass"), torch.no_grad():
+    with _told(model, "its own forward pass"), torch.no_grad(), ReadOnlyWeights(model):
         seen.logits = model(input_ids=ids.to(device), use_cache=False).logits
     if not seen.logits.isfinite().all():
         raise NonFiniteError(

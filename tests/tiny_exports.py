@@ -51,16 +51,17 @@ def save_tiny_model(folder, config, seed=0, tokenizer=True):
             parameter.data = 1 + 0.1 * noise if "norm.weight" in name else 0.2 * noise
     model.save_pretrained(folder)
     if tokenizer:
-        byte_level = Tokenizer(
-            models.BPE(
-                vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},
-                merges=[],
-            )
-        )
-        byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        byte_level.decoder = decoders.ByteLevel()
-        PreTrainedTokenizerFast(tokenizer_object=byte_level).save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def byte_tokenizer():
+    """A tokenizer of 256 tokens, one for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte_level = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level)
 
 
 def round_to_nearest(weight, bits, group_size, symmetric, dtype):

@@ -18,7 +18,7 @@ from normtweak_core.export.gguf.size import GgufSize, gguf_size
 from normtweak_core.export.verification.verify import read_manifest
 from normtweak_core.model.checkpoint import stored_tensors
 from normtweak_core.model.skeleton import build_skeleton
-from normtweak_core.model.structure import find_blocks, find_linears, linear_weight
+from normtweak_core.model.structure import find_blocks, find_linears, find_norms, linear_weight
 
 NO_MATRIX = 1024  # numbers: below that, equal tensors are equal by chance, such as norms of ones
 
@@ -34,6 +34,8 @@ class SizeCheck:
     missing: list[str] = field(default_factory=list)  # linears that nothing is known of
     differing: list[str] = field(default_factory=list)  # tensors of another size, sentences
     twice: list[list[str]] = field(default_factory=list)  # names of equal matrices
+    # What blocks hold in float beside linears, norms and biases, by name in the block: how often.
+    beside: dict[str, int] = field(default_factory=dict)
     gguf: GgufSize | None = None  # of the file beside a grid, where there is one
 
     @property
@@ -48,10 +50,11 @@ class SizeCheck:
         for reason in self.kept.values():
             why[reason] += 1
         reasons = "".join(f", {count} in float ({reason})" for reason, count in why.items())
+        others = ", ".join(f"{count} {name}" for name, count in self.beside.items())
         return (
             f"{100 * known / self.linears:.4g} % of linears accounted for: "
             f"{len(self.quantized)} quantized{reasons}"
-        )
+        ) + (f"; beside them in float: {others}" if others else "")
 
     def require_sound(self) -> None:
         """Return if all is as it should be.
@@ -101,6 +104,7 @@ def size_check(folder: Path, source: Path) -> SizeCheck:
             if stored.get(name) != predicted.get(name)
         ],
         _twice(tensors),
+        _beside(model, tensors),
         gguf_size(folder, manifest),
     )
 
@@ -166,6 +170,19 @@ def _linears(
             kept[name] = "outside the blocks"
     kept |= {name: "router" for name in find_routers(model)}
     return quantized, kept, missing
+
+
+def _beside(model: PreTrainedModel, tensors: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many blocks hold what else, such as convolutions and the matrices of a state."""
+    blocks, found = find_blocks(model), defaultdict[str, int](int)
+    for index, block in enumerate(blocks.modules):
+        known = {*find_linears(block), *find_norms(block), *find_routers(block)}
+        for name, _ in block.named_parameters():
+            module, _, last = name.rpartition(".")
+            entry = tensors.get(f"{blocks.prefix}.{index}.{name}")
+            if module not in known and last != "bias" and entry and not entry["quantized"]:
+                found[name] += 1
+    return dict(found)
 
 
 def _twice(tensors: Mapping[str, Any]) -> list[list[str]]:

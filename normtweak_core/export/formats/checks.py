@@ -26,6 +26,7 @@ GPTQ_GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 GPTQ_GROUP_SIZES_4_BIT = (32, 64, 128, 256)
 WORD = 32  # bits
 ROWS_PER_BYTE = 4  # of a ternary matrix in bitnet
+UNCALLED = ".dt_proj"  # of Mamba and what is built of it
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class LinearShape:
 def linear_shapes(folder: Path) -> dict[str, LinearShape]:
     """Return the linears of the blocks by name, from the headers of the weight files alone.
 
-    What routes tokens to experts is none of them: it stays float.
+    What routes tokens to experts is none of them: it stays float. Nor is Mamba's ``dt_proj``, whose
+    weight is read without a call, whatever its width.
 
     A weight whose bias has the length of its second dimension is a Conv1D's; where one is, square
     weights, which cannot tell, are taken for the same.
@@ -59,6 +61,7 @@ def linear_shapes(folder: Path) -> dict[str, LinearShape]:
         and name.endswith(".weight")
         and len(tensor.shape) == 2
         and (linear := name.removesuffix(".weight")) not in routers
+        and not linear.endswith(UNCALLED)
     }
     biases = {name: stored.get(f"{name}.bias") for name in weights}
     transposed = any(

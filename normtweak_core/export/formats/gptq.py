@@ -22,6 +22,8 @@ from normtweak_core.export.formats.packing import pack_rows, unpack_rows
 from normtweak_core.export.formats.scheme import Scheme
 from normtweak_core.quantization.weight import QuantizedWeight
 
+# Where readers look for blocks by themselves (optimum 2.3).
+KNOWN_BLOCKS = ("transformer.h", "model.decoder.layers", "gpt_neox.layers", "model.layers")
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -53,7 +55,7 @@ def unpack_linear(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWei
 
 
 def quantization_config(
-    scheme: Scheme, quantized: Sequence[str], all_in_blocks: bool
+    scheme: Scheme, quantized: Sequence[str], all_in_blocks: bool, blocks: str
 ) -> dict[str, object]:
     """Return the ``quantization_config`` entry of config.json.
 
@@ -62,6 +64,7 @@ def quantization_config(
         quantized: Full names of the quantized linears.
         all_in_blocks: Whether they are all the linears that the blocks have; readers convert
             every one of those unless told which.
+        blocks: Name of the list of blocks.
 
     """
     config: dict[str, object] = {
@@ -74,4 +77,6 @@ def quantization_config(
     }
     if not all_in_blocks:
         config["modules_in_block_to_quantize"] = [list(quantized)]
+    if blocks not in KNOWN_BLOCKS:
+        config["block_name_to_quantize"] = blocks
     return config

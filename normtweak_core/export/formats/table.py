@@ -98,4 +98,5 @@ def describe(
     if form is BITNET:
         return bitnet.quantization_config(scheme, sorted(linears - quantized))
     in_blocks = {name for name in linears if name.startswith(block_prefix)}
-    return gptq.quantization_config(scheme, sorted(quantized), in_blocks <= quantized)
+    blocks = block_prefix.removesuffix(".")
+    return gptq.quantization_config(scheme, sorted(quantized), in_blocks <= quantized, blocks)

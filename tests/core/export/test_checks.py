@@ -148,6 +148,17 @@ def test_shapes_come_from_the_headers_of_the_blocks(tmp_path):
     }
 
 
+def test_what_mamba_reads_without_a_call_is_no_linear_of_a_run(tmp_path):
+    save_file(
+        {
+            "backbone.layers.0.mixer.dt_proj.weight": torch.zeros(64, 2),
+            "backbone.layers.0.mixer.x_proj.weight": torch.zeros(34, 64),
+        },
+        tmp_path / "model.safetensors",
+    )
+    assert list(linear_shapes(tmp_path)) == ["backbone.layers.0.mixer.x_proj"]
+
+
 def test_conv1d_is_seen_from_a_bias_along_the_second_dimension(tmp_path):
     save_file(
         {

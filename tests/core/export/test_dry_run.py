@@ -38,6 +38,12 @@ def test_layers_that_no_reader_of_ternary_models_converts_are_named(tmp_path):
         rehearse(tmp_path, streams=False)
 
 
+def test_a_model_that_writes_to_its_weights_is_told_of_before_it_does(tmp_path):
+    config = hf.RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=3, context_length=64)
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    told(tmp_path, r"writes to rwkv\.blocks\.0\.attention\.output\.weight while it runs")
+
+
 def told(folder, message, **options):
     with pytest.raises(InputError, match=message) as caught:
         rehearse(folder, **options)

@@ -56,8 +56,11 @@ def test_gptq_stores_zero_minus_one_only_where_symmetric(seeded):
         tensors = gptq.pack_linear(weight, torch.float16)
         stored = unpack_rows(tensors["qzeros"], 3, 64).T
         assert torch.equal(stored + int(symmetric), weight.zeros)
-        config = gptq.quantization_config(Scheme.of(weight), [], True)
+        config = gptq.quantization_config(Scheme.of(weight), [], True, "model.layers")
         assert config["checkpoint_format"] == ("gptq" if symmetric else "gptq_v2")
+        assert "block_name_to_quantize" not in config
+        other = gptq.quantization_config(Scheme.of(weight), [], True, "transformer.blocks")
+        assert other == config | {"block_name_to_quantize": "transformer.blocks"}
 
 
 def test_gptq_lays_codes_along_the_input_and_names_each_columns_group(seeded):

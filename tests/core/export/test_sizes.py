@@ -12,6 +12,7 @@ from normtweak_core.errors import VerificationError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.sizes import SizeCheck, size_check
 from normtweak_core.export.writer import write_export, write_ternary_export
+from tests.core.model.families import save
 from tests.tiny_exports import quantize_all, read_json, save_tiny_model, ternary_all, tiny_config
 
 
@@ -76,6 +77,19 @@ def test_a_linear_that_stays_in_float_says_why(tmp_path, untied):
     assert found.in_words() == (
         "100 % of linears accounted for: 13 quantized, 1 in float (no forward pass calls it), "
         "1 in float (outside the blocks)"
+    )
+
+
+def test_convolutions_and_matrices_of_a_state_are_told(tmp_path):
+    source = save("mamba", tmp_path / "model")
+    layers = quantize_all(source, 3, None, False)
+    left = {name: one for name, one in layers.items() if not name.endswith("dt_proj")}
+    found = size_check(quantized(tmp_path / "out", source, layers=left), source)
+    found.require_sound()
+    assert found.in_words() == (
+        "100 % of linears accounted for: 9 quantized, 3 in float (no forward pass calls it), "
+        "1 in float (tied to the embedding); "
+        "beside them in float: 3 mixer.A_log, 3 mixer.D, 3 mixer.conv1d.weight"
     )
 
 

@@ -1,6 +1,7 @@
 """A recipe that ends in a registered version: its stages, its reports, its registration."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +27,7 @@ from flows.reports.results import Measured, write_evaluation
 from normtweak_core.errors import keys_called
 from normtweak_core.evaluate.gate import gate_failures
 from normtweak_core.export.payload import payload_bytes
+from tasks.engine.addresses import without_password
 from tasks.engine.artifacts import Result, read_json
 from tasks.engine.environment import state_root
 from tasks.engine.stage import Found
@@ -33,6 +35,7 @@ from tasks.models.job import open_job
 from tasks.models.work import Work
 from tasks.registry.promotion import MEASURED_ON, Verdict
 from tasks.registry.tracking import TrainingRun
+from tasks.registry.waiting import Waiting
 from tasks.results import CalibrationResult, ExportResult, FloatType
 from tasks.stages.dry_run import dry_run
 from tasks.stages.export import source_facts
@@ -254,17 +257,20 @@ def _register(
         asked=recipe.gate.asks,
         confidence=recipe.gate.confidence,
     )
-    registered = register_stage(
-        recipe.name,
-        recipe.registry.alias,
-        quote(export),
-        quote(metrics),
-        quote(tags),
-        quote([str(file) for file in told]),
-        quote(verdict),
-        quote(record),
-        wait_for=wait_for,
+    root = state_root().resolve()
+    waiting = Waiting(
+        name=recipe.name,
+        alias=recipe.registry.alias,
+        export=export.folder,
+        export_sha256=export.export_sha256,
+        metrics=metrics,
+        tags=tags,
+        reports=[str(file.resolve().relative_to(root)) for file in told],
+        verdict=verdict,
+        record=record,
+        registry=without_password(os.environ["MLFLOW_TRACKING_URI"]),
     )
+    registered = register_stage(quote(waiting), wait_for=wait_for)
     milestones.info(
         "registered %s%s",
         registered["model_uri"],

@@ -37,6 +37,10 @@ class Service:
     without: str  # what unsetting the variable leads to
 
 
+class NoAnswerError(InputError):
+    """Nothing answers at an address, for now."""
+
+
 def split_address(service: Service, value: str, schemes: tuple[str, ...]) -> SplitResult:
     """Return the parts of an address with a scheme and, over http, a host and a port that can be.
 
@@ -116,10 +120,10 @@ def wrong_server(service: Service, value: str, status: int, form: str = "") -> I
     )
 
 
-def no_answer(service: Service, value: str, reason: object) -> InputError:
+def no_answer(service: Service, value: str, reason: object) -> NoAnswerError:
     """Return the error about an address at which nothing answers."""
     told = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-    return InputError(
+    return NoAnswerError(
         f"must be the address of {service.what} that answers",
         key=service.variable,
         found=f"{without_password(value)} does not ({told})",

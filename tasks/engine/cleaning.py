@@ -12,7 +12,15 @@ from typing import Any
 from normtweak_core.errors import InputError
 from tasks.engine.environment import FOLDERS, HOME_VARIABLE
 from tasks.engine.locks import held, remove_if_free, try_lock
-from tasks.engine.root_layout import ARTEFACTS, EXPORTS, LOCKS, MADE_AGAIN, REBUILDS, RECORDS
+from tasks.engine.root_layout import (
+    ARTEFACTS,
+    EXPORTS,
+    LOCKS,
+    MADE_AGAIN,
+    REBUILDS,
+    RECORDS,
+    WAITING,
+)
 
 USE_LOCK = "in-use.lock"  # shared by running commands, taken alone by clean
 STREAMS = f"{ARTEFACTS}/streams"
@@ -56,7 +64,8 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
             its copies of the models, and Prefect's history, stay.
 
     Raises:
-        InputError: It is no state root, or a run, `normtweak ui` or `normtweak serve` uses it.
+        InputError: It is no state root, or a run, `normtweak ui` or `normtweak serve` uses it, or
+            all shall go and a finished model waits for the registry.
     """
     if not root.exists():
         return []
@@ -67,6 +76,7 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
         )
     with _alone(root):
         if everything:
+            _require_nothing_waits(root)
             # What is inside, not the folders: by them the next clean knows the root.
             kinds = {kind: _whole(root / kind) for kind in MADE_AGAIN}
             for lock in _idle_locks(root):
@@ -107,6 +117,17 @@ def _alone(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _require_nothing_waits(root: Path) -> None:
+    folder = root / WAITING
+    if not any(folder.glob("*.json")):
+        return
+    models = len([*folder.glob("*.json")])
+    raise InputError(
+        f"no finished model under {root} must wait for the registry before all is removed; found "
+        f"{models}: `normtweak register --pending` first, or remove {folder}."
+    )
 
 
 def _busy(root: Path, what: str) -> InputError:

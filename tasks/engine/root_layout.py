@@ -17,4 +17,5 @@ MADE_AGAIN = (
 
 # Records of what was: nothing makes them again.
 PREFECT, MLARTIFACTS, MLFLOW_DATABASE, LOCKS = "prefect", "mlartifacts", "mlflow.db", "locks"
-KEPT = (PREFECT, MLARTIFACTS, MLFLOW_DATABASE, LOCKS)
+WAITING = "waiting"  # finished models that the registry has not taken
+KEPT = (PREFECT, MLARTIFACTS, MLFLOW_DATABASE, LOCKS, WAITING)

@@ -1,50 +1,40 @@
 """The registration stage: one registry version per export, whatever number of times it is asked."""
 
 import os
-from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import State, task
 
 from tasks.engine import events
 from tasks.engine.environment import state_root
+from tasks.registry.waiting import NotRegisteredError, Waiting, register, register_others
+
+PAUSES = (1, 5, 20)  # seconds before another try, where the registry may answer by then
 
 
-@task(task_run_name="register")
-def register_stage(
-    name: str,
-    alias: str,
-    export: Any,
-    metrics: Any,
-    tags: Any,
-    reports: Any,
-    verdict: Any,
-    record: Any,
-) -> dict[str, Any]:
+def _may_pass(task: Any, run: Any, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, NotRegisteredError) and error.may_pass
+
+
+@task(
+    task_run_name="register",
+    retries=len(PAUSES),
+    retry_delay_seconds=list(PAUSES),
+    retry_condition_fn=_may_pass,
+)
+def register_stage(waiting: Waiting) -> dict[str, Any]:
     """Return the registered version as plain data; the same content gives the same version.
 
-    Not cached: the registry is asked each time, since it can lose or move things by itself.
+    Not cached: the registry is asked each time, since it can lose or move things by itself. What
+    waits for the same registry since an earlier run is registered too.
 
     Raises:
-        InputError: The registry does not answer.
+        NotRegisteredError: The registry did not take the model, which waits.
     """
-    from tasks.registry.versions import register_export
-
     events.record("register", part="begin")
-    root = state_root()
-    registered = register_export(
-        root / export.folder,
-        name,
-        export.export_sha256,
-        metrics,
-        tags,
-        [Path(report) for report in reports],
-        alias,
-        os.environ["MLFLOW_TRACKING_URI"],
-        root / "mlartifacts",
-        root / "locks",
-        verdict,
-        record,
-    )
+    tracking_uri = os.environ["MLFLOW_TRACKING_URI"]
+    registered = register(state_root(), waiting, tracking_uri)
     events.record("register", part="done", version=registered.version)
+    register_others(state_root(), tracking_uri)
     return registered.model_dump(mode="json")

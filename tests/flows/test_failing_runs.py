@@ -1,6 +1,10 @@
 """Runs that must end in an error: nothing of theirs may reach the registry."""
 
+import contextlib
+import http.server
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from flows.recipes.quantize import Recipe
 from normtweak_core.errors import ProblemError, VerificationError
 from normtweak_core.export.formats import compressed_tensors
 from tasks.engine.events import read_events
+from tasks.registry.waiting import NotRegisteredError, all_waiting
 from tests.tiny_exports import save_tiny_model, tiny_config
 
 
@@ -70,3 +75,59 @@ def test_an_export_that_reads_otherwise_than_quantized_is_not_registered(
     assert {"export", "verify"} <= happened
     assert happened.isdisjoint({"evaluate", "register"})
     assert versions("tiny-mismatch") == []
+
+
+@contextlib.contextmanager
+def registry_until(event: str, engine: Path):
+    """Yield the address of what answers as MLflow does, until a run comes to an event."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"OK")
+
+        def log_message(self, *_):
+            pass
+
+    begun = len(read_events(engine))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def watch() -> None:
+        while all(entry["event"] != event for entry in read_events(engine)[begun:]):
+            time.sleep(0.05)
+        server.shutdown()
+        server.server_close()
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (server.serve_forever, watch)]
+    for thread in threads:
+        thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    for thread in threads:
+        thread.join(timeout=10)
+
+
+def test_a_finished_model_outlives_a_registry_that_goes_down_meanwhile(engine, values, monkeypatch):
+    from flows.quantize import quantize
+    from tasks.stages.register import PAUSES, register_stage
+
+    values |= {"name": "tiny-waiting", "quantization": {"bits": 8, "group_size": 32}}
+    with registry_until("export", engine) as address, monkeypatch.context() as down:
+        down.setenv("MLFLOW_TRACKING_URI", address)
+        down.setattr(register_stage, "retry_delay_seconds", [0.0] * len(PAUSES))
+        message = r"the model is finished and not registered \(.* does not .Connection refused"
+        happened = failing_run(engine, values, NotRegisteredError, message)
+    assert {"evaluate", "register"} <= happened
+    begun = [entry for entry in read_events(engine) if entry.get("part") == "begin"]
+    tried = [entry for entry in begun if entry["event"] == "register"][-len(PAUSES) - 1 :]
+    assert len({entry["flow_run"] for entry in tried}) == 1  # once, and once after each pause
+    (model,) = all_waiting(engine)
+    assert (model.name, model.registry) == ("tiny-waiting", address)
+    assert versions("tiny-waiting") == []
+
+    made = quantize(Recipe.parse(values))
+    assert all(made["cached"].values())
+    assert made["registered"]["created"] is True
+    assert made["registered"]["version"] == 1
+    assert made["export_sha256"] == model.export_sha256
+    assert all_waiting(engine) == []

@@ -213,7 +213,7 @@ def by_hand(registry, monkeypatch):
         entered(registry, seed, perplexity)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     monkeypatch.setattr(
-        "flows.commands.aliases._registry", lambda: (registry.uri, registry.root / "locks")
+        "flows.commands.registry._registry", lambda: (registry.uri, registry.root / "locks")
     )
     return registry
 

@@ -1,4 +1,4 @@
-"""Moving an alias by hand: `normtweak promote` and `normtweak rollback`."""
+"""Work on the registry by hand: `normtweak promote`, `rollback` and `register`."""
 
 import argparse
 import os
@@ -7,13 +7,15 @@ from pathlib import Path
 from flows.checks.services import check_services
 from flows.commands.command import STATE, Command
 from flows.commands.execution import print_line
-from flows.commands.failures import EXIT_OK
+from flows.commands.failures import EXIT_FAILED, EXIT_OK, say
 from normtweak_core.lazy import lazy
+from tasks.engine.cleaning import in_use
 from tasks.engine.environment import prepare_environment, set_variables, state_root
 from tasks.registry.names import parse_address, require_names
 from tasks.registry.reachable import VARIABLE
 
 by_hand = lazy("tasks.registry.by_hand")  # with MLflow
+waiting = lazy("tasks.registry.waiting")
 
 NAMED = ("NAME", "--alias")  # what the person calls both
 
@@ -35,6 +37,26 @@ def run_rollback(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def run_register(options: argparse.Namespace) -> int:
+    """Register what waits and print what became of each."""
+    uri, _ = _registry()
+    root, code = state_root(), EXIT_OK
+    with in_use(root):
+        models = waiting.all_waiting(root)
+        if not models:
+            print_line(f"nothing under {root} waits to be registered")
+        for model in models:
+            try:
+                found = waiting.register(root, model, uri)
+            except waiting.NotRegisteredError as error:
+                say(f"{model}: {error.summary}.")
+                code = EXIT_FAILED
+            else:
+                aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
+                print_line(f"registered {found.model_uri}{aliases}")
+    return code
+
+
 def _registry() -> tuple[str, Path]:
     """Return address and locks of a registry that answers."""
     set_variables(state_root())
@@ -52,6 +74,10 @@ def _add_rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alias", default="champion", help="default: champion")
 
 
+def _add_register(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pending", action="store_true", required=True, help="all that waits")
+
+
 COMMANDS = {
     "promote": Command(
         "Move an alias, whatever the gate has said. The moves of an alias are kept in the\n"
@@ -65,5 +91,13 @@ COMMANDS = {
         ["rollback my-model", "rollback my-model --alias candidate"],
         _add_rollback,
         run_rollback,
+    ),
+    "register": Command(
+        "Register finished models that the registry has not taken, since it did not answer or the\n"
+        "run was killed at that moment. A model is registered once however often it is asked.\n"
+        f"The next run on the same registry does so as well.\n{STATE}",
+        ["register --pending"],
+        _add_register,
+        run_register,
     ),
 }

@@ -202,7 +202,10 @@ class Contents:
         if self._widths:
             self._check_width(module, layer)
             stored = {self.naming.linear(name): width for name, width in self._widths.items()}
-            scheme = MixedScheme(stored, scheme.group_size, scheme.symmetric)
+            rows = not scheme.symmetric and scheme.group_size is None
+            columns = {self.naming.linear(n): self._linear_shapes[n][1] for n in self._widths}
+            grid = scheme.group_size, scheme.symmetric
+            scheme = MixedScheme(stored, *grid, columns if rows else {})
         if self.scheme is None or (scheme == self.scheme and scheme.act_order):
             self.scheme = scheme  # of all linears, one in such an order tells readers to look
         if scheme != self.scheme:

@@ -31,7 +31,6 @@ from normtweak_core.export.formats.scheme import MixedScheme, Scheme
 from normtweak_core.quantization.weight import QuantizedWeight
 
 SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
-ROW = 1 << 20  # columns: a block of so many holds any row
 # What a linear reads, where it is rounded: see `normtweak_core.activations.rounding`.
 INPUTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 MINIMUM_VERSION = {2: "0.15", 3: "0.20", 4: "0.15", 8: "0.15"}
@@ -129,8 +128,8 @@ def quantization_config(
     """
     if isinstance(scheme, MixedScheme):
         groups = [
-            (names, _weights(scheme.of_linear(names[0]), mixed=True))
-            for names in scheme.by_width.values()
+            (names, _weights(scheme.of_linear(names[0]), mixed=True, columns=columns))
+            for names, columns in scheme.groups
         ]
     else:
         kind = "Linear" if scheme.block is None else "Conv1D"
@@ -162,14 +161,15 @@ def quantization_config(
     return config
 
 
-def _weights(scheme: Scheme, mixed: bool = False) -> dict[str, object]:
+def _weights(scheme: Scheme, mixed: bool = False, columns: int | None = None) -> dict[str, object]:
     """Return what config.json says of the weights of some linears."""
     strategy: dict[str, object] = {
         "strategy": "channel" if scheme.group_size is None else "group",
         "group_size": scheme.group_size,
     }
     if mixed and not scheme.symmetric:
-        strategy = {"strategy": "block", "block_structure": [1, scheme.group_size or ROW]}
+        # As wide as the rows, not wider: readers fill rows up to whole blocks.
+        strategy = {"strategy": "block", "block_structure": [1, columns]}
     if scheme.block is not None:
         strategy = {"strategy": "block", "block_structure": [scheme.block, 1]}
     return {

@@ -46,6 +46,8 @@ class MixedScheme:
     widths: Mapping[str, int]  # by name as stored
     group_size: int | None
     symmetric: bool
+    # Inputs by name, where each row has a zero point: it is stored as that of a block so wide.
+    columns: Mapping[str, int] = field(default_factory=dict)
     act_order: ClassVar[bool] = False
 
     def of_linear(self, name: str) -> Scheme:
@@ -54,7 +56,16 @@ class MixedScheme:
 
     def recorded(self) -> dict[str, Any]:
         """Return what a manifest records."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "columns" or value}
+
+    @property
+    def groups(self) -> list[tuple[list[str], int | None]]:
+        """The linears that config.json describes together, and the columns of their blocks."""
+        found: dict[tuple[int, int | None], list[str]] = {}
+        for width, names in self.by_width.items():
+            for name in names:
+                found.setdefault((width, self.columns.get(name, self.group_size)), []).append(name)
+        return [(names, columns) for (_, columns), names in found.items()]
 
     @property
     def by_width(self) -> dict[int, list[str]]:
@@ -99,6 +110,6 @@ def recorded_scheme(export: Mapping[str, Any]) -> AnyScheme:
         return TernaryScheme(export["rms_norm"], export["rms_norm_eps"])
     grid = (export["group_size"], export["symmetric"])
     if "widths" in export:
-        return MixedScheme(export["widths"], *grid)
+        return MixedScheme(export["widths"], *grid, export.get("columns", {}))
     read, order = export.get("activation_bits"), export.get("act_order", False)
     return Scheme(export["bits"], *grid, read, order, export.get("block"))

@@ -7,19 +7,22 @@ numbers are rounded the other way. Of its greedy tokens each is the model's own 
 the same words, or one that is behind it by less than that moves two logits.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
+from transformers.pytorch_utils import Conv1D
 
 from normtweak_core import reference
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.gguf.containers import CONTAINERS
 from normtweak_core.export.writer import write_export
 from normtweak_core.model.tokenizer import load_tokenizer
+from normtweak_core.model.tokenizer_files import tokenizer_files
 from tests.llama_reader import ask, needs_llama_reader
-from tests.tiny_exports import quantize_all
+from tests.tiny_exports import quantize_all, save_tiny_model
 
 MODELS = Path(reference.__file__).parent / "models"
 CASES = {
@@ -30,6 +33,7 @@ CASES = {
     "llama 4 bits, zeros": ("llama", 4, 64, False, "Q5_0"),
     "llama 4 bits, rows": ("llama", 4, None, False, "Q4_K"),
     "neox 4 bits": ("neox", 4, 32, True, "Q4_0"),
+    "gpt2 4 bits": ("gpt2", 4, 32, True, "Q4_0"),  # untrained
 }
 TEXTS = [
     "import os\n", "def main(", "class Popen:\n    def __init__(self", "    if self.",
@@ -40,14 +44,26 @@ TOKENS = 16
 pytestmark = needs_llama_reader
 
 
+def save_gpt2(folder):
+    """A random GPT-2 with the tokenizer of the reference Llama."""
+    tokenizer = load_tokenizer(MODELS / "llama")
+    sizes = {"n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    config = GPT2Config(vocab_size=len(tokenizer), **sizes, bos_token_id=0, eos_token_id=0)
+    save_tiny_model(folder, config, tokenizer=False)
+    for file in tokenizer_files(MODELS / "llama"):
+        shutil.copy(file, folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
     root = tmp_path_factory.mktemp("exports")
-    made = {}
+    made, gpt2 = {}, save_gpt2(root / "gpt2")
     for name, (model, bits, group_size, symmetric, kind) in CASES.items():
-        layers = quantize_all(MODELS / model, bits, group_size, symmetric)
+        source = gpt2 if model == "gpt2" else MODELS / model
+        layers = quantize_all(source, bits, group_size, symmetric)
         out = root / name.replace(" ", "-").replace(",", "")
-        record = write_export(out, MODELS / model, layers, {}, ExportConfig(format="gguf"))
+        record = write_export(out, source, layers, {}, ExportConfig(format="gguf"))
         assert record.consumers["llama.cpp"]["type"] == kind
         made[name] = out, out / record.consumers["llama.cpp"]["file"]
     return made
@@ -87,7 +103,9 @@ def test_llama_cpp_says_the_same_words_and_its_logits_keep_the_bound(exports, an
     exact = logits_of(model, said)
     size = CONTAINERS[path.stem.removeprefix("model-")].block
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and any(p.isdigit() for p in name.split(".")):
+        if isinstance(module, torch.nn.Linear | Conv1D) and any(
+            p.isdigit() for p in name.split(".")
+        ):
             module.register_forward_pre_hook(lambda _, args: (rounded(args[0], size), *args[1:]))
     bound = 2 * distance(logits_of(model, said), exact)
     read = [logits[: len(ids)] for logits, ids in zip(exact, prompts, strict=True)]

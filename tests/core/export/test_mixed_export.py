@@ -8,6 +8,7 @@ from normtweak_core.errors import InputError
 from normtweak_core.evaluate.size import quantized_storage
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.formats.checks import LinearShape, check_exportable
+from normtweak_core.export.formats.scheme import recorded_scheme
 from normtweak_core.export.loading import load_export
 from normtweak_core.export.sizes import size_check
 from normtweak_core.export.writer import write_export
@@ -92,6 +93,19 @@ def test_widths_are_told_wherever_an_export_speaks_of_itself(sources, tmp_path):
     assert f"linear layers of mixed widths ({counts}; asymmetric, groups of 32)" in card
     assert "tags: [quantized, mixed-bit, compressed-tensors]" in card
     assert "compressed-tensors 0.20 or newer (earlier releases" in card
+
+
+def test_blocks_of_whole_rows_are_no_wider_than_the_rows(sources, tmp_path):
+    layers = mixed_layers(sources["llama"], None, False)
+    record = write(tmp_path / "out", sources["llama"], layers)
+    described = read_json(record.folder / "config.json")["quantization_config"]
+    blocks = {
+        name: group["weights"]["block_structure"]
+        for group in described["config_groups"].values()
+        for name in group["targets"]
+    }
+    assert blocks == {name: [1, one.codes.shape[1]] for name, one in layers.items()}
+    assert recorded_scheme(read_json(record.folder / "normtweak.json")["export"]) == record.scheme
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.export.formats.conv1d import ternary_conv1d_error
-from normtweak_core.export.formats.gptq_opening import require_opened
+from normtweak_core.export.formats.filled_in import require_gptq_opened, require_packed_opened
 from normtweak_core.export.verification.probe import streaming_model
 from normtweak_core.model.architecture import first_line
 from normtweak_core.model.loading import mapped_causal_lm
@@ -62,6 +62,7 @@ def dry_run(
     streams: bool = True,
     rounds: bool = False,
     form: str = "auto",
+    mixed: bool = False,
 ) -> DryRun:
     """Return what was looked at of a model that can be quantized, exported and verified.
 
@@ -73,6 +74,7 @@ def dry_run(
         streams: Whether the run takes the model block by block; ternary training does not.
         rounds: Whether its linears are to read rounded activations.
         form: Of the export.
+        mixed: Whether its linears may come to have several widths.
 
     Raises:
         InputError: The model works in a way that a run cannot follow; block and module are named.
@@ -107,7 +109,9 @@ def dry_run(
         logits = streaming_model(weights, folder, dtype)[0](input_ids=ids, use_cache=False).logits
     _compare(logits, seen.logits, skeleton, "its forward pass with weights read block by block")
     if form == "gptq":
-        require_opened(skeleton, _quantized(blocks, uncalled))
+        require_gptq_opened(skeleton, _quantized(blocks, uncalled))
+    elif rounds or mixed:
+        require_packed_opened(skeleton, _quantized(blocks, uncalled), rounds)
     return DryRun(blocks=chosen, uncalled=uncalled)
 
 

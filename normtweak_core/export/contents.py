@@ -17,8 +17,9 @@ from normtweak_core.experts.stacked import find_routers
 from normtweak_core.export.formats.bitnet import check_conversion
 from normtweak_core.export.formats.checks import FloatTypeError
 from normtweak_core.export.formats.conv1d import ternary_conv1d_error
+from normtweak_core.export.formats.filled_in import filled_in
 from normtweak_core.export.formats.scheme import AnyScheme, MixedScheme, Scheme, TernaryScheme
-from normtweak_core.export.formats.table import BITNET, Format
+from normtweak_core.export.formats.table import BITNET, COMPRESSED_TENSORS, Format
 from normtweak_core.export.manifest import (
     dtype_name,
     quantized_entry,
@@ -83,6 +84,8 @@ class Contents:
         self.linears = frozenset([*linears, *find_routers(model)])
         self.block_prefix = f"{find_blocks(model).prefix}."
         self._check_names(model)
+        # Whether readers have to unpack all linears while they load them; ends the skeleton's use.
+        self.unpacked = form is COMPRESSED_TENSORS and filled_in(model, self._layers) is not None
 
     def names(self) -> list[str]:
         """Return what is to be stored, in the model's own order, without tied copies.

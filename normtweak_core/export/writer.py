@@ -191,7 +191,8 @@ def _write(
             frozenset(map(contents.naming.linear, names))
             for names in (contents.linears, contents.quantized)
         )
-        described = describe(form, scheme, linears, quantized, contents.block_prefix)
+        told = contents.block_prefix, contents.unpacked
+        described = describe(form, scheme, linears, quantized, *told)
         write_json(folder / "config.json", _model_config(source, dtype, described))
         _copy_texts(source, folder)
         weights = ExportedWeights(folder, form, scheme, dtype, contents.entries)

@@ -139,8 +139,9 @@ class Work:
         self._dtype = DTYPES[with_dtype(settings.model, folder).dtype]
         rounds = settings.quantization.activation_bits is not None
         num_blocks = block_list(stored_names(folder))[1]
-        form = settings.export.format
-        dry_run(folder, self._dtype, self.device, num_blocks, rounds=rounds, form=form)
+        form, mixed = settings.export.format, isinstance(settings.quantization.bits, MixedBits)
+        where = self._dtype, self.device
+        dry_run(folder, *where, num_blocks, rounds=rounds, form=form, mixed=mixed)
 
     def calibrated(
         self, given: Any, samples: int | None, length: int | None

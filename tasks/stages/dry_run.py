@@ -3,7 +3,7 @@
 from typing import Any
 
 from normtweak_core.lazy import lazy
-from normtweak_core.quantization.config import QuantizationConfig
+from normtweak_core.quantization.config import MixedBits, QuantizationConfig
 from tasks.engine.artifacts import Result
 from tasks.engine.stage import Found, stage
 from tasks.models.job import torch_dtype
@@ -29,6 +29,7 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
         }
         | ({"rounds": True} if _rounds(work) else {})
         | ({"form": "gptq"} if _format(work) == "gptq" else {})
+        | ({"mixed": True} if _mixes(work) else {})
         | job.of_base
     )
 
@@ -36,6 +37,11 @@ def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
 def _rounds(work: Work) -> bool:
     config = getattr(work.recipe, "quantization", None)
     return isinstance(config, QuantizationConfig) and config.activation_bits is not None
+
+
+def _mixes(work: Work) -> bool:
+    config = getattr(work.recipe, "quantization", None)
+    return isinstance(config, QuantizationConfig) and isinstance(config.bits, MixedBits)
 
 
 def _format(work: Work) -> str:
@@ -60,5 +66,6 @@ def dry_run(key: str, work: Work) -> DryRunResult:
         streams=work.streams,
         rounds=_rounds(work),
         form=_format(work),
+        mixed=_mixes(work),
     )
     return DryRunResult(blocks=done.blocks, uncalled=done.uncalled)

@@ -116,14 +116,15 @@ def _from_plain(zeros: Tensor, bits: int) -> Tensor:
 
 
 def quantization_config(
-    scheme: Scheme | MixedScheme, float_linears: Sequence[str], experts: bool = False
+    scheme: Scheme | MixedScheme, float_linears: Sequence[str], unpacked: bool = False
 ) -> dict[str, object]:
     """Return the ``quantization_config`` entry of config.json.
 
     Args:
         scheme: Width and grid of every quantized linear, or the widths of all.
         float_linears: Full names of the linears that stay float, the output head among them.
-        experts: Whether quantized linears are those of experts.
+        unpacked: Whether readers have to unpack them while they load the model: those of experts,
+            and of models that fill in weights by name.
 
     """
     if isinstance(scheme, MixedScheme):
@@ -154,9 +155,10 @@ def quantization_config(
             for number, (targets, weights) in enumerate(groups)
         },
     }
-    if experts or transposed or not (scheme.symmetric or isinstance(scheme, MixedScheme)):
+    if unpacked or transposed or not (scheme.symmetric or isinstance(scheme, MixedScheme)):
         # transformers 5.23 with compressed-tensors 0.20 expects unpacked zero points, and has no
-        # place for packed matrices of experts or of a Conv1D, unless it dequantizes while loading.
+        # place for packed matrices of experts or of a Conv1D, unless it dequantizes while loading;
+        # nor do models that fill in weights by name find any.
         config["dequantize"] = True
     return config
 

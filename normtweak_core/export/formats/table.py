@@ -80,6 +80,7 @@ def describe(
     linears: frozenset[str],
     quantized: frozenset[str],
     block_prefix: str,
+    unpacked: bool = False,
 ) -> dict[str, object]:
     """Return the ``quantization_config`` entry of config.json.
 
@@ -89,11 +90,12 @@ def describe(
         linears: Full names of all linears of the model, and of what routes tokens to experts.
         quantized: Those of them that are quantized.
         block_prefix: What the names of the blocks' linears begin with, such as ``model.layers.``.
+        unpacked: Whether readers have to unpack them while they load the model.
 
     """
     if form is COMPRESSED_TENSORS:
         return compressed_tensors.quantization_config(
-            scheme, sorted(linears - quantized), mixes_experts(quantized)
+            scheme, sorted(linears - quantized), unpacked or mixes_experts(quantized)
         )
     if form is BITNET:
         return bitnet.quantization_config(scheme, sorted(linears - quantized))

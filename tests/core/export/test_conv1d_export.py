@@ -7,7 +7,6 @@ from compressed_tensors.quantization import QuantizationScheme
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, OpenAIGPTConfig
 
-from normtweak_core.dry_run import dry_run
 from normtweak_core.errors import InputError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.foreign.base import BaseWeights
@@ -18,7 +17,7 @@ from normtweak_core.export.formats.checks import (
     check_exportable,
     check_ternary_exportable,
 )
-from normtweak_core.export.formats.gptq_opening import require_opened
+from normtweak_core.export.formats.filled_in import require_gptq_opened
 from normtweak_core.export.formats.scheme import Scheme
 from normtweak_core.export.gguf.grid_checks import check_grid_exportable
 from normtweak_core.export.loading import load_export
@@ -30,7 +29,6 @@ from normtweak_core.finetune.linear import GridLinear
 from normtweak_core.model.skeleton import build_skeleton
 from normtweak_core.model.structure import find_linears
 from normtweak_core.quantization.config import MixedBits, QuantizationConfig
-from tests.core.model.families import save
 from tests.gptq_reader import REPOSITORY, needs_gptq_reader
 from tests.tiny_exports import quantize_all, read_json, round_to_nearest, save_tiny_model
 
@@ -154,28 +152,13 @@ def test_what_no_reader_takes_apart_is_refused_by_key():
         check_ternary_exportable(ExportConfig(), linears)
 
 
-@pytest.mark.parametrize(
-    ("family", "sentence"),
-    [
-        ("gpt2", r"GPT2LMHeadModel does so with transformer\.h\.0\.attn\.c_proj, and loading ends"),
-        ("mamba2", r"Mamba2ForCausalLM does so with backbone\.layers\.0\.mixer\.out_proj, and"),
-        ("falcon", r"transformer\.h\.0\.self_attention\.query_key_value is a FalconLinear, which"),
-    ],
-)
-def test_what_transformers_does_not_open_of_gptq_is_refused_with_the_format_it_opens(
-    tmp_path, family, sentence
-):
-    with pytest.raises(InputError, match=rf"gptq is opened by .*{sentence}.*Use compressed-tensor"):
-        dry_run(save(family, tmp_path), torch.float32, "cpu", 3, form="gptq")
-
-
 @needs_gptq_reader
 def test_gptq_is_opened_where_a_model_fills_in_no_weight_by_name(tmp_path):
     source = save_tiny_model(tmp_path / "model", OpenAIGPTConfig(**SIZES))
     skeleton = build_skeleton(source, torch.float32)
     linears = {n: one for n, one in find_linears(skeleton).items() if ".h." in n}
     assert len(linears) == 8
-    require_opened(skeleton, linears)
+    require_gptq_opened(skeleton, linears)
     layers, record = written(tmp_path / "out", source, (2, 32, False), "gptq")
     report = verify_export(tmp_path / "out", REPOSITORY / GPTQ_READER / "bin/python")
     assert (report.num_quantized, report.argmax_agreement) == (8, 1.0)

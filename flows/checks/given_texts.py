@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.calibration.config import CalibrationConfig, images_of
 from normtweak_core.calibration.documents import read_documents
 from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import InputError, given_by
@@ -10,6 +10,7 @@ from normtweak_core.evaluate.config import EvaluationConfig, PerplexityConfig
 from normtweak_core.evaluate.tasks import read_items
 from normtweak_core.evaluate.text import window_length
 from normtweak_core.paths import given_path
+from normtweak_core.vision.images import check_images
 
 DATA_FILES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".txt")
 
@@ -25,8 +26,10 @@ def check_texts(
         section: What the recipe calls the former, for a warning.
 
     Raises:
-        InputError: A text is missing, unreadable, empty, not UTF-8 or malformed.
+        InputError: A text is missing, unreadable, empty, not UTF-8 or malformed, or an image cannot
+            be read.
     """
+    check_images(images_of(calibration))
     files = []
     if calibration.source == "text":
         files.append(read_text(calibration.path, "calibration.path"))

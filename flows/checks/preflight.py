@@ -34,7 +34,8 @@ from normtweak_core.export.formats.checks import (
 from normtweak_core.export.gguf.grid_checks import check_grid_exportable
 from normtweak_core.export.gguf.ternary_checks import check_gguf_exportable
 from normtweak_core.model.architecture import read_config
-from normtweak_core.vision.kinds import refuse_images
+from normtweak_core.quantization.config import MixedBits
+from normtweak_core.vision.kinds import check_image_recipe, refuse_images
 from tasks.engine.environment import REPOSITORY
 
 
@@ -95,6 +96,9 @@ def _fits(recipe: Any, ready: Ready) -> None:
         require_made_of(ready.base, ready.source.path, ready.shape.linears)
         require_order(recipe.export, ready.base)
     reader = (REPOSITORY / GPTQ_READER_DONE).is_file()
+    if ready.export is None:
+        mixed = isinstance(config.bits, MixedBits)
+        check_image_recipe(recipe.calibration.images, mixed, model)
     check_exportable(recipe.export, config, ready.shape.linears, reader_available=reader)
     check_grid_exportable(recipe.export, config, model, ready.shape.linears)
     if ready.export is not None:

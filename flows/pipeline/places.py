@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.recipes.kinds import FINETUNE, kind_of
+from normtweak_core.calibration.config import images_of
 from normtweak_core.calibration.hub_data import local_data
 from normtweak_core.model.source import REFERENCE_PREFIX, ModelFolder
 from normtweak_core.paths import given_path
@@ -30,6 +31,8 @@ def place_tags(recipe: Any, source: ModelFolder) -> dict[str, str]:
     data = kind.data_of(recipe)
     if data.path is not None and local_data(data.path) is not None:
         found[f"{kind.data}.path"] = given_path(data.path, f"{kind.data}.path")
+    if (images := images_of(data)) is not None:
+        found[f"{kind.data}.images"] = given_path(images, f"{kind.data}.images")
     return {
         f"{PLACE}{key}": NOTHING if path is None else str(path.resolve())
         for key, path in found.items()

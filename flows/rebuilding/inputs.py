@@ -14,6 +14,7 @@ from flows.rebuilding.recorded import Recorded
 from flows.recipes.base import put
 from flows.recipes.file import apply_override
 from flows.recipes.kinds import FINETUNE
+from normtweak_core.calibration.config import images_of
 from normtweak_core.errors import InputError
 from normtweak_core.export.payload import payload_sha256
 from normtweak_core.finetune.source import read_export_source
@@ -166,14 +167,18 @@ def _check_base(recorded: Recorded, job: Job) -> None:
 
 def _check_data(recorded: Recorded, recipe: Any, job: Job) -> None:
     """Accept the text or data set that was recorded."""
-    data, key = recorded.kind.data_of(recipe), f"{recorded.kind.data}.path"
+    data = recorded.kind.data_of(recipe)
+    images = images_of(data)
+    path = data.path if images is None else images
+    key = f"{recorded.kind.data}.{'path' if images is None else 'images'}"
     wanted = recorded.tag("calibration_data")
     if not wanted:
         return
-    told = f"{recorded.uri} was made with a text with hash {wanted}"
-    give = f"give the place of that text with --set {key}=PATH."
-    if recorded.place(key) is not None and not given_path(data.path, key).exists():
-        raise InputError(f"{told}; {data.path} does not exist: {give}")
+    what = "text" if images is None else "set of images"
+    told = f"{recorded.uri} was made with a {what} with hash {wanted}"
+    give = f"give the place of that {what} with --set {key}=PATH."
+    if recorded.place(key) is not None and not given_path(path, key).exists():
+        raise InputError(f"{told}; {path} does not exist: {give}")
     found = data_identity(job, data)
     if found != wanted:
-        raise InputError(f"{told}; {data.path} has {found}: {give}")
+        raise InputError(f"{told}; {path} has {found}: {give}")

@@ -30,7 +30,8 @@ class RecipeKind:
     def places(self) -> list[str]:
         """Keys that name files or folders which the export is made from."""
         export = ["model.source"] if self.name == "finetune" else []
-        return [*export, self.source, f"{self.data}.path"]
+        images = ["calibration.images"] if self.name == "quantize" else []
+        return [*export, self.source, f"{self.data}.path", *images]
 
     def data_of(self, recipe: Any) -> CalibrationConfig:
         """Return the section of the text."""

@@ -7,7 +7,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from flows.recipes.base import RegisteredRecipe, RegistryConfig, looked_up
 from flows.recipes.limits import DEVICES, LimitsConfig
-from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.calibration.config import ImageCalibrationConfig
 from normtweak_core.distributed.config import Devices
 from normtweak_core.effort import WithEffort
 from normtweak_core.errors import InputError
@@ -45,7 +45,7 @@ class Recipe(WithBase, WithEffort, RegisteredRecipe, frozen=True, extra="forbid"
         "a tweak rolled back; warn: tell problems as warnings, rollbacks as notes.",
     )
     model: ModelConfig = ModelConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
+    calibration: ImageCalibrationConfig = ImageCalibrationConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     norm_tweak: NormTweakConfig = NormTweakConfig()
     block_training: BlockTrainingConfig = BlockTrainingConfig()

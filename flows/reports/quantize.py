@@ -197,7 +197,9 @@ def rolled_back(tune: FinalTuneReport) -> str:
 def images_row(quality: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the row on what images were calibrated on; none for a model that reads none."""
     windows = quality.get("image_windows")
-    return [] if windows is None else [("images", calibrated_in_words(windows))]
+    if windows is None:
+        return []
+    return [("images", calibrated_in_words(windows, quality.get("image_tokens", 0)))]
 
 
 def _drift_section(reports: Reports) -> Section:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from normtweak_core.calibration.scripts import SCRIPTS
 from normtweak_core.errors import InputError
+from normtweak_core.paths import shown
 
 
 class CalibrationConfig(BaseModel, frozen=True, extra="forbid"):
@@ -65,3 +66,31 @@ class CalibrationConfig(BaseModel, frozen=True, extra="forbid"):
                 remedy="remove languages or change source",
             )
         return self
+
+
+class ImageCalibrationConfig(CalibrationConfig, frozen=True, extra="forbid"):
+    """The calibration set of a quantization, whose windows may hold images."""
+
+    images: str | None = Field(
+        None,
+        description="Of a model that reads images: a folder of them, or a .jsonl with image and "
+        "text. Each window begins with one, and the model goes on writing.",
+    )
+
+    @model_validator(mode="after")
+    def _images_where_written_about(self) -> "ImageCalibrationConfig":
+        other = "source" if self.source != "generated" else "languages"
+        if self.images is not None and (other == "source" or self.languages != "auto"):
+            raise InputError(
+                "is only read with source generated and languages auto, for the model goes on "
+                "behind the image",
+                key="images",
+                found=f"found {other} {shown(getattr(self, other))}",
+                remedy=f"remove images or {other}",
+            )
+        return self
+
+
+def images_of(config: CalibrationConfig) -> str | None:
+    """Return the images that windows begin with; None where they are text."""
+    return getattr(config, "images", None)

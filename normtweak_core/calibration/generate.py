@@ -115,7 +115,7 @@ def generate_windows(
         ids, begun = _write_batch(
             model,
             rules,
-            _uniforms(seed, indices, length).to(model.device),
+            uniforms(seed, indices, length).to(model.device),
             torch.tensor([GREEDY_TOKENS[i % len(GREEDY_TOKENS)] for i in indices]),
             lambda done, start=start: (
                 progress and progress(start * length + done, samples * length)
@@ -164,7 +164,7 @@ def _end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return (ends | {tokenizer.eos_token_id, tokenizer.bos_token_id}) - {None}
 
 
-def _uniforms(seed: int, indices: range, length: int) -> Float64[Tensor, "batch length 2"]:
+def uniforms(seed: int, indices: range, length: int) -> Float64[Tensor, "batch length 2"]:
     """Return two uniform numbers per window and position: one to sample, one for first tokens."""
     draws = [
         torch.rand(length, 2, generator=generator(seed, "generate", i), dtype=torch.float64)

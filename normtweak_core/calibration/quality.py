@@ -22,6 +22,7 @@ from normtweak_core.calibration.sets import CalibrationSet
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.evaluate.predictions import walked
 from normtweak_core.model.streaming import StreamedModel
+from normtweak_core.vision.windows import ImageWindows, model_inputs, of_text, token_ids
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class QualityReport(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     image_windows: int | None = Field(
         None, description="Windows with an image, of a model that reads images."
     )
+    image_tokens: int | None = Field(None, description="Tokens of each that are the image's.")
     verdict: Verdict
     reasons: list[str] = Field(description="Why it is not ok, in words; empty where it is.")
 
@@ -110,10 +112,13 @@ def judged(
         InputError: The set is degenerate.
         NonFiniteError: The model's logits are.
     """
-    nll = window_nll(model, calibration_set.input_ids)
+    nll = window_nll(model, calibration_set.windows)
     quality = quality_report(calibration_set, tokenizer, nll.mean().item())
     if getattr(model.config, "vision_config", None) is not None:
-        quality = quality.model_copy(update={"image_windows": 0})
+        images = calibration_set.images
+        told = (0, 0) if images is None else (len(images), int((~images.is_text).sum()))
+        update = {"image_windows": told[0], "image_tokens": told[1]}
+        quality = quality.model_copy(update=update)
     quality.require_usable()
     for reason in quality.reasons:
         log.warning("calibration set: %s", reason)
@@ -131,6 +136,8 @@ def quality_report(
         mean_nll: Nats per predicted token under the float model, the mean of ``window_nll``.
     """
     ids = calibration_set.input_ids
+    if calibration_set.images is not None:
+        ids = calibration_set.images.text  # one token stands for all of an image
     ordinary = ordinary_token_ids(tokenizer)
     vocabulary = len(ordinary)
     distinct_ids = int(torch.isin(ids.unique(), ordinary).sum())
@@ -150,7 +157,7 @@ def quality_report(
     return QualityReport(
         source=calibration_set.source,
         samples=len(ids),
-        length=ids.shape[1],
+        length=calibration_set.input_ids.shape[1],
         token_coverage=distinct_ids / vocabulary,
         distinct_in_window={n: s.distinct_in_window for n, s in ngrams.items()},
         distinct_in_set={n: s.distinct_in_set for n, s in ngrams.items()},
@@ -245,7 +252,8 @@ def likelihood_batch_size(config: PretrainedConfig, length: int) -> int:
 
 @torch.no_grad()
 def window_nll(
-    model: PreTrainedModel | StreamedModel, input_ids: Int64[Tensor, "samples length"]
+    model: PreTrainedModel | StreamedModel,
+    input_ids: Int64[Tensor, "samples length"] | ImageWindows,
 ) -> Float64[Tensor, " samples"]:
     """Return each window's mean negative log-likelihood in nats per predicted token.
 
@@ -267,12 +275,14 @@ def window_nll(
     means = []
     for number, batch in enumerate(input_ids.split(batch_size)):
         if states is None:
-            logits = model(input_ids=batch.to(model.device), use_cache=False).logits
+            logits = model(**model_inputs(batch.to(model.device)), use_cache=False).logits
         else:
             logits = states.logits(number)
-        for row, ids in zip(logits, batch, strict=True):  # one by one: a second copy is a row's
+        targets = of_text(token_ids(batch)[:, 1:], batch, 1)
+        for row, ids in zip(logits, targets, strict=True):  # one by one: a second copy is a row's
+            predicted = of_text(row[None, :-1], batch, 1)[0]
             losses = functional.cross_entropy(
-                row[:-1].float(), ids[1:].to(row.device), reduction="none"
+                predicted.float(), ids.to(row.device), reduction="none"
             )
             means.append(losses.double().mean().cpu())
     nll = torch.stack(means)

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.calibration.config import CalibrationConfig, images_of
 from normtweak_core.calibration.dataset import dataset_windows
 from normtweak_core.calibration.first_token import ordinary_token_ids
 from normtweak_core.calibration.generate import generate_windows
@@ -20,6 +20,8 @@ from normtweak_core.errors import InputError
 from normtweak_core.paths import given_path
 from normtweak_core.randomness import generator
 from normtweak_core.vision.kinds import image_token_ids
+from normtweak_core.vision.windows import ImageWindows
+from normtweak_core.vision.writing import write_image_windows
 
 Progress = Callable[[int, int], None]
 
@@ -32,18 +34,29 @@ class CalibrationSet:
         input_ids: One row a window.
         source: ``generated``, ``text``, ``dataset``, ``random``, or ``tokens`` given as such.
         facts: What is known of the source: JSON values only; no path, no time.
+        images: The same windows with the images that are in them; None: they are text.
     """
 
     input_ids: Int64[Tensor, "samples length"]
     source: str
     facts: dict[str, object] = field(default_factory=dict)
+    images: ImageWindows | None = None
+
+    @property
+    def windows(self) -> Int64[Tensor, "samples length"] | ImageWindows:
+        """What a model reads: the ids, with the images that belong to them."""
+        return self.input_ids if self.images is None else self.images
 
     @property
     def sha256(self) -> str:
-        """SHA-256 over the shape and the ids."""
+        """SHA-256 over the shape and the ids, and over what goes with images."""
         shape = "x".join(map(str, self.input_ids.shape)).encode()
         ids = self.input_ids.contiguous().numpy().astype("<i8").tobytes()
-        return hashlib.sha256(shape + b"\n" + ids).hexdigest()
+        digest = hashlib.sha256(shape + b"\n" + ids)
+        for name, value in sorted(self.images.inputs.items()) if self.images else ():
+            digest.update(f"\n{name} {list(value.shape)}\n".encode())
+            digest.update(value.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def build_calibration_set(
@@ -54,6 +67,7 @@ def build_calibration_set(
     seed: int,
     progress: Progress | None = None,
     revision: str | None = None,
+    folder: Path | None = None,
 ) -> CalibrationSet:
     """Return the calibration set that a recipe asks for.
 
@@ -66,6 +80,7 @@ def build_calibration_set(
         seed: The recipe's seed.
         progress: Called with (tokens done, tokens in all) while text is generated or streamed.
         revision: Commit to read of a hub data set (``hub_data_revision``); None: its newest.
+        folder: Of the model, whose processor takes images; needed where the recipe names some.
 
     Raises:
         InputError: The text or data set is missing, malformed or too short, or has tokens that the
@@ -94,6 +109,24 @@ def build_calibration_set(
             found="found none",
             remedy="load it, or choose text, dataset or random",
         )
+    return _written(config, tokenizer, model, length, seed, progress, folder)
+
+
+def _written(
+    config: CalibrationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    length: int,
+    seed: int,
+    progress: Progress | None,
+    folder: Path | None,
+) -> CalibrationSet:
+    """Return windows that the model writes, by itself or about images."""
+    if (given := images_of(config)) is not None:
+        images, facts = write_image_windows(
+            model, tokenizer, folder, given, config.samples, length, seed, progress
+        )
+        return CalibrationSet(images.input_ids, "generated", facts, images)
     written = generate_windows(
         model, tokenizer, config.samples, length, seed, config.languages, progress=progress
     )

@@ -1,6 +1,7 @@
 """A calibration set on disk: one safetensors file.
 
-``input_ids`` are int64; the source and its facts are UTF-8 JSON in the uint8 tensor ``facts``, as
+``input_ids`` are int64; where windows hold images, ``is_text`` is bool and ``input.NAME`` are the
+model's other inputs; the source and its facts are UTF-8 JSON in the uint8 tensor ``facts``, as
 safetensors writes metadata of more than one key in random order.
 """
 
@@ -13,6 +14,9 @@ from safetensors.torch import save_file
 
 from normtweak_core.calibration.sets import CalibrationSet
 from normtweak_core.errors import InputError
+from normtweak_core.vision.windows import ImageWindows
+
+INPUT = "input."
 
 
 def save_calibration_set(path: Path, calibration_set: CalibrationSet) -> None:
@@ -26,6 +30,9 @@ def save_calibration_set(path: Path, calibration_set: CalibrationSet) -> None:
         "input_ids": calibration_set.input_ids.contiguous(),
         "facts": torch.frombuffer(bytearray(encoded), dtype=torch.uint8),
     }
+    if (images := calibration_set.images) is not None:
+        tensors["is_text"] = images.is_text
+        tensors |= {f"{INPUT}{name}": one.contiguous() for name, one in images.inputs.items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -40,15 +47,20 @@ def load_calibration_set(path: Path) -> CalibrationSet:
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names & {"input_ids", "facts"}}
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise InputError(
             f"calibration set {path} must be a safetensors file; {error}: build it again"
         ) from error
-    if names != {"input_ids", "facts"}:
+    inputs = {name for name in names if name.startswith(INPUT)}
+    if names - inputs != {"input_ids", "facts"} | ({"is_text"} if inputs else set()):
         raise InputError(
             f"calibration set {path} must hold the tensors input_ids and facts; found "
             f"{', '.join(sorted(names))}: build it again"
         )
     facts = json.loads(tensors["facts"].numpy().tobytes())
-    return CalibrationSet(tensors["input_ids"], facts["source"], facts["facts"])
+    ids, images = tensors["input_ids"], None
+    if inputs:
+        beside = {name.removeprefix(INPUT): tensors[name] for name in sorted(inputs)}
+        images = ImageWindows(ids, beside, tensors["is_text"])
+    return CalibrationSet(ids, facts["source"], facts["facts"], images)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.evaluate.range import beyond
 from normtweak_core.model.streaming import StreamedModel
+from normtweak_core.vision.windows import ImageWindows
 
 TOKENS_PER_BATCH = 2048  # windows of one forward pass together; follows from length alone
 # 12 MiB in float32, 24 MiB in float64: the allocator hands such pieces out again, larger ones are
@@ -53,7 +54,7 @@ Predictor = Walked | Callable  # a causal LM in memory, or any function from inp
 
 def walked(
     model: StreamedModel,
-    windows: Int64[Tensor, "windows length"],
+    windows: Int64[Tensor, "windows length"] | ImageWindows,
     progress: Progress | None = None,
     batch_size: int | None = None,
 ) -> Walked:
@@ -78,8 +79,8 @@ def walked(
 
 
 def batches(
-    windows: Int64[Tensor, "windows length"], batch_size: int | None
-) -> tuple[Int64[Tensor, "_ length"], ...]:
+    windows: Int64[Tensor, "windows length"] | ImageWindows, batch_size: int | None
+) -> tuple[Int64[Tensor, "_ length"] | ImageWindows, ...]:
     """Return the windows that pass through a model together.
 
     Raises:

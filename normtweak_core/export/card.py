@@ -47,9 +47,9 @@ def model_card(record: ExportRecord) -> str:
         title=record.folder.name,
         kind=_kind(record),
         code=_CODE.format(
-            model=IMAGE_TEXT_CLASS if record.reads_images else TEXT_CLASS,
-            reader="AutoProcessor" if record.reads_images else "AutoTokenizer",
-            called="processor" if record.reads_images else "tokenizer",
+            model=IMAGE_TEXT_CLASS if record.image_windows is not None else TEXT_CLASS,
+            reader="AutoProcessor" if record.image_windows is not None else "AutoTokenizer",
+            called="processor" if record.image_windows is not None else "tokenizer",
         ),
         tag=_tag(scheme),
         form=record.format,
@@ -66,10 +66,12 @@ def model_card(record: ExportRecord) -> str:
 
 def _kind(record: ExportRecord) -> str:
     """Return what kind of model it is."""
-    if not record.reads_images:
+    if record.image_windows is None:
         return "causal language model"
+    images = record.image_windows
+    on = f"{images} windows of an image and text" if images else "text alone"
     return (
-        "model that reads images and text, whose text tower was calibrated on text alone:\n"
+        f"model that reads images and text, whose text tower was calibrated on {on}:\n"
         "vision tower and projector are as they were, and the text tower comes"
     )
 

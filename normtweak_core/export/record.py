@@ -20,5 +20,6 @@ class ExportRecord:
     size_bytes: int  # of the payload
     bits_per_weight: float  # all that is stored for the quantized linears but their biases
     consumers: Mapping[str, object] | None = None  # of bitnet: as in the manifest
-    reads_images: bool = False  # whether a vision tower stays in float beside it
+    # With how many images it was calibrated; None: it reads text alone.
+    image_windows: int | None = None
     origin: Origin | None = None  # of codes that another tool has made

@@ -69,6 +69,7 @@ def write_export(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
     origin: Origin | None = None,
+    image_windows: int = 0,
 ) -> ExportRecord:
     """Write the quantized model to the folder ``out``, which appears only when it is complete.
 
@@ -86,6 +87,7 @@ def write_export(
         max_shard_bytes: Largest weight file, and what is in memory at a time.
         progress: Called with tensors done and tensors in all.
         origin: Of codes that another tool has made, for the model card.
+        image_windows: How many of the windows hold an image, for the model card.
 
     Raises:
         InputError: ``out`` is in the way, or a tensor of the source is missing.
@@ -105,7 +107,9 @@ def write_export(
     contents = Contents(source, layers, replaced, form, dtype, Scheme.of, widths)
     rows = probe_rows(source, windows)
     gguf, more = _gguf(config), details or {}
-    return _write(out, source, contents, rows, more, max_shard_bytes, progress, gguf, origin)
+    images = image_windows if reads_images(read_config(source)) else None
+    about = origin, images
+    return _write(out, source, contents, rows, more, max_shard_bytes, progress, gguf, *about)
 
 
 def write_ternary_export(
@@ -174,6 +178,7 @@ def _write(
     progress: Callable[[int, int], None] | None,
     gguf: Gguf = None,
     origin: Origin | None = None,
+    image_windows: int | None = None,
 ) -> ExportRecord:
     """Write payload, probe, GGUF, model card and manifest, in this order."""
     form, dtype = contents.form, contents.dtype
@@ -207,7 +212,7 @@ def _write(
             size_bytes=payload_bytes(folder),
             bits_per_weight=_bits_per_weight(folder),
             origin=origin,
-            reads_images=reads_images(read_config(source)),
+            image_windows=image_windows,
         )
         consumers = None
         if form is BITNET:

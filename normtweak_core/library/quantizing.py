@@ -16,6 +16,7 @@ from normtweak_core.calibration.config import CalibrationConfig
 from normtweak_core.calibration.quality import QualityReport
 from normtweak_core.calibration.sets import CalibrationSet
 from normtweak_core.effort import Effort
+from normtweak_core.errors import InputError
 from normtweak_core.export.config import ExportConfig
 from normtweak_core.export.float_type import FloatTypeChoice
 from normtweak_core.export.payload import payload_bytes
@@ -37,6 +38,7 @@ def quantize(
     calibration: Sequence[str] | Tensor | CalibrationConfig | None = None,
     samples: int | None = None,
     length: int | None = None,
+    images: str | os.PathLike[str] | None = None,
     effort: Effort = "standard",
     base: str | os.PathLike[str] | None = None,
     norm_tweak: bool | NormTweakConfig | Mapping[str, Any] | None = None,
@@ -58,6 +60,8 @@ def quantize(
             on; None: the model writes them itself; or what a recipe can say.
         samples: Windows; None: 128, of texts as many as there are up to that.
         length: Tokens per window; None: min(2048, model context).
+        images: Of a model that reads images: a folder of them, or a .jsonl with ``image`` and
+            ``text``; each window begins with one, and the model goes on writing.
         effort: fast, standard, best or long: what all that is not said here follows from.
         base: A checkpoint of the source by another tool, whose codes are kept.
         norm_tweak: Whether and how the norms of each block are tweaked.
@@ -77,9 +81,7 @@ def quantize(
         NonFiniteError: A weight, an activation or a loss is NaN or infinite.
     """
     began = time.monotonic()
-    given, asked = calibration, _said(samples=samples, length=length)
-    if isinstance(calibration, CalibrationConfig):
-        given, asked = None, calibration.model_dump() | asked
+    given, asked = _asked(calibration, samples=samples, length=length, images=images)
     trained = _said(norm_tweak=norm_tweak, block_training=block_training, final_tune=final_tune)
     model = {"source": source, "dtype": dtype, "device": device, "revision": revision}
     sections = trained | {"export": export}
@@ -98,6 +100,23 @@ def _exported(
         record, made, choice = work.exported(windows, out)
         report = _report(work, quality, record, made, choice, time.monotonic() - began)
         return Quantized(record, report, work.source.path, work.device, held.pop_all())
+
+
+def _asked(calibration: Any, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """Return texts or token ids that are given, and what is asked of a set in their place."""
+    asked = _said(**arguments)
+    if "images" in asked:
+        asked["images"] = os.fspath(asked["images"])
+    if isinstance(calibration, CalibrationConfig):
+        return None, calibration.model_dump() | asked
+    if "images" in asked and calibration is not None:
+        raise InputError(
+            "is for windows that the model writes",
+            key="images",
+            found="found it beside calibration",
+            remedy="leave one of them out",
+        )
+    return calibration, asked
 
 
 def _said(**arguments: Any) -> dict[str, Any]:

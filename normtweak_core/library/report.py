@@ -34,8 +34,8 @@ class Report(BaseModel, frozen=True):
         """Return what is good to know and asks for nothing."""
         told = [note for block in self.blocks for note in block.notes()]
         told += self.final_tune.notes() if self.final_tune else []
-        images = self.calibration.image_windows
-        told += [] if images is None else [calibrated_in_words(images)]
+        images, tokens = self.calibration.image_windows, self.calibration.image_tokens
+        told += [] if images is None else [calibrated_in_words(images, tokens or 0)]
         told += [f"{self.dtype}: {self.float_type_note}"] if self.float_type_note else []
         told += [f"not {name}: {why}" for name, why in self.refused.items()]
         return [*told, *(f"calibration: {reason}" for reason in self.calibration.reasons)]

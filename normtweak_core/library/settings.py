@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.calibration.config import CalibrationConfig, ImageCalibrationConfig
 from normtweak_core.effort import WithEffort
 from normtweak_core.errors import InputError, keys_called
 from normtweak_core.export.config import ExportConfig
@@ -27,7 +27,7 @@ FORMATS = ("auto", "compressed-tensors", "gptq", "gguf")
 # What the arguments are called, by the key of a recipe that they stand for.
 ARGUMENTS = {f"quantization.{name}": name for name in QuantizationConfig.model_fields}
 ARGUMENTS |= {f"model.{name}": name for name in ModelConfig.model_fields}
-ARGUMENTS |= {"calibration.samples": "samples", "calibration.length": "length"}
+ARGUMENTS |= {f"calibration.{name}": name for name in ("samples", "length", "images")}
 
 
 class Settings(WithBase, WithEffort, frozen=True, extra="forbid"):
@@ -35,7 +35,7 @@ class Settings(WithBase, WithEffort, frozen=True, extra="forbid"):
 
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     model: ModelConfig = ModelConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
+    calibration: ImageCalibrationConfig = ImageCalibrationConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     norm_tweak: NormTweakConfig = NormTweakConfig()
     block_training: BlockTrainingConfig = BlockTrainingConfig()
@@ -84,7 +84,7 @@ def parse_settings(
                 effort=effort,
                 base=str(base) if isinstance(base, Path) else base,
                 model={**model, "source": str(source)},
-                calibration=calibration,
+                calibration=_fields(calibration),
                 quantization=quantization,
                 **{name: _section(name, value) for name, value in sections.items()},
             )
@@ -118,6 +118,10 @@ def _section(name: str, value: Any) -> Any:
     if isinstance(value, str) and name == "export":
         return {"format": value}
     return value
+
+
+def _fields(section: CalibrationConfig | Mapping[str, Any]) -> Mapping[str, Any]:
+    return section.model_dump() if isinstance(section, CalibrationConfig) else section
 
 
 def _require_known(quantization: Mapping[str, Any]) -> None:

@@ -68,7 +68,9 @@ from normtweak_core.tweak.final import (
     walked_targets,
 )
 from normtweak_core.tweak.report import FinalTuneReport
-from normtweak_core.vision.kinds import refuse_images
+from normtweak_core.vision.images import check_images
+from normtweak_core.vision.kinds import check_image_recipe, refuse_images
+from normtweak_core.vision.windows import Windows
 from normtweak_core.widths.allotment import allot
 from normtweak_core.widths.measuring import Measuring
 from normtweak_core.widths.report import Allotment
@@ -134,6 +136,9 @@ class Work:
             linears,
             reader_available=(ROOT / GPTQ_READER_DONE).is_file(),
         )
+        images, mixed = settings.calibration.images, settings.quantization.bits
+        check_image_recipe(images, isinstance(mixed, MixedBits), read_config(folder))
+        check_images(images)
         check_grid_exportable(settings.export, settings.quantization, read_config(folder), linears)
         self.device = resolve_device(settings.model.device)
         self._dtype = DTYPES[with_dtype(settings.model, folder).dtype]
@@ -169,7 +174,13 @@ class Work:
         else:
             tokens = effective_length(config.length, context)
             made = build_calibration_set(
-                config, tokenizer, inner, tokens, seed, self._progress("calibration")
+                config,
+                tokenizer,
+                inner,
+                tokens,
+                seed,
+                self._progress("calibration"),
+                folder=self.source.path,
             )
         return made, judged(made, tokenizer, model)[0]
 
@@ -184,11 +195,11 @@ class Work:
         Raises:
             FloatTypeError: The float type asked for does not hold the model, or none does.
         """
-        windows, export = calibration.input_ids, self.settings.export
+        windows, export = calibration.windows, self.settings.export
         choice = choose_export_dtype(
             export,
             self.source.path,
-            probe_rows(self.source.path, windows),
+            probe_rows(self.source.path, calibration.input_ids),
             self.settings.quantization,
             self.device,
             self._base,
@@ -202,7 +213,7 @@ class Work:
                 refused = choice.refused | {error.dtype: error.why}
                 choice = FloatTypeChoice(DTYPES[other], refused)
 
-    def _quantized(self, windows: Tensor, dtype: torch.dtype) -> Blocks:
+    def _quantized(self, windows: Windows, dtype: torch.dtype) -> Blocks:
         """Return all blocks, quantized and their norms tweaked."""
         folder = self.source.path
         model = StreamedModel(folder, self._dtype, self.device)
@@ -238,7 +249,7 @@ class Work:
         return made
 
     def _allotted(
-        self, model: StreamedModel, windows: Tensor, dtype: torch.dtype
+        self, model: StreamedModel, windows: Windows, dtype: torch.dtype
     ) -> Allotment | None:
         """Return the widths that cost least within the budget, where there is one."""
         config, total = self.settings.quantization, model.num_blocks
@@ -260,7 +271,7 @@ class Work:
                 self._tell("sensitivity", index + 1, total)
         return allot(costs, config, self.settings.export.format, dtype_name(dtype))
 
-    def _tuned(self, made: Blocks, windows: Tensor) -> Blocks:
+    def _tuned(self, made: Blocks, windows: Windows) -> Blocks:
         """Return the same with norms, and scales, tuned against the float model's logits."""
         config = self.settings.final_tune
         if not config.enabled:
@@ -328,6 +339,7 @@ class Work:
             widths=made.widths,
             progress=self._progress("export"),
             origin=None if self.base is None else self.base.origin(self.source.name),
+            image_windows=0 if calibration.images is None else len(calibration.images),
         )
         if self._base is not None:
             require_codes_kept(record.folder, self._base)

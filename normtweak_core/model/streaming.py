@@ -22,6 +22,7 @@ from normtweak_core.errors import InputError
 from normtweak_core.model import skeleton
 from normtweak_core.model.structure import find_blocks
 from normtweak_core.on_demand import num_bytes, origins_of, read_ends_when_run
+from normtweak_core.vision.windows import ImageWindows, Windows, model_inputs
 
 HIDDEN = "hidden_states"  # the name of a block's first argument throughout transformers
 SEQUENCES = (tuple, list)  # what some families' blocks return, the hidden state first
@@ -137,7 +138,7 @@ class StreamedModel:
 
     def embed(
         self,
-        input_ids: Int[Tensor, "batch tokens"],
+        input_ids: Int[Tensor, "batch tokens"] | ImageWindows,
         attention_mask: Shaped[Tensor, "batch tokens"] | None = None,
     ) -> tuple[Float[Tensor, "batch tokens hidden"], list[BlockCall]]:
         """Return what the first block receives, and how the model calls each of its blocks.
@@ -172,7 +173,7 @@ class StreamedModel:
 
     @torch.no_grad()
     def walk(
-        self, batches: Sequence[Int[Tensor, "_ tokens"]]
+        self, batches: Sequence[Int[Tensor, "_ tokens"] | ImageWindows]
     ) -> Iterator[list[Float[Tensor, "_ tokens hidden"]]]:
         """Yield what leaves each block in turn: a tensor for each batch, on the CPU.
 
@@ -230,12 +231,12 @@ class StreamedModel:
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self._device)
         return self._forward(inject, ids, torch.ones_like(ids)).logits
 
-    def _forward(self, visit: Visit, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
+    def _forward(self, visit: Visit, windows: Windows, attention_mask: Tensor | None) -> Any:
         """Run the model with ``visit`` in the place of its blocks."""
         self._visit = visit
         try:
             return self._model(
-                input_ids=input_ids,
+                **model_inputs(windows),
                 attention_mask=attention_mask,
                 use_cache=False,
                 return_dict=True,

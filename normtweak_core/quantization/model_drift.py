@@ -6,11 +6,14 @@ from torch import Tensor
 
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.quantization.drift import Drift, RunningDrift
+from normtweak_core.vision.windows import ImageWindows
 
 
 @torch.no_grad()
 def model_drift(
-    quantized: StreamedModel, float_model: StreamedModel, input_ids: Int64[Tensor, "samples seq"]
+    quantized: StreamedModel,
+    float_model: StreamedModel,
+    input_ids: Int64[Tensor, "samples seq"] | ImageWindows,
 ) -> list[Drift]:
     """Return the drift behind each block, in order, both models walked block by block.
 

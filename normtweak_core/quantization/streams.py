@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from normtweak_core.distributed.ranks import ALONE, Ranks
 from normtweak_core.distributed.tree import leaves_of, own_micro_batches
 from normtweak_core.quantization.linears.inputs import RunBlock
+from normtweak_core.vision.windows import Windows
 
 # Tokens per micro-batch of forward passes: bounds memory, follows from the recipe alone.
 TOKENS_PER_MICRO_BATCH = 4096
@@ -45,7 +46,7 @@ def num_training_windows(samples: int) -> int:
     return samples - max(1, samples // HELD_OUT_SHARE)
 
 
-def micro_batches(windows: Tensor) -> list[slice]:
+def micro_batches(windows: Windows) -> list[slice]:
     """Return the slices of windows that go through a block together.
 
     Training and held-out windows are in different ones.

@@ -20,6 +20,7 @@ from normtweak_core.quantization.linears.inputs import RunBlock
 from normtweak_core.quantization.storage import quantized_copy
 from normtweak_core.quantization.streams import Streams, micro_batches, run_stream
 from normtweak_core.quantization.weight import QuantizedWeight
+from normtweak_core.vision.windows import ImageWindows
 
 
 @runtime_checkable
@@ -41,7 +42,7 @@ class BlockWalk:
     def __init__(
         self,
         model: StreamedModel,
-        input_ids: Int64[Tensor, "samples seq"],
+        input_ids: Int64[Tensor, "samples seq"] | ImageWindows,
         base: Base | None = None,
         source: Path | None = None,
         dtype: torch.dtype = torch.float32,
@@ -113,7 +114,8 @@ class BlockWalk:
         return Streams(run_stream(block, streams.x_f, run), run_stream(quantized, streams.x_q, run))
 
     def _calls_for(self, batch: int) -> list[BlockCall]:
-        # Without padding, masks depend on the number of windows only, not on what is in them.
+        # Without padding, masks depend on the number of windows only, not on what is in them: where
+        # they hold images, all are laid out alike.
         if batch not in self._calls:
             self._calls[batch] = self.model.embed(self.input_ids[:batch])[1]
         return self._calls[batch]

@@ -28,6 +28,7 @@ from normtweak_core.training.objective import divergence
 from normtweak_core.tweak.config import FinalTuneConfig
 from normtweak_core.tweak.report import FinalTuneReport
 from normtweak_core.tweak.tweak import WithMasters, norm_parameters
+from normtweak_core.vision.windows import ImageWindows, model_inputs, of_text
 
 GRADIENT_CLIP = 1.0
 Progress = Callable[[int, int, float], None]  # step, steps, loss
@@ -37,11 +38,11 @@ Progress = Callable[[int, int, float], None]  # step, steps, loss
 class TuningWindows:
     """Calibration windows; the last ones decide, the others train."""
 
-    input_ids: Int64[Tensor, "samples seq"]
+    input_ids: Int64[Tensor, "samples seq"] | ImageWindows
     num_training: int
 
     @classmethod
-    def of(cls, input_ids: Int64[Tensor, "samples seq"]) -> "TuningWindows":
+    def of(cls, input_ids: Int64[Tensor, "samples seq"] | ImageWindows) -> "TuningWindows":
         """Return the windows, of which those train that also serve the Hessians."""
         return cls(input_ids, num_training_windows(len(input_ids)))
 
@@ -177,9 +178,11 @@ def _train(
             group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         order = order or torch.randperm(windows.num_training, generator=draws).tolist()
         chosen = order.pop()
-        ids, target = windows.input_ids[chosen][None].to(device), expected.logits(chosen)
+        window = windows.input_ids[chosen : chosen + 1].to(device)
+        target = of_text(expected.logits(chosen), window)
         with torch.enable_grad():
-            loss = divergence(target, tuned(ids, use_cache=False).logits)
+            logits = tuned(**model_inputs(window), use_cache=False).logits
+            loss = divergence(target, of_text(logits, window))
             if not torch.isfinite(loss):
                 raise NonFiniteError(
                     f"the final tune's loss must be finite; found {loss.item()} at step {step}: "
@@ -199,7 +202,8 @@ def _held_out_divergence(quantized: nn.Module, expected: Walked, windows: Tuning
     held_out = range(windows.num_training, len(windows.input_ids))
     total = 0.0
     for number in held_out:
-        ids = windows.input_ids[number][None].to(device)
-        logits = quantized(ids, use_cache=False).logits
-        total += divergence(expected.logits(number), logits).item()
+        window = windows.input_ids[number : number + 1].to(device)
+        logits = quantized(**model_inputs(window), use_cache=False).logits
+        target = of_text(expected.logits(number), window)
+        total += divergence(target, of_text(logits, window)).item()
     return total / len(held_out)

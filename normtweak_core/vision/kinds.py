@@ -51,9 +51,49 @@ def image_token_ids(config: object) -> list[int]:
     return sorted({token for token in found if isinstance(token, int)})
 
 
-def calibrated_in_words(image_windows: int) -> str:
-    """Return what a model that reads images was calibrated on, and what stays in float."""
+def calibrated_in_words(image_windows: int, image_tokens: int = 0) -> str:
+    """Return what a model that reads images was calibrated on, and what stays in float.
+
+    Args:
+        image_windows: Windows that begin with an image; 0: none did.
+        image_tokens: Tokens of each of them that are the image's.
+    """
+    if not image_windows:
+        return (
+            "vision tower and projector stay in float; the text tower is calibrated and measured "
+            "on text alone, which tells nothing of what images bring into it"
+        )
     return (
-        "vision tower and projector stay in float; the text tower is calibrated and measured on "
-        "text alone, which tells nothing of what images bring into it"
+        "vision tower and projector stay in float; the text tower is calibrated on "
+        f"{image_windows} windows of an image and text ({image_tokens} tokens of each are the "
+        "image's), and measured on text alone"
     )
+
+
+def check_image_recipe(images: str | None, several_widths: bool, config: Mapping[str, Any]) -> None:
+    """Accept a recipe whose images the model of a config.json can be calibrated with.
+
+    Args:
+        images: What the recipe names; None: nothing.
+        several_widths: Whether widths are left to a budget.
+        config: As it is read from the file.
+
+    Raises:
+        InputError: The model reads none, or widths would be measured with them.
+    """
+    if images is None:
+        return
+    if not reads_images(config):
+        raise InputError(
+            "is for a model that reads images",
+            key="calibration.images",
+            found=f"this one reads text alone ({', '.join(config.get('architectures') or [])})",
+            remedy="remove it, or choose another model",
+        )
+    if several_widths:
+        raise InputError(
+            "must be one width with calibration.images, for widths are measured on text alone",
+            key="quantization.bits",
+            found="found an average of several",
+            remedy="set one width, or remove calibration.images",
+        )

@@ -2,10 +2,11 @@
 
 import hashlib
 
-from normtweak_core.calibration.config import CalibrationConfig
+from normtweak_core.calibration.config import CalibrationConfig, images_of
 from normtweak_core.calibration.hub_data import local_data
 from normtweak_core.calibration.length import effective_length
 from normtweak_core.errors import InputError
+from normtweak_core.vision.images import images_content
 from tasks.engine.artifacts import file_sha256
 from tasks.models.job import Job
 
@@ -22,12 +23,15 @@ def calibration_length(job: Job, config: CalibrationConfig) -> int:
 def data_identity(job: Job, config: CalibrationConfig) -> str:
     """Return what is read of the user's data: a SHA-256, or name@commit of a hub data set.
 
-    Of a folder it is the SHA-256 of the hashes of its files. Empty where nothing is read, since
+    Of a folder it is the SHA-256 of the hashes of its files, and of images that of all of them with
+    their texts. Empty where nothing is read, since
     the text is written by the model, or drawn.
 
     Raises:
         InputError: As `content_of`.
     """
+    if (images := images_content_of(config)) is not None:
+        return images
     content = content_of(job, config)
     if content is None or config.path is None:
         return ""
@@ -56,6 +60,16 @@ def content_of(job: Job, config: CalibrationConfig) -> str | None:
         return file_sha256(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return ",".join(f"{file.relative_to(path)}={file_sha256(file)}" for file in files)
+
+
+def images_content_of(config: CalibrationConfig) -> str | None:
+    """Return one hash over images and their texts; None where windows are text.
+
+    Raises:
+        InputError: One is missing.
+    """
+    images = images_of(config)
+    return None if images is None else images_content(images)
 
 
 def hub_revision(job: Job, config: CalibrationConfig) -> str | None:

@@ -86,7 +86,7 @@ def main() -> None:
     work: BlockWork = options.work
     model = StreamedModel(work.folder, getattr(torch, work.dtype), work.device_of(rank))
     base = None if work.base is None else BaseWeights(work.base, work.folder)
-    windows = load_calibration_set(work.windows).input_ids
+    windows = load_calibration_set(work.windows).windows
     walk = BlockWalk(model, windows, base, work.folder, getattr(torch, work.dtype))
     with Group(store, rank, size, work.device_of(rank)) as ranks:
         _work(work, walk, options.streams, ranks)

@@ -9,7 +9,12 @@ from tasks.engine import events
 from tasks.engine.artifacts import publish, publish_json
 from tasks.engine.environment import state_root
 from tasks.engine.stage import Found, stage
-from tasks.models.given_data import calibration_length, content_of, hub_revision
+from tasks.models.given_data import (
+    calibration_length,
+    content_of,
+    hub_revision,
+    images_content_of,
+)
 from tasks.models.subjects import float_subject
 from tasks.models.work import Work
 from tasks.results import CalibrationResult
@@ -26,12 +31,13 @@ tokenizers = lazy("normtweak_core.model.tokenizer")
 def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:
     config, job = work.data, work.job
     return {
-        "calibration": config.model_dump(exclude={"path"}),
+        "calibration": config.model_dump(exclude={"path", "images"}),
         "text": content_of(job, config),
         # The same bytes are other documents in another kind of file.
         "kind": Path(config.path).suffix.lower() if config.path is not None else None,
         "length": calibration_length(job, config),
         "seed": job.seed,
+        **({"images": content} if (content := images_content_of(config)) else {}),
         "model": job.fingerprint.sha256,
         "tokenizer": job.tokenizer_sha256,
         # Says which tokens end a document that the model writes.
@@ -63,6 +69,7 @@ def calibrate(key: str, work: Work) -> CalibrationResult:
             job.seed,
             advance,
             hub_revision(job, config),
+            job.folder,
         )
     report, nll = quality.judged(windows, tokenizer, model)
     frame = table.calibration_frame(windows, tokenizer, nll.tolist())
@@ -91,4 +98,13 @@ data = calibrate.but(name="data")
 
 def data_windows(made: CalibrationResult) -> Any:
     """Return the token ids of a calibration set, windows x length."""
-    return storage.load_calibration_set(state_root() / made.windows.path).input_ids
+    return _stored(made).input_ids
+
+
+def data_with_images(made: CalibrationResult) -> Any:
+    """Return what a model reads of a calibration set: the ids, with the images that are in them."""
+    return _stored(made).windows
+
+
+def _stored(made: CalibrationResult) -> Any:
+    return storage.load_calibration_set(state_root() / made.windows.path)

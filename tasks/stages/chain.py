@@ -21,7 +21,7 @@ from tasks.engine.environment import state_root
 from tasks.engine.locks import exclusive
 from tasks.models.job import Job, torch_dtype
 from tasks.results import BlockResult, CalibrationResult
-from tasks.stages.calibrate import data_windows
+from tasks.stages.calibrate import data_with_images
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ class Chain:
         dtype = torch_dtype(self.dtype)
         model = streaming.StreamedModel(self.job.folder, dtype, self.job.device)
         base = self.base_weights()
-        return walks.BlockWalk(model, data_windows(self.windows), base, self.job.folder, dtype)
+        return walks.BlockWalk(model, data_with_images(self.windows), base, self.job.folder, dtype)
 
     def base_weights(self) -> "BaseWeights | None":
         """Return the checkpoint whose codes are kept, if there is one."""

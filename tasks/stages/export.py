@@ -120,6 +120,7 @@ def export_blocks(
             details=details,
             widths=quantized.widths,
             origin=job.base and job.base.origin(job.source.name),
+            image_windows=read_json(calibrate.quality).get("image_windows", 0),
         )
         if base is not None:
             kept.require_codes_kept(out, base)

@@ -12,7 +12,7 @@ from tasks.models.job import torch_dtype
 from tasks.models.work import Work
 from tasks.results import BlockResult, CalibrationResult, FinalTuneResult, FloatType, WidthsResult
 from tasks.stages.blocks import fields_read
-from tasks.stages.calibrate import data_windows
+from tasks.stages.calibrate import data_with_images
 from tasks.tables.drift import TUNED
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def final_tune(
     began = time.monotonic()
     job, config = work.job, work.recipe.quantization
     dtype, export_dtype = torch_dtype(job.model.dtype), torch_dtype(float_type.dtype)
-    windows = final.TuningWindows.of(data_windows(calibrate))
+    windows = final.TuningWindows.of(data_with_images(calibrate))
     float_model = streaming.StreamedModel(job.folder, dtype, job.device)
     expected = final.walked_targets(float_model, windows)
     prefix = structure.find_blocks(float_model.model).prefix

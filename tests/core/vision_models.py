@@ -26,6 +26,7 @@ TEXT = {
 }
 HEADED = TEXT | {"head_dim": 8}
 SIDE, PATCH = 16, 8
+PINPOINTS = [[16, 32], [32, 16], [32, 32]]
 # More blocks and weights than the text tower, which must be found all the same.
 VISION = {
     "hidden_size": 32,
@@ -79,7 +80,7 @@ VISION_FAMILIES = {
     "idefics3": lambda: hf.Idefics3Config(**OWN, text_config=hf.LlamaConfig(**TEXT)),
     "smolvlm": lambda: hf.SmolVLMConfig(**OWN, text_config=hf.LlamaConfig(**TEXT)),
     "mistral3": lambda: hf.Mistral3Config(
-        vision_config=hf.PixtralVisionConfig(**VISION),
+        vision_config=hf.PixtralVisionConfig(**VISION | {"image_size": 32, "patch_size": 4}),
         text_config=hf.MistralConfig(**HEADED),
         image_token_index=IMAGE,
         spatial_merge_size=2,
@@ -97,6 +98,7 @@ VISION_FAMILIES = {
         **SPANS,
     ),
     "llava_next": lambda: hf.LlavaNextConfig(
+        image_grid_pinpoints=PINPOINTS,
         vision_config=hf.CLIPVisionConfig(**VISION, projection_dim=32),
         text_config=hf.LlamaConfig(**TEXT),
         image_token_id=IMAGE,
@@ -176,6 +178,22 @@ def write_llava_processor(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def write_llava_next_processor(folder: Path) -> None:
+    """Write the processor of a LLaVA-NeXT, of which images of other shapes take other tokens."""
+    square = {"height": SIDE, "width": SIDE}
+    images = hf.LlavaNextImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size=square, image_grid_pinpoints=PINPOINTS
+    )
+    hf.LlavaNextProcessor(
+        images,
+        hf.AutoTokenizer.from_pretrained(folder),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+    ).save_pretrained(folder)
+
+
 def write_images(folder: Path, count: int, seed: int = 0) -> Path:
     """Write small images of different sizes as PNG files, and a .jsonl that names them."""
     random = numpy.random.default_rng(seed)
@@ -185,7 +203,9 @@ def write_images(folder: Path, count: int, seed: int = 0) -> Path:
         sides = random.integers(20, 40, 2)
         pixels = random.integers(0, 256, (*sides, 3), dtype=numpy.uint8)
         Image.fromarray(pixels).save(folder / f"{number:03d}.png")
-        lines.append(json.dumps({"image": f"{number:03d}.png", "text": f"{word(number)} ah ai"}))
+        lines.append(
+            json.dumps({"image": f"{number:03d}.png", "text": f"{word(10 + number)} ah ai"})
+        )
     (folder / "images.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 

@@ -45,6 +45,10 @@ NAMED = {
     "registry.promote_to": (
         "tests.flows.test_shared_export.test_recipes_of_one_export_keep_apart_what_is_theirs"
     ),
+    "calibration.images": (
+        "tests.core.vision.test_writing."
+        "test_images_calibrate_a_model_and_its_report_and_card_say_so"
+    ),
     "quantization.experts.few_tokens": (
         "tests.core.quantization.test_experts."
         "test_starved_experts_are_rounded_to_nearest_where_the_recipe_says_so"

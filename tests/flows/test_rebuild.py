@@ -301,7 +301,8 @@ def test_what_was_moved_is_found_where_the_user_says(made, capsys, tmp_path):
     reason = refused(made, capsys, URI, "--set", "quantization.bits=3")
     assert reason == (
         "--set of a rebuild says where something lies now, by one of model.source, "
-        "calibration.path; found 'quantization.bits=3': what else is changed makes another export."
+        "calibration.path, calibration.images; found 'quantization.bits=3': what else is changed "
+        "makes another export."
     )
 
 

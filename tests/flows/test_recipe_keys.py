@@ -67,6 +67,8 @@ OTHER = {
 }
 # Read only with calibration.source generated.
 GENERATED = {"calibration.languages": ["latin"]}
+# Read only of a model that reads images.
+IMAGES = {"calibration.images": "{0}/images"}
 # Read only with a symmetric grid of 2 bits.
 SYMMETRIC = {"quantization.levels": "ternary"}
 # Read only where widths are left to a budget.
@@ -102,6 +104,7 @@ def test_every_key_of_the_recipe_is_accounted_for():
     listed = {
         *OTHER,
         *GENERATED,
+        *IMAGES,
         *SYMMETRIC,
         *ACTIVATIONS,
         *TRAINING,
@@ -113,6 +116,20 @@ def test_every_key_of_the_recipe_is_accounted_for():
         *ELSEWHERE,
     }
     assert set(known_keys(Recipe)) == listed
+
+
+def test_images_are_in_the_keys_by_content_and_not_by_place(project, tmp_path):
+    values = recipe_values(project) | {"calibration": {"samples": 8, "length": 16}}
+    folders = [tmp_path / name for name in ("one", "copy", "other")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "a.png").write_bytes(b"other" if folder.name == "other" else b"image")
+    recipes = [changed(values, "calibration.images", str(folder)) for folder in folders]
+    written, one, copy, other = (quantize_keys(Recipe.parse(given)) for given in (values, *recipes))
+    assert one == copy
+    for found in (written, other):
+        assert found["calibrate"] != one["calibrate"]
+        assert found["block 0"] != one["block 0"]
 
 
 def test_equal_recipes_have_equal_keys(project, base):

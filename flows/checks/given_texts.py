@@ -29,7 +29,7 @@ def check_texts(
         InputError: A text is missing, unreadable, empty, not UTF-8 or malformed, or an image cannot
             be read.
     """
-    check_images(images_of(calibration))
+    check_images(images_of(calibration), calibration.samples)
     files = []
     if calibration.source == "text":
         files.append(read_text(calibration.path, "calibration.path"))

@@ -138,7 +138,7 @@ class Work:
         )
         images, mixed = settings.calibration.images, settings.quantization.bits
         check_image_recipe(images, isinstance(mixed, MixedBits), read_config(folder))
-        check_images(images)
+        check_images(images, settings.calibration.samples)
         check_grid_exportable(settings.export, settings.quantization, read_config(folder), linears)
         self.device = resolve_device(settings.model.device)
         self._dtype = DTYPES[with_dtype(settings.model, folder).dtype]

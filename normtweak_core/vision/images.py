@@ -10,7 +10,7 @@ from normtweak_core.given_files import numbered_lines, parse_json, read_utf8
 from normtweak_core.lazy import lazy
 from normtweak_core.paths import given_path
 
-pillow = lazy("PIL.Image")
+pillow, operations = lazy("PIL.Image"), lazy("PIL.ImageOps")
 
 KEY = "calibration.images"
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -55,18 +55,40 @@ def read_images(path: str) -> list[Given]:
     return found
 
 
-def check_images(path: str | None) -> None:
-    """Accept images that can all be opened; None: there are none to open.
+def check_images(path: str | None, samples: int) -> None:
+    """Accept as many images as windows are asked for, all of which can be opened.
+
+    Args:
+        path: As `read_images`; None: there are none to open.
+        samples: Windows.
 
     Raises:
-        InputError: As `read_images`, or one is missing or damaged.
+        InputError: As `read_images`, or there are too few, or one is missing or damaged.
     """
-    for given in () if path is None else read_images(path):
-        open_image(given)
+    if path is not None:
+        for given in enough_images(path, samples):
+            open_image(given)
+
+
+def enough_images(path: str, samples: int) -> list[Given]:
+    """Return all images, which are at least as many as windows.
+
+    Raises:
+        InputError: As `read_images`, or there are fewer.
+    """
+    found = read_images(path)
+    if len(found) < samples:
+        raise InputError(
+            f"asks for {samples} windows with an image each",
+            key="calibration.samples",
+            found=f"{path} holds {len(found)} images",
+            remedy="give more images, or lower samples",
+        )
+    return found
 
 
 def open_image(given: Given) -> Any:
-    """Return an image in three colours.
+    """Return an image in three colours, the right way up.
 
     Raises:
         InputError: It is missing, or cannot be read.
@@ -79,7 +101,7 @@ def open_image(given: Given) -> Any:
         )
     try:
         with pillow.open(given.image) as image:
-            return image.convert("RGB")
+            return operations.exif_transpose(image).convert("RGB")  # as a camera was held
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise InputError(
             "must hold images that can be read",

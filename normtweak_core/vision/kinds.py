@@ -90,6 +90,13 @@ def check_image_recipe(images: str | None, several_widths: bool, config: Mapping
             found=f"this one reads text alone ({', '.join(config.get('architectures') or [])})",
             remedy="remove it, or choose another model",
         )
+    if config["vision_config"].get("deepstack_visual_indexes"):
+        raise InputError(
+            "is for a model that puts images in front of its first block",
+            key="calibration.images",
+            found=f"{config['architectures'][0]} adds them between its blocks as well",
+            remedy="remove it, and calibrate on text alone",
+        )
     if several_widths:
         raise InputError(
             "must be one width with calibration.images, for widths are measured on text alone",

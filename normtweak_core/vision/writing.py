@@ -23,7 +23,7 @@ from normtweak_core.calibration.first_token import ordinary_token_ids
 from normtweak_core.calibration.generate import TOP_K, uniforms
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.randomness import generator
-from normtweak_core.vision.images import KEY, Given, open_image, read_images
+from normtweak_core.vision.images import KEY, Given, enough_images, open_image
 from normtweak_core.vision.kinds import image_token_ids
 from normtweak_core.vision.processor import Prompt, load_processor, processed
 from normtweak_core.vision.windows import ImageWindows
@@ -61,14 +61,7 @@ def write_image_windows(
             or an image leaves no room for text.
         NonFiniteError: The model's logits are NaN.
     """
-    found = read_images(images)
-    if len(found) < samples:
-        raise InputError(
-            f"asks for {samples} windows with an image each",
-            key="calibration.samples",
-            found=f"{images} holds {len(found)} images",
-            remedy="give more images, or lower samples",
-        )
+    found = enough_images(images, samples)
     order = torch.randperm(len(found), generator=generator(seed, "calibration images"))
     chosen = [found[number] for number in order[:samples].tolist()]
     tokens = image_token_ids(model.config)

@@ -4,23 +4,27 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
 from normtweak_core import quantize
 from normtweak_core.calibration.config import CalibrationConfig, ImageCalibrationConfig
+from normtweak_core.calibration.generate import uniforms
 from normtweak_core.calibration.quality import judged
 from normtweak_core.calibration.sets import CalibrationSet
 from normtweak_core.calibration.storage import load_calibration_set, save_calibration_set
 from normtweak_core.errors import InputError
 from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.streaming import StreamedModel
-from normtweak_core.vision.images import images_content, open_image, read_images
-from normtweak_core.vision.processor import processed
-from normtweak_core.vision.windows import model_inputs
-from normtweak_core.vision.writing import write_image_windows
+from normtweak_core.vision.images import Given, images_content, open_image, read_images
+from normtweak_core.vision.processor import Prompt, processed
+from normtweak_core.vision.windows import ImageWindows, model_inputs
+from normtweak_core.vision.writing import _joined, _written, write_image_windows
+from tests.core.vision.test_image_windows import windows_of
 from tests.core.vision_models import (
     IMAGE,
     SPECIAL,
+    VOCABULARY,
     word,
     write_images,
     write_llava_next_processor,
@@ -86,6 +90,65 @@ def test_each_token_is_among_the_likeliest_that_the_model_sees_and_is_a_word(wri
     chosen = logits[:, begun - 1 : -1].gather(2, windows.input_ids[:, begun:, None])[..., 0]
     assert (chosen >= least[:, begun - 1 : -1] - 1e-4).all()
     assert not torch.isin(windows.text, torch.tensor([*SPECIAL])).any()
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "gemma3", "idefics3", "internvl"])
+def test_what_is_written_behind_an_image_counts_positions_as_the_whole_window_does(
+    family, tmp_path
+):
+    folder, windows = write_vision_model(tmp_path / family, family), windows_of(family)
+    vision = load_causal_lm(folder, torch.float32, "cpu")
+    prompts = []
+    for window in windows.split(1):
+        by_token = {n: one for n, one in window.inputs.items() if one.shape == window.shape}
+        rest = {name: one for name, one in window.inputs.items() if name not in by_token}
+        prompts.append(Prompt(window.input_ids, rest, by_token))
+    never = torch.zeros(VOCABULARY, dtype=torch.bool)
+    never[10:] = True  # ten tokens, so that the likeliest differ clearly
+    ids = _written(vision, prompts, never, 24, 0, None)
+    assert torch.equal(ids[:, :14], windows.input_ids)
+    whole = ImageWindows(ids, _joined(prompts, 24), torch.ones(24, dtype=torch.bool))
+    with torch.no_grad():
+        shares = vision(**model_inputs(whole)).logits[..., :10].double().softmax(-1)
+    draws = torch.cat([uniforms(0, range(n, n + 1), 24) for n in range(len(ids))])[..., 0]
+    for row in range(len(ids)):
+        for place in range(14, 24):
+            ranked, tokens = shares[row, place - 1].sort(descending=True)
+            drawn = int((ranked.cumsum(0) / ranked.sum() <= draws[row, place]).sum())
+            assert tokens[drawn] == ids[row, place]
+
+
+def test_a_chat_template_puts_the_image_and_what_is_said(llava, images, tmp_path):
+    processor = AutoProcessor.from_pretrained(llava)
+    processor.chat_template = (
+        "{% for part in messages[0].content %}{% if part.type == 'image' %}<s> <image>"
+        "{% else %} {{ part.text }}{% endif %}{% endfor %} ba"
+    )
+    given, bare = read_images(str(images / "images.jsonl"))[0], read_images(str(images))[0]
+    image = open_image(given)
+    ids = processed(processor, given, image).input_ids[0].tolist()
+    said = [10, 7, 8]
+    assert ids == [1, *[IMAGE] * 4, *said, 26]
+    assert processed(processor, bare, image).input_ids[0].tolist() == [1, *[IMAGE] * 4, 26]
+    whole = Given(given.image, "bb <image> bc", "here")
+    assert processed(processor, whole, image).input_ids[0].tolist() == [27, *[IMAGE] * 4, 28]
+    twice = Given(given.image, "<image> <image>", "here")
+    with pytest.raises(InputError, match="that the model's processor takes; here ends in Value"):
+        processed(processor, twice, image)
+
+
+def test_images_of_all_modes_are_read_as_they_were_held(tmp_path):
+    for mode in ("L", "RGBA", "P", "CMYK", "1", "I;16"):
+        kind = "tiff" if mode in ("CMYK", "I;16") else "png"
+        Image.new(mode, (20, 30)).save(tmp_path / f"{mode.replace(';', '')}.{kind}")
+    turned = Image.new("RGB", (20, 30))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # a quarter to the right
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    found = {one.image.stem: open_image(one) for one in read_images(str(tmp_path))}
+    assert len(found) == 7
+    assert {image.mode for image in found.values()} == {"RGB"}
+    assert {n: i.size for n, i in found.items() if i.size != (20, 30)} == {"turned": (30, 20)}
 
 
 def test_equal_seeds_give_equal_windows_and_others_do_not(written, model, llava, images):
@@ -202,6 +265,12 @@ def test_images_are_for_models_that_read_them(images, llava, tmp_path):
         "remove it, or choose another model."
     )
     several = {"bits": {"average": 4.0, "choose_from": [2, 4]}}
+    deep = write_vision_model(tmp_path / "deep", "qwen3_vl")
+    assert refused(deep, images) == (
+        "images is for a model that puts images in front of its first block; "
+        "Qwen3VLForConditionalGeneration adds them between its blocks as well: remove it, and "
+        "calibrate on text alone."
+    )
     assert "bits must be one width with calibration.images" in refused(llava, images, **several)
     texts = ["a text"]
     assert "images is for windows that the model writes; found it beside calibration" in refused(

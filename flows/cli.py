@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": ("measuring", "measure any model on a text and on named tasks"),
     "compare": ("measuring", "measure several models on the same tokens, in pairs"),
     "verify": ("verify", "reopen an export with an independent reader and compare"),
+    "sign": ("verify", "sign an export or a version with a key"),
     "promote": ("registry", "point an alias to a registered version, by hand"),
     "rollback": ("registry", "point an alias to the version it pointed to before"),
     "register": ("registry", "register finished models that wait for the registry"),

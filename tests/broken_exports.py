@@ -1,6 +1,7 @@
 """Ways to break a written export, and two real tokenizers of equal size that do not agree."""
 
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MODELS = REPOSITORY / "normtweak_core" / "reference" / "models"
 OURS = MODELS / "llama"  # 512 tokens
 TEXT = "def area(width, height):\n    return width * height  # of a rectangle\n" * 3
+NORM = "model.layers.0.post_attention_layernorm.weight"
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"
 
 
@@ -85,6 +87,36 @@ def torn_tokenizer(folder):
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def drop_norm(folder):
+    rewrite(folder, lambda tensors: tensors.pop(NORM))
+
+
+def transpose_scales(folder, name=UP):
+    """Store the scales of a linear as the other format does: groups and rows change places."""
+
+    def transpose(tensors):
+        key = f"{name}.weight_scale" if f"{name}.weight_scale" in tensors else f"{name}.scales"
+        shape = tensors[key].shape
+        tensors[key] = tensors[key].T.contiguous().view(shape)
+
+    rewrite(folder, transpose)
+
+
+def other_gains(folder):
+    """Give a norm the gains of another one, in another float type."""
+
+    def change(tensors):
+        tensors[NORM] = tensors[NORM].double().mul(1.5).float()
+
+    rewrite(folder, change)
+
+
+def edit_config(folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+
+
 WEIGHTS = ("file", "model.safetensors")
 # What a break is called, and the checks that must notice it, by name and place.
 BREAKS = {
@@ -93,6 +125,13 @@ BREAKS = {
         shuffle_scales,
         [("scales", DOWN), ("weight", f"{DOWN}.weight"), WEIGHTS],
     ),
+    "transposed scales": (
+        transpose_scales,
+        [("scales", UP), ("weight", f"{UP}.weight"), WEIGHTS],
+    ),
+    "a norm that is gone": (drop_norm, [("loading", NORM), ("weight", NORM), WEIGHTS]),
+    "another float type and gain": (other_gains, [("weight", NORM), WEIGHTS]),
+    "an edited config": (edit_config, [("file", "config.json")]),
     "another tokenizer": (
         give_other_tokenizer,
         [

@@ -1,22 +1,42 @@
-"""`normtweak verify`: an export, reopened by a reader that has none of our code."""
+"""`normtweak verify` and `sign`: whether an export is what was quantized, and whose it is."""
 
 import argparse
+import os
+from pathlib import Path
 
 from flows.commands.command import Command, GivenPath
 from flows.commands.execution import logged, print_line
 from flows.commands.failures import EXIT_OK
 from flows.commands.first_line import first_line
 from flows.reports.terminal import verification_lines
+from normtweak_core.errors import InputError
 from normtweak_core.export.verification.verify import reader_python, verify_export
-from tasks.engine.environment import REPOSITORY
+from normtweak_core.lazy import lazy
+from normtweak_core.paths import given_path
+from tasks.engine.environment import REPOSITORY, set_variables, state_root
+from tasks.registry.names import REGISTERED, parse_address
+from tasks.registry.reachable import existing_registry
+
+signing = lazy("normtweak_core.export.verification.signing")
+versions = lazy("tasks.registry.signatures")  # with MLflow
 
 
 def run_verify(options: argparse.Namespace) -> int:
     """Reopen an export with an independent reader and print what was compared."""
+    if (options.signature is None) != (options.public_key is None):
+        raise InputError("a signature is checked with --signature and --public-key, both of them.")
     with first_line(f"verify {options.export_dir}: opened by a reader without our code"):
         reader = reader_python(options.export_dir, REPOSITORY)
 
     def work() -> int:
+        if options.signature is not None:
+            place = (
+                Path(options.signature)
+                if options.signature
+                else options.export_dir / signing.SIGNATURE
+            )
+            signed = signing.check_signature(options.export_dir, options.public_key, place)
+            print_line(f"signature:         {place}, made with {_key(signed)}")
         found = verify_export(options.export_dir, reader, options.timeout)
         for line in verification_lines(options.export_dir, found):
             print_line(line)
@@ -25,10 +45,51 @@ def run_verify(options: argparse.Namespace) -> int:
     return logged("verify", work, terminal=False)
 
 
+def run_sign(options: argparse.Namespace) -> int:
+    """Sign an export, or a version and say so in the registry, and print where that stands."""
+    password = None
+    if options.password_variable:
+        if options.password_variable not in os.environ:
+            raise InputError(f"the environment must have {options.password_variable}; it has not.")
+        password = os.environ[options.password_variable].encode()
+
+    def work() -> int:
+        if options.export.startswith(REGISTERED):
+            address = parse_address(options.export)
+            set_variables(state_root())
+            uri = existing_registry(state_root(), "sign")
+            signed, where = versions.sign_version(uri, address, options.key, password)
+        else:
+            folder = given_path(options.export, "EXPORT")
+            signed = signing.sign_export(folder, options.key, password)
+            where = signed.path
+        print_line(f"signed {options.export}: {where}, made with {_key(signed)}")
+        return EXIT_OK
+
+    return logged("sign", work, terminal=False)
+
+
+def _key(signed: "signing.Signature") -> str:
+    return f"the key SHA-256 {signed.key_sha256}"
+
+
+def _add_sign(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("export", metavar="EXPORT", help="folder, or models:/NAME/VERSION")
+    parser.add_argument(
+        "--key", action=GivenPath, required=True, metavar="KEY.pem", help="private elliptic key"
+    )
+    parser.add_argument(
+        "--password-variable", metavar="NAME", help="environment variable with its password"
+    )
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "export_dir", action=GivenPath, metavar="EXPORT_DIR", help="folder of an export"
     )
+    parser.add_argument("--public-key", action=GivenPath, metavar="KEY.pub", help="of who signed")
+    named = "check who signed it too; default: model.sig in the folder"
+    parser.add_argument("--signature", nargs="?", const="", metavar="FILE", help=named)
     parser.add_argument(
         "--timeout",
         type=_seconds,
@@ -51,8 +112,22 @@ COMMANDS = {
     "verify": Command(
         "Load an export in a fresh process that imports nothing of normtweak, and compare every\n"
         "weight bit for bit, and the logits, with what was quantized. Needs only the folder.",
-        ["verify .normtweak/exports/llama-w2g64-0123456789ab"],
+        [
+            "verify .normtweak/exports/llama-w2g64-0123456789ab",
+            "verify EXPORT_DIR --signature --public-key key.pub",
+        ],
         _add_arguments,
         run_verify,
-    )
+    ),
+    "sign": Command(
+        "Sign all files of an export, or of a version, with an elliptic key: model.sig, in\n"
+        "Sigstore's format for models, which whoever has the public key checks with\n"
+        "`normtweak verify` or `python -m model_signing`. Of a version the registry says so too.",
+        [
+            "sign .normtweak/exports/llama-w2g64-0123456789ab --key key.pem",
+            "sign models:/quickstart-llama-w2g64/1 --key key.pem --password-variable KEY_PASSWORD",
+        ],
+        _add_sign,
+        run_sign,
+    ),
 }

@@ -218,7 +218,8 @@ def _run_reader(script: Path, folder: Path, python: str | Path, timeout: float) 
             lines = done.stderr.strip().splitlines() or ["it wrote nothing"]
             log.error("reader of %s:\n%s", folder.name, done.stderr)
             raise VerificationError(
-                f"the reader must open {folder}; it ended with code {done.returncode}: {lines[-1]}"
+                f"the reader must open {folder}; it ended with code {done.returncode}: "
+                f"{lines[-1]}{_changes_in_words(folder)}"
             )
         return json.loads(result.read_text(encoding="utf-8"))
 
@@ -236,14 +237,35 @@ def _mismatch(folder: Path, manifest: dict, report: dict) -> str:
     more = f"; and {rest} more" if rest > 0 else ""
     return (
         f"an independent reader finds something else in {folder}: checks that fail: {checks}: "
-        f"{shown}{more}. {_advice(failed, manifest, report)}"
+        f"{shown}{more}. {_advice(folder, failed, manifest, report)}"
     )
 
 
-def _advice(failed: Counter, manifest: dict, report: dict) -> str:
+def changed_files(folder: Path) -> dict[str, str]:
+    """Return what became of payload files since they were written: gone, altered or added."""
+    recorded, found = read_manifest(folder)["files"], file_hashes(folder)
+    changes = {name: "altered" for name in recorded.keys() & found.keys()}
+    changes |= {name: "gone" for name in recorded.keys() - found.keys()}
+    changes |= {name: "added" for name in found.keys() - recorded.keys()}
+    return {
+        name: change
+        for name, change in sorted(changes.items())
+        if recorded.get(name) != found.get(name)
+    }
+
+
+def _changes_in_words(folder: Path) -> str:
+    """Return the first changes of a folder as the end of a sentence; nothing without any."""
+    told = [f"{name} was {change}" for name, change in changed_files(folder).items()]
+    return f". Since it was written {', '.join(told[:SHOWN])}: export again." if told else ""
+
+
+def _advice(folder: Path, failed: Counter, manifest: dict, report: dict) -> str:
     """Return what can help: another export only where this one was altered."""
     if failed["file"]:
         return "Files were altered since they were written: export again."
+    if changes := _changes_in_words(folder):
+        return changes.removeprefix(". ")
     if failed["tokenizer"]:
         return "The tokenizer is not the one the model was calibrated with: restore it."
     written = manifest.get("versions", {})

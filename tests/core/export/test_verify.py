@@ -100,6 +100,32 @@ def test_a_file_that_was_added_is_named(tmp_path, neox):
         verify_export(folder)
 
 
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path, neox):
+    folder = copy(neox, tmp_path / "out")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    message = (
+        r"the reader must open .*: .* header: .*\. Since it was written model\.safetensors was "
+        r"altered: export again\.$"
+    )
+    with pytest.raises(VerificationError, match=message):
+        verify_export(folder)
+
+
+def test_a_tensor_that_stands_twice_is_named(tmp_path, neox):
+    folder = copy(neox, tmp_path / "out")
+    tensors = load_file(folder / "model.safetensors")
+    key = f"{UP}.weight_scale"
+    twice = {key: tensors[key].roll(1, dims=0).contiguous()}
+    save_file(twice, folder / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
+    message = (
+        rf"scales of {UP}: expected .*\. Since it was written "
+        r"model-00002-of-00002\.safetensors was added: export again\.$"
+    )
+    with pytest.raises(VerificationError, match=message):
+        verify_export(folder)
+
+
 def test_a_reader_that_fails_is_an_error_with_its_last_line(tmp_path, neox):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     message = r"the reader must open .* code 1: ModuleNotFoundError: No module named 'torch'"

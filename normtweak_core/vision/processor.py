@@ -35,6 +35,12 @@ class Prompt:
         is_image = torch.isin(self.input_ids[0], torch.tensor(image_ids))
         return is_image.nonzero()[:, 0].tolist()
 
+    def odd_types(self, image_ids: list[int]) -> str | None:
+        """Return what marks other tokens than those of images, of which masks follow; or None."""
+        is_image = torch.isin(self.input_ids, torch.tensor(image_ids))
+        odd = (name for name, one in self.by_token.items() if not torch.equal(one != 0, is_image))
+        return next(odd, None)
+
     def layout(self, image_ids: list[int]) -> tuple[Any, ...]:
         """Return what all windows must have in common: where the image is, and of which size."""
         columns = self.columns(image_ids)
@@ -105,7 +111,8 @@ def processed(processor: Any, given: Given, image: Any) -> Prompt:
         ) from error
     found = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     ids = found.pop("input_ids")
-    found.pop("attention_mask", None)  # all of it is read
+    for unread in ("attention_mask", "labels"):  # all of it is read, and nothing is learnt here
+        found.pop(unread, None)
     by_token = {name: one for name, one in found.items() if one.shape == ids.shape}
     inputs = {name: one for name, one in found.items() if name not in by_token}
     return Prompt(ids, inputs, by_token)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from normtweak_core.calibration.cache import cache_name, window_bytes, windows_at_once
 from normtweak_core.calibration.first_token import ordinary_token_ids
 from normtweak_core.calibration.generate import TOP_K, uniforms
+from normtweak_core.calibration.known_ids import require_known_ids
 from normtweak_core.errors import InputError, NonFiniteError
 from normtweak_core.randomness import generator
 from normtweak_core.vision.images import KEY, Given, enough_images, open_image
@@ -66,6 +67,9 @@ def write_image_windows(
     chosen = [found[number] for number in order[:samples].tolist()]
     tokens = image_token_ids(model.config)
     prompts, side = _alike(load_processor(folder), chosen, tokens)
+    for prompt in prompts:
+        text = prompt.input_ids[~torch.isin(prompt.input_ids, torch.tensor(tokens))]
+        require_known_ids(text, model, tokenizer, "what the processor makes of an image")
     columns = prompts[0].columns(tokens)
     end = columns[-1] + 1
     if end + FEWEST_TEXT > length:
@@ -106,6 +110,13 @@ def _alike(
                 "must become tokens that stand for an image",
                 key=KEY,
                 found=f"the processor makes none of {given.where}",
+            )
+        if (odd := prompt.odd_types(tokens)) is not None:
+            raise InputError(
+                "is for models whose masks tell the tokens of an image alone from text",
+                key=KEY,
+                found=f"the {odd} of its processor mark others too, as PaliGemma's mark a prompt",
+                remedy="remove it, and calibrate on text alone",
             )
         if prompt.layout(tokens) != prompts[0].layout(tokens):
             raise InputError(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers as hf
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
@@ -135,6 +136,27 @@ def test_a_chat_template_puts_the_image_and_what_is_said(llava, images, tmp_path
     twice = Given(given.image, "<image> <image>", "here")
     with pytest.raises(InputError, match="that the model's processor takes; here ends in Value"):
         processed(processor, twice, image)
+
+
+def test_a_prompt_that_the_mask_takes_as_a_whole_is_refused(images, tmp_path):
+    folder = write_vision_model(tmp_path / "paligemma", "paligemma")
+    inner = hf.SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    inner.image_seq_length = 4
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    hf.PaliGemmaProcessor(inner, tokenizer).save_pretrained(folder)
+    told = refused(folder, images, length=48)
+    assert "the token_type_ids of its processor mark others too, as PaliGemma's mark a" in told
+
+
+def test_a_processor_that_knows_more_tokens_than_the_model_is_refused(images, tmp_path):
+    folder = write_vision_model(tmp_path / "idefics3", "idefics3")
+    side = {"longest_edge": 16}
+    inner = hf.Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    hf.Idefics3Processor(inner, tokenizer, image_seq_len=1).save_pretrained(folder)
+    assert "what the processor makes of an image must hold tokens of the model alone" in refused(
+        folder, images, length=48
+    )
 
 
 def test_images_of_all_modes_are_read_as_they_were_held(tmp_path):

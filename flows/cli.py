@@ -36,6 +36,7 @@ COMMANDS = {
     "rollback": ("registry", "point an alias to the version it pointed to before"),
     "register": ("registry", "register finished models that wait for the registry"),
     "rebuild": ("rebuild", "make a registered version again and compare the bytes"),
+    "status": ("clean", "tell what works here, what waits, who holds locks, and the disk"),
     "clean": ("clean", "free disk: remove what no finished stage needs"),
     "reference": ("reference", "train a built-in reference model"),
     "ui": ("serving", "Prefect and MLflow pages on this machine, with their links"),

@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check proof kill-test kill-test-ternary ranks-test long-test tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-plugin study-ternary study-polynomial study-ablation ui reader-gptq reader-llama
+.PHONY: setup run test check proof kill-test kill-test-ternary ranks-test long-test tasks-test gpu-test docs bench bench-peers ladder study study-drift study-quality study-plugin study-ternary study-polynomial study-ablation families ui reader-gptq reader-llama
 
 setup: $(VENV)/.installed
 
@@ -97,6 +97,11 @@ study-polynomial: setup
 
 study-ablation: setup
 	$(BIN)/python -m tests.benchmarks.ablation
+
+# Tiny random models of every family the whole way, in each format, opened by its reader; goes on where
+# it was ended. Writes the matrix of docs/formats.md; needs `make reader-gptq`. A quarter of an hour.
+families: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.families
 
 ui: setup
 	$(BIN)/normtweak ui

@@ -87,6 +87,7 @@ def dry_run(
             f"the weight files must number the blocks of the model; they number {num_blocks}, and "
             f"{type(skeleton).__name__} has {len(blocks.modules)}. {OTHER}"
         )
+    _require_own_weights(skeleton, blocks)
     chosen = _representatives(blocks.modules)
     for index in chosen if not streams else ():
         for name, linear in find_linears(blocks.modules[index]).items():
@@ -113,6 +114,15 @@ def dry_run(
     elif rounds or mixed:
         require_packed_opened(skeleton, _quantized(blocks, uncalled), rounds)
     return DryRun(blocks=chosen, uncalled=uncalled)
+
+
+def _require_own_weights(model: PreTrainedModel, blocks: Blocks) -> None:
+    tied = model.all_tied_weights_keys.items()
+    if shared := next((pair for pair in tied if pair[0].startswith(f"{blocks.prefix}.")), None):
+        raise InputError(
+            f"each block must have weights of its own; in {type(model).__name__} {shared[0]} is "
+            f"that of {shared[1]}. {OTHER}"
+        )
 
 
 def _quantized(blocks: Blocks, uncalled: list[str]) -> dict[str, nn.Module]:

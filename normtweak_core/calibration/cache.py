@@ -64,7 +64,11 @@ def cache_name(model: PreTrainedModel) -> str:
     for name in NAMES:
         if name in accepted:
             return name
-    raise InputError(
+    raise _keeps_nothing(model)
+
+
+def _keeps_nothing(model: PreTrainedModel) -> InputError:
+    return InputError(
         f"text must be written by a model that keeps what it has read; {type(model).__name__} "
         "does not",
         key="calibration.source",
@@ -88,6 +92,9 @@ def window_bytes(model: PreTrainedModel, length: int) -> int:
     Args:
         model: On any device; on `meta` it needs no weights.
         length: Tokens of the window.
+
+    Raises:
+        InputError: It keeps nothing, or does not hand it out.
     """
     name = cache_name(model)
     if model.device.type == "meta" and find_mixtures(model):
@@ -95,7 +102,8 @@ def window_bytes(model: PreTrainedModel, length: int) -> int:
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     out = model(input_ids=token, use_cache=True)
     logits = out.logits.shape[-1] * (out.logits.itemsize + 2 * 4)  # with two float32 copies
-    cache = out[name]
+    if (cache := out.get(name)) is None:  # RecurrentGemma keeps it in its modules
+        raise _keeps_nothing(model)
     if not isinstance(cache, Cache):
         return logits + _tensor_bytes(cache)
     return logits + sum(_layer_bytes(layer, length) for layer in cache.layers)

@@ -1,12 +1,12 @@
 """What readers make of a model that fills in weights by name while it is loaded; no weights here.
 
 After loading, transformers lets a model fill in what its files lack. Most ask whether a module is a
-linear; GPT-2 and Mamba take the weights of some linears by their names. A linear of gptqmodel has
-no weight that could be written to, and a packed one of compressed-tensors has none at all: there
-the reader ends (transformers 5.23, optimum 2.3, gptqmodel 7.7, compressed-tensors 0.20).
+linear, and has a weight; GPT-2 and Mamba take the weights of some linears by their names, Falcon
+those of linears of its own class. A linear of gptqmodel has no weight that could be written to, and
+a packed one of compressed-tensors has none at all: there the reader ends (transformers 5.23,
+optimum 2.3, gptqmodel 7.7, compressed-tensors 0.20).
 """
 
-import contextlib
 from collections.abc import Iterable, Mapping
 
 from torch import nn
@@ -32,14 +32,18 @@ def filled_in(
     """
     modules = dict(model.named_modules())
     for name in linears:
-        if name in modules:
+        if name not in modules:
+            continue
+        if told:  # another class stands there
             model.set_submodule(name, _Replaced(name, modules[name], told))
+        else:  # the same, without its weight
+            _take_weight(name, modules[name])
     try:
-        # What else goes wrong without weights is nothing that a reader would meet.
-        with contextlib.suppress(RuntimeError, TypeError, AttributeError, ValueError):
-            model.initialize_weights()
+        model.initialize_weights()
     except _WeightNeededError as error:
         return str(error)
+    except (RuntimeError, TypeError, AttributeError, ValueError):
+        return None  # what else goes wrong without weights is nothing that a reader would meet
     return None
 
 
@@ -94,8 +98,20 @@ def require_packed_opened(model: PreTrainedModel, linears: Iterable[str], rounds
     )
 
 
-class _WeightNeededError(Exception):
+class _WeightNeededError(AttributeError):
     """Something asks for a weight; the message is the name of its linear."""
+
+
+def _take_weight(name: str, linear: nn.Module) -> None:
+    kind = type(linear)
+
+    def missing(module: nn.Module, attribute: str) -> object:
+        if attribute == "weight":
+            raise _WeightNeededError(name)
+        return kind.__getattr__(module, attribute)
+
+    del linear._parameters["weight"]
+    linear.__class__ = type(kind.__name__, (kind,), {"__getattr__": missing})
 
 
 class _Replaced(nn.Module):
@@ -103,14 +119,7 @@ class _Replaced(nn.Module):
 
     def __init__(self, name: str, linear: nn.Module, told: tuple[str, ...]):
         super().__init__()
-        self._place, self.bias = (name, linear, told), linear.bias
-
-    @property
-    def weight(self) -> "_NoWeight":
-        name, linear, told = self._place
-        if not told:
-            raise _WeightNeededError(name)
-        return _NoWeight(name, linear.weight, told)
+        self.weight, self.bias = _NoWeight(name, linear.weight, told), linear.bias
 
 
 class _NoWeight:

@@ -132,6 +132,13 @@ def test_a_model_without_a_memory_cannot_write():
         cache_name(build("gpt"))
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_model_that_keeps_what_it_has_read_to_itself_is_refused(device):
+    model = build("recurrent_gemma").to(device)
+    with pytest.raises(InputError, match="keeps what it has read; RecurrentGemmaForCausalLM does"):
+        window_bytes(model, 8)
+
+
 class Reads(TorchDispatchMode):
     """Counts values that Python asks a tensor for: on a GPU each waits for all work so far."""
 

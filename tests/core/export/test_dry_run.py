@@ -38,6 +38,18 @@ def test_layers_that_no_reader_of_ternary_models_converts_are_named(tmp_path):
         rehearse(tmp_path, streams=False)
 
 
+@pytest.mark.parametrize("streams", [True, False])
+def test_blocks_that_share_weights_are_told_of(tmp_path, streams):
+    sizes = {key: one for key, one in COMMON.items() if key != "num_hidden_layers"}
+    kinds = ["hybrid", "mamba", "hybrid"]
+    config = hf.Zamba2Config(
+        **sizes, num_hidden_layers=3, layers_block_type=kinds, n_mamba_heads=4, num_mem_blocks=1
+    )
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    shared = r"each block must have weights of its own; in Zamba2ForCausalLM model\.layers\.2\."
+    told(tmp_path, shared, streams=streams)
+
+
 def test_a_model_that_writes_to_its_weights_is_told_of_before_it_does(tmp_path):
     config = hf.RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=3, context_length=64)
     hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)

@@ -33,7 +33,7 @@ def test_what_transformers_does_not_open_of_gptq_is_refused_with_the_format_it_o
     ("options", "sentence"),
     [
         ({"rounds": True}, r"activation_bits must be null for .* RecurrentGemma.*: remove it"),
-        ({"mixed": True}, r"bits must be one width for .*temporal_block\.linear_x: set one width"),
+        ({"mixed": True}, r"bits must be one width for .*temporal_block\.linear_\w: set one width"),
     ],
 )
 def test_what_has_to_stay_packed_is_refused_where_a_weight_is_filled_in(
@@ -44,6 +44,14 @@ def test_what_has_to_stay_packed_is_refused_where_a_weight_is_filled_in(
     with pytest.raises(InputError, match=sentence):
         dry_run(tmp_path, torch.float32, "cpu", 3, **options)
     dry_run(save("llama", tmp_path / "llama"), torch.float32, "cpu", 3, **options)
+
+
+def test_linears_of_a_class_of_their_own_are_unpacked_too(tmp_path):
+    source = save("falcon", tmp_path / "model")
+    layers = quantize_all(source, 4, 32, True)
+    write_export(tmp_path / "out", source, layers, {}, ExportConfig())
+    _, told = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(told.values())
 
 
 def test_a_symmetric_export_of_such_a_model_is_unpacked_while_it_is_loaded(tmp_path):

@@ -1,0 +1,1 @@
+"""Tiny random models of many families, each taken the whole way in each format."""

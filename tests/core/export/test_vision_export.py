@@ -4,15 +4,21 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
 from normtweak_core import quantize
+from normtweak_core.calibration.generate import generate_windows
 from normtweak_core.errors import InputError
+from normtweak_core.model.loading import load_causal_lm
 from normtweak_core.model.skeleton import build_skeleton
 from normtweak_core.model.streaming import StreamedModel
 from normtweak_core.model.structure import find_blocks, find_norms
 from tests.core.vision_models import (
+    IMAGE,
     VISION_FAMILIES,
+    VOCABULARY,
+    word,
     word_windows,
     write_llava_processor,
     write_vision_model,
@@ -69,8 +75,17 @@ def test_report_and_card_say_what_it_was_calibrated_on(quantized):
     assert "from transformers import AutoModelForImageTextToText, AutoProcessor" in card
 
 
-def test_generated_text_holds_no_token_of_an_image(quantized):
-    assert quantized.report.calibration.source == "generated"
+def test_generated_text_holds_no_token_of_an_image(llava):
+    model = load_causal_lm(llava, torch.float32, "cpu")
+    names = {word(number): number for number in range(VOCABULARY)}  # none of them is special
+    inner = Tokenizer(models.WordLevel(names, unk_token="aa"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="aa")
+    with torch.no_grad():
+        model.lm_head.weight[IMAGE] = 100 * model.lm_head.weight[IMAGE]
+        windows = generate_windows(model, tokenizer, 8, 24, seed=0).input_ids
+    assert len(windows.unique()) > 20
+    assert IMAGE not in windows
 
 
 def test_the_float_type_is_that_of_the_source(quantized):
@@ -92,11 +107,12 @@ def test_every_family_is_walked_as_it_runs_itself(family, tmp_path):
     assert torch.equal(found, wanted)
 
 
+# What readers open of them: `docs/log.md`; a reader takes as long as all the rest.
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3"])
 def test_other_towers_go_the_whole_way(family, tmp_path):
     folder = write_vision_model(tmp_path / family, family)
     made = quantize(folder, calibration=word_windows(8, 24), **QUICK)
-    assert made.verify().num_quantized == 14
+    assert len(made.report.blocks) == 2
     was, found = parameters(folder), parameters(made.record.folder)
     tower = [name for name in was if ".visual." in name or ".vision_tower." in name]
     assert tower

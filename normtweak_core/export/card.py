@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from normtweak_core.export.formats.compressed_tensors import MINIMUM_VERSION
 from normtweak_core.export.formats.scheme import AnyScheme, MixedScheme, Scheme, TernaryScheme
 from normtweak_core.export.gguf.error import error_in_words
-from normtweak_core.export.origin import Origin
+from normtweak_core.export.origin import Origin, SourceCard
 from normtweak_core.export.record import ExportRecord
 from normtweak_core.model.hub import is_hub_id
 from normtweak_core.vision.kinds import IMAGE_TEXT_CLASS, TEXT_CLASS
@@ -30,7 +32,7 @@ A {kind} with {linears}; everything else is
 {code}```
 
 Needs {needs}.
-{more}"""
+{more}{terms}"""
 
 _CODE = """\
 from transformers import {model}, {reader}
@@ -58,9 +60,10 @@ def model_card(record: ExportRecord) -> str:
         bits_per_weight=record.bits_per_weight,
         size=record.size_bytes / 1e6,
         needs=_ternary_needs() if ternary else _needs(record.format, scheme),
-        head=_head(record.origin) if record.origin else "",
+        head=_head(record),
         origin=_codes_from(record.origin) if record.origin else "",
         more=_llama_cpp(record.consumers) if record.consumers else "",
+        terms=_terms(record.source),
     )
 
 
@@ -86,11 +89,24 @@ def _tag(scheme: AnyScheme) -> str:
     return f"{scheme.bits}-bit" + f", w{scheme.bits}a{scheme.activation_bits}" * rounded
 
 
-def _head(origin: Origin) -> str:
-    license_of = f"license: {origin.license}\n" if origin.license else ""
-    is_id = is_hub_id(origin.float_model)
-    model = f"base_model: {origin.float_model}\nbase_model_relation: quantized\n" if is_id else ""
-    return model + license_of
+def _head(record: ExportRecord) -> str:
+    """Return the lines that Hugging Face's hub reads: what it was made from, licence, languages."""
+    source, origin = record.source, record.origin
+    float_model = source.hub_id or (origin.float_model if origin else "")
+    head: dict[str, Any] = {"quantized_by": "normtweak"}
+    if is_hub_id(float_model):
+        head |= {"base_model": float_model, "base_model_relation": "quantized"}
+    if origin and origin.license:
+        head["license"] = origin.license
+    return yaml.safe_dump(source.head | head, sort_keys=False, allow_unicode=True)
+
+
+def _terms(source: SourceCard) -> str:
+    """Return what the float model's folder wants to be told of it."""
+    files = ", ".join(f"`{name}`" for name in source.legal)
+    told = f"\nThe terms of the float model hold: {files}.\n" if files else ""
+    cited = "\n".join(f"```bibtex\n{entry}\n```\n" for entry in source.citations)
+    return told + (f"\n## Citation of the float model\n\n{cited}" if cited else "")
 
 
 def _codes_from(origin: Origin) -> str:

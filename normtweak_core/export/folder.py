@@ -12,7 +12,7 @@ from pathlib import Path
 
 from normtweak_core.errors import InputError
 
-MANIFEST = "normtweak.json"
+MANIFEST, MODEL_CARD = "normtweak.json", "README.md"
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """What the writer of an export says of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from normtweak_core.export.formats.scheme import AnyScheme
-from normtweak_core.export.origin import Origin
+from normtweak_core.export.origin import Origin, SourceCard
 
 
 @dataclass(frozen=True)
@@ -23,3 +23,4 @@ class ExportRecord:
     # With how many images it was calibrated; None: it reads text alone.
     image_windows: int | None = None
     origin: Origin | None = None  # of codes that another tool has made
+    source: SourceCard = field(default_factory=SourceCard)  # what the float model's folder says

@@ -19,14 +19,21 @@ from normtweak_core.export.config import AnyExportConfig
 from normtweak_core.export.contents import Contents
 from normtweak_core.export.exported import ExportedWeights
 from normtweak_core.export.float_type import resolve_export_dtype
-from normtweak_core.export.folder import MANIFEST, complete_folder, sync, write_bytes, write_json
+from normtweak_core.export.folder import (
+    MANIFEST,
+    MODEL_CARD,
+    complete_folder,
+    sync,
+    write_bytes,
+    write_json,
+)
 from normtweak_core.export.formats.checks import check_ternary_format
 from normtweak_core.export.formats.scheme import Scheme, TernaryScheme
 from normtweak_core.export.formats.table import BITNET, chosen_format, describe
 from normtweak_core.export.gguf.grid_file import write_grid_gguf
 from normtweak_core.export.gguf.ternary_file import write_ternary_gguf
 from normtweak_core.export.manifest import PROBE_FILE, build_manifest, dtype_name
-from normtweak_core.export.origin import Origin
+from normtweak_core.export.origin import Origin, SourceCard
 from normtweak_core.export.payload import (
     GENERATION_CONFIG,
     file_hashes,
@@ -46,7 +53,6 @@ from normtweak_core.quantization.weight import QuantizedWeight
 from normtweak_core.ternary.weight import TernaryLinear
 from normtweak_core.vision.kinds import reads_images
 
-MODEL_CARD = "README.md"
 MAX_SHARD_BYTES = 5_000_000_000
 # Keys that name a place instead of describing the model, or that the export writes itself.
 # (auto_map: code of the source's folder, which is neither carried along nor run by any reader).
@@ -213,7 +219,10 @@ def _write(
             bits_per_weight=_bits_per_weight(folder),
             origin=origin,
             image_windows=image_windows,
+            source=SourceCard.of(source),
         )
+        for name in record.source.legal:
+            write_bytes(folder / name, (source / name).read_bytes())
         consumers = None
         if form is BITNET:
             consumers = write_ternary_gguf(folder, weights, source, required=gguf is not None)

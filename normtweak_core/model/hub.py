@@ -21,7 +21,11 @@ log = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+# Terms of a model that whoever passes it on has to pass on too.
+LEGAL_FILES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", *TOKENIZER_PATTERNS]
+FILES += ["README.md", *LEGAL_FILES]
+CACHED = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)", re.ASCII)
 # Other formats and other precisions of the same weights, mostly in sub-folders.
 NOT_FILES = ["*/*", "consolidated*", "*.fp16.safetensors", "*.bin.index.json"]
 
@@ -29,6 +33,14 @@ NOT_FILES = ["*/*", "consolidated*", "*.fp16.safetensors", "*.bin.index.json"]
 def is_hub_id(source: str) -> bool:
     """Say whether the source reads ``owner/name``."""
     return HUB_ID.fullmatch(source) is not None
+
+
+def hub_id_of(folder: Path) -> str | None:
+    """Return ``owner/name`` of a snapshot in the hub's cache; None of any other folder."""
+    found = CACHED.fullmatch(folder.parent.parent.name)
+    if folder.parent.name != "snapshots" or found is None:
+        return None
+    return f"{found['owner']}/{found['name']}"
 
 
 def fetch_from_hub(repo: str, revision: str | None) -> Path:

@@ -30,9 +30,13 @@ def check_grid_exportable(
     """
     if export.format != "gguf":
         return
-    obstacle = family_obstacle(config) or grid_obstacle(export, quantization, linears)
-    if obstacle is not None:
-        raise grid_error(obstacle)
+    family = family_obstacle(config)
+    obstacle = family or grid_obstacle(export, quantization, linears)
+    if obstacle is None:
+        return
+    nearest = export.model_copy(update={"inexact": "allow"})
+    helps = family is None and grid_obstacle(nearest, quantization, linears) is None
+    raise grid_error(obstacle, helps)
 
 
 def grid_obstacle(
@@ -61,12 +65,19 @@ def grid_obstacle(
     return None
 
 
-def grid_error(obstacle: str) -> InputError:
-    """Return the error for a model or a grid that a GGUF file does not hold."""
+def grid_error(obstacle: str, nearest_helps: bool = False) -> InputError:
+    """Return the error for a model or a grid that a GGUF file does not hold.
+
+    Args:
+        obstacle: Why not, as a clause.
+        nearest_helps: Whether it could hold what is nearest.
+    """
+    needed = "export.format: gguf needs a model and a grid that llama.cpp holds to the bit"
+    if not nearest_helps:
+        return InputError(f"{needed}; {obstacle}. Change that, or use compressed-tensors.")
     return InputError(
-        "export.format: gguf needs a model and a grid that llama.cpp holds to the bit; "
-        f"{obstacle}. Change that, use compressed-tensors, or let it hold what is nearest with "
-        "export.inexact: allow."
+        f"{needed}; {obstacle}. Change that, use compressed-tensors, or let it hold what is "
+        "nearest with export.inexact: allow."
     )
 
 

@@ -143,7 +143,7 @@ class _Contents:
                 return Stored(pack(layer, container), values)
         except NotHeld as why:
             if not self._inexact:
-                raise grid_error(f"{why} of {name}") from why
+                raise grid_error(f"{why} of {name}", nearest_helps=True) from why
         return self._nearest(name, layer, values, container, is_held)
 
     def _nearest(

@@ -39,7 +39,7 @@ def test_a_saved_result_is_what_readers_open(result, tmp_path):
     with torch.inference_mode():
         theirs, ours = stock(IDS).logits.float(), result.model(IDS).logits.float()
     assert ((theirs - ours).norm() / ours.norm()).item() < 2e-3
-    assert (saved / "README.md").read_text().splitlines()[5] == "# saved"
+    assert "# saved" in (saved / "README.md").read_text().splitlines()
     assert result.save(saved) == saved  # an earlier export is replaced
     assert result.tokenizer.decode(result.tokenizer("a b").input_ids) == "a b"
 

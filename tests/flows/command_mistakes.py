@@ -174,7 +174,8 @@ COMMANDS |= OF_ABLATIONS
 COMMANDS["the command sweep"] = (
     "sweep x --task y",
     "normtweak sweep is not built yet; built are quantize, ternary, finetune, plan, polynomial, "
-    "ablate, evaluate, compare, verify, promote, rollback, rebuild, clean, reference, ui, serve.",
+    "ablate, evaluate, compare, verify, sign, promote, rollback, register, rebuild, status, clean, "
+    "reference, ui, serve.",
 )
 
 PLACES = {

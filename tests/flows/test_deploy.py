@@ -62,7 +62,7 @@ def test_the_form_of_the_page_knows_ranges_choices_and_descriptions():
         4,
         8,
     ]
-    samples = definitions["CalibrationConfig"]["properties"]["samples"]
+    samples = definitions["ImageCalibrationConfig"]["properties"]["samples"]
     assert (samples["minimum"], samples["description"]) == (8, "Number of windows.")
     assert schema.required == ["recipe"]
 

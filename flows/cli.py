@@ -35,6 +35,7 @@ COMMANDS = {
     "promote": ("registry", "point an alias to a registered version, by hand"),
     "rollback": ("registry", "point an alias to the version it pointed to before"),
     "register": ("registry", "register finished models that wait for the registry"),
+    "push": ("registry", "write an export to a repository of Hugging Face's hub"),
     "rebuild": ("rebuild", "make a registered version again and compare the bytes"),
     "status": ("clean", "tell what works here, what waits, who holds locks, and the disk"),
     "clean": ("clean", "free disk: remove what no finished stage needs"),

@@ -1,4 +1,4 @@
-"""Work on the registry by hand: `normtweak promote`, `rollback` and `register`."""
+"""Work on the registry by hand: `normtweak promote`, `rollback`, `register` and `push`."""
 
 import argparse
 import os
@@ -6,15 +6,17 @@ from pathlib import Path
 
 from flows.checks.services import check_services
 from flows.commands.command import STATE, Command
-from flows.commands.execution import print_line
+from flows.commands.execution import logged, print_line
 from flows.commands.failures import EXIT_FAILED, EXIT_OK, say
 from normtweak_core.lazy import lazy
+from normtweak_core.paths import given_path
 from tasks.engine.cleaning import in_use
 from tasks.engine.environment import prepare_environment, set_variables, state_root
-from tasks.registry.names import parse_address, require_names
-from tasks.registry.reachable import VARIABLE
+from tasks.registry.names import REGISTERED, parse_address, require_names
+from tasks.registry.reachable import VARIABLE, existing_registry
 
 by_hand = lazy("tasks.registry.by_hand")  # with MLflow
+pushing = lazy("tasks.registry.pushing")
 waiting = lazy("tasks.registry.waiting")
 
 NAMED = ("NAME", "--alias")  # what the person calls both
@@ -57,6 +59,24 @@ def run_register(options: argparse.Namespace) -> int:
     return code
 
 
+def run_push(options: argparse.Namespace) -> int:
+    """Push an export, or that of a version, and print where it stands."""
+    more = options.repo, options.public, options.revision
+
+    def work() -> int:
+        if options.export.startswith(REGISTERED):
+            address = parse_address(options.export)
+            set_variables(state_root())
+            uri = existing_registry(state_root(), "push")
+            commit = pushing.push_version(uri, address, *more)
+        else:
+            commit = pushing.push_export(given_path(options.export, "EXPORT"), *more)
+        print_line(f"pushed {options.export}: {commit}")
+        return EXIT_OK
+
+    return logged("push", work, terminal=False)
+
+
 def _registry() -> tuple[str, Path]:
     """Return address and locks of a registry that answers."""
     set_variables(state_root())
@@ -76,6 +96,15 @@ def _add_rollback(parser: argparse.ArgumentParser) -> None:
 
 def _add_register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pending", action="store_true", required=True, help="all that waits")
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("export", metavar="EXPORT", help="folder, or models:/NAME/VERSION")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="of the hub")
+    parser.add_argument(
+        "--public", action="store_true", help="let anybody read a repository that is made now"
+    )
+    parser.add_argument("--revision", metavar="BRANCH", help="default: main")
 
 
 COMMANDS = {
@@ -99,5 +128,15 @@ COMMANDS = {
         ["register --pending"],
         _add_register,
         run_register,
+    ),
+    "push": Command(
+        "Write an export, or that of a version, to a repository of Hugging Face's hub: card,\n"
+        "terms, manifest and signature with it. A new repository is private. Nothing else pushes.",
+        [
+            "push .normtweak/exports/llama-w2g64-0123456789ab --repo me/llama-w2g64",
+            "push models:/quickstart-llama-w2g64/1 --repo me/llama-w2g64 --public",
+        ],
+        _add_push,
+        run_push,
     ),
 }

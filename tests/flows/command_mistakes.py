@@ -174,7 +174,8 @@ COMMANDS |= OF_ABLATIONS
 COMMANDS["the command sweep"] = (
     "sweep x --task y",
     "normtweak sweep is not built yet; built are quantize, ternary, finetune, plan, polynomial, "
-    "ablate, evaluate, compare, verify, sign, promote, rollback, register, rebuild, status, clean, "
+    "ablate, evaluate, compare, verify, sign, promote, rollback, register, push, rebuild, status, "
+    "clean, "
     "reference, ui, serve.",
 )
 

@@ -85,6 +85,15 @@ KILLS = len(EMBEDDED) + len(SERVED)
 LATE = [RENAMED, FINISHED]
 
 
+# What the environment of a run may hold, and nothing that it writes.
+SECRETS = {
+    "HF_TOKEN": "hf_planted-in-the-environment",
+    "MLFLOW_TRACKING_PASSWORD": "mlflow-planted-in-the-environment",
+    "PREFECT_API_KEY": "pnu_planted-in-the-environment",
+    "AWS_SECRET_ACCESS_KEY": "aws-planted-in-the-environment",
+}
+
+
 class Runs:
     """Starts the command line on one state root, and kills it at a moment."""
 
@@ -93,7 +102,7 @@ class Runs:
         self.jitter = random.Random(0)
 
     def start(self, server: str | None) -> subprocess.Popen:
-        environment = os.environ | {"NORMTWEAK_HOME": str(self.root)}
+        environment = os.environ | {"NORMTWEAK_HOME": str(self.root)} | SECRETS
         environment.pop("PREFECT_API_URL", None)
         if server:
             environment["PREFECT_API_URL"] = server
@@ -162,6 +171,15 @@ def undisturbed(tmp_path_factory, migrated_database):
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE)
     return recipe, Runs(with_database(folder / "home", migrated_database), recipe).finish(None)
+
+
+def test_a_run_writes_none_of_the_secrets_that_it_was_started_with(undisturbed):
+    recipe, _ = undisturbed
+    written = [path for path in recipe.parent.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in written}
+    assert {".db", ".log", ".jsonl", ".html", ".md", ".parquet", ".safetensors"} <= kinds
+    found = [path for path in written if b"planted-in-the-environment" in path.read_bytes()]
+    assert found == []
 
 
 def children_of_root(root: Path) -> list[int]:

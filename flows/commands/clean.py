@@ -3,21 +3,29 @@
 import argparse
 import dataclasses
 import json
+import re
 import time
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from flows.commands.command import STATE, Command
 from flows.commands.execution import print_line
 from flows.commands.failures import EXIT_OK
-from tasks.engine.cleaning import clean
+from normtweak_core.errors import InputError
+from tasks.engine.cleaning import Limits, clean
 from tasks.engine.environment import state_root
 from tasks.engine.progress import readable_bytes, readable_seconds
 from tasks.server import status
+
+HOURS = {"h": 1, "d": 24, "w": 168}
 
 
 def run_clean(options: argparse.Namespace) -> int:
     """Remove what can be made again and print what that was."""
     root = state_root()
-    removed = clean(root, options.everything)
+    if options.everything and (options.older_than or options.keep is not None):
+        raise InputError("--all removes whatever is made again: leave out --older-than and --keep.")
+    removed = clean(root, options.everything, Limits(options.older_than, options.keep))
     for one in removed:
         if one.files:
             noun = "file" if one.files == 1 else "files"
@@ -72,6 +80,36 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "unfinished trainings, logs and the event file too; registered versions keep their own "
         "copies and stay, as does Prefect's history",
     )
+    parser.add_argument(
+        "--older-than",
+        type=_seconds,
+        metavar="AGE",
+        help="remove finished stages, their exports and logs that were made longer ago, as 30d or "
+        "12h; the next run makes what it needs again",
+    )
+    parser.add_argument(
+        "--keep",
+        type=_size,
+        metavar="SIZE",
+        help="remove the oldest finished stages until files of the others take no more, as 20GB",
+    )
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"must be an age such as 12h, 30d or 4w; found {text!r}")
+    return float(found[1]) * HOURS[found[2]] * 3600
+
+
+def _size(text: str) -> int:
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        size = -1
+    if size < 0:
+        raise argparse.ArgumentTypeError(f"must be a size such as 20GB or 5GiB; found {text!r}")
+    return int(size)
 
 
 COMMANDS = {
@@ -79,7 +117,7 @@ COMMANDS = {
         "Remove streams between blocks, temporary files, what rebuilds have left, and artefacts\n"
         "that no finished stage refers to. Exports, the registry and finished stages stay.\n"
         "Refused while a run is alive.",
-        ["clean", "clean --all"],
+        ["clean", "clean --older-than 30d --keep 50GB", "clean --all"],
         _add_arguments,
         run_clean,
     ),

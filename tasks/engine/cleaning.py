@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from tasks.engine.root_layout import (
     ARTEFACTS,
     EXPORTS,
     LOCKS,
+    LOGS,
     MADE_AGAIN,
     REBUILDS,
     RECORDS,
@@ -55,13 +59,27 @@ def in_use(root: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def clean(root: Path, everything: bool = False) -> list[Removed]:
+@dataclass(frozen=True)
+class Limits:
+    """Which finished stages go as well: those made longest ago."""
+
+    older_than: float | None = None  # seconds; with them their logs
+    most: int | None = None  # bytes of the files that the others refer to
+
+
+NO_LIMITS = Limits()
+
+
+def clean(root: Path, everything: bool = False, limits: Limits = NO_LIMITS) -> list[Removed]:
     """Remove what can be made again and return what that was, by kind.
 
     Args:
         root: The state root; one that does not exist is clean, and is not made.
         everything: Remove all that is made again (`tasks.engine.root_layout`); the registry with
             its copies of the models, and Prefect's history, stay.
+        limits: Otherwise, which finished stages are removed as if nobody needed them, with exports
+            that no other stage holds; the next run makes them again. What waits for the registry
+            stays.
 
     Raises:
         InputError: It is no state root, or a run, `normtweak ui` or `normtweak serve` uses it, or
@@ -82,8 +100,12 @@ def clean(root: Path, everything: bool = False) -> list[Removed]:
             for lock in _idle_locks(root):
                 remove_if_free(lock)
         else:
-            kept, dead = _referenced(root)
+            passed = _beyond(root, limits)
+            kept, dead = _referenced(root, set(passed))
             kinds = {
+                "finished stages beyond the limits": passed,
+                "exports of such stages": _left_behind(root, passed, kept),
+                "logs beyond the limits": _old_logs(root, limits),
                 "streams": [root / STREAMS],
                 "temporary files": _temporaries(root),
                 "stage records whose files are gone": dead,
@@ -147,11 +169,68 @@ def _files_in(value: Any) -> Iterator[dict[str, Any]]:
             yield from _files_in(inner)
 
 
-def _referenced(root: Path) -> tuple[set[Path], list[Path]]:
+def _beyond(root: Path, limits: Limits) -> list[Path]:
+    """Return the records of stages that the limits let go, those made longest ago first."""
+    if limits == NO_LIMITS:
+        return []
+    held = {root / export for export in _waiting_exports(root)}
+    found: list[tuple[float, Path, dict[Path, int]]] = []
+    for record in (root / RECORDS).glob("*"):
+        sizes = {root / file["path"]: file["size"] for file in references(record) or ()}
+        if sizes and not any(held & set(path.parents) for path in sizes):
+            found.append((record.stat().st_mtime, record, sizes))
+    found.sort(key=lambda one: one[:2])
+    oldest = time.time() - (math.inf if limits.older_than is None else limits.older_than)
+    gone = [record for made, record, _ in found if made < oldest]
+    if limits.most is None:
+        return gone
+    left = found[len(gone) :]
+    holders = Counter(path for *_, sizes in left for path in sizes)
+    total = sum({path: size for *_, sizes in left for path, size in sizes.items()}.values())
+    for _, record, sizes in left:
+        if total <= limits.most:
+            break
+        gone.append(record)
+        for path, size in sizes.items():
+            holders[path] -= 1
+            total -= 0 if holders[path] else size
+    return gone
+
+
+def _waiting_exports(root: Path) -> list[str]:
+    try:
+        files = sorted((root / WAITING).glob("*.json"))
+        return [json.loads(file.read_bytes())["export"] for file in files]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"what waits under {root / WAITING} must be readable before old stages are removed; it "
+            f"is not ({error}): `normtweak register --pending` names the file."
+        ) from error
+
+
+def _left_behind(root: Path, gone: list[Path], kept: set[Path]) -> list[Path]:
+    """Return the folders of exports that only records that go have referred to."""
+    files = {root / file["path"] for record in gone for file in references(record) or ()}
+    places = {
+        (root / EXPORTS) / path.relative_to(root / EXPORTS).parts[0]
+        for path in files
+        if path.is_relative_to(root / EXPORTS)
+    }
+    return sorted(place for place in places if not any(place in path.parents for path in kept))
+
+
+def _old_logs(root: Path, limits: Limits) -> list[Path]:
+    if limits.older_than is None:
+        return []
+    oldest = time.time() - limits.older_than
+    return [log for log in sorted((root / LOGS).glob("*")) if log.stat().st_mtime < oldest]
+
+
+def _referenced(root: Path, gone: set[Path]) -> tuple[set[Path], list[Path]]:
     """Return the files that complete records refer to, and the records that are not complete."""
     kept: set[Path] = set()
     dead: list[Path] = []
-    for record in sorted((root / RECORDS).glob("*")):
+    for record in sorted({*(root / RECORDS).glob("*")} - gone):
         files = references(record)
         if files is None:
             continue

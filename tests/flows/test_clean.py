@@ -2,6 +2,7 @@ import importlib
 import json
 import os
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,6 +77,9 @@ def test_what_finished_stages_refer_to_stays_and_the_rest_goes(root):
         "streams": (1, 5000),
         "temporary files": (2, 27),
         "artefacts that no finished stage refers to": (1, 1000),
+        "finished stages beyond the limits": (0, 0),
+        "exports of such stages": (0, 0),
+        "logs beyond the limits": (0, 0),
         "rebuilds": (1, 40),
         "unfinished registrations": (0, 0),
     }
@@ -88,6 +92,80 @@ def test_what_finished_stages_refer_to_stays_and_the_rest_goes(root):
         "results/unknown",
         "logs/one.log",
     }
+
+
+def aged(root, days, *names):
+    for name in names:
+        when = time.time() - days * 86400
+        os.utime(root / name, (when, when))
+
+
+def test_stages_of_an_age_go_with_what_they_alone_hold(root, capsys):
+    put(root / "artifacts/blocks/old.safetensors", 900)
+    record(root, "block-old", "artifacts/blocks/old.safetensors", 900)
+    put(root / "logs/two.log", 5)
+    aged(root, 31, "results/block-old", "results/export-1", "logs/one.log")
+    assert main(["clean", "--older-than", "30d"]) == 0
+    shown = capsys.readouterr().out
+    assert "exports of such stages: 1 file, 300 bytes" in shown
+    assert "logs beyond the limits: 1 file, 4 bytes" in shown
+    left = files(root)
+    assert {"results/block-1", "artifacts/blocks/kept.safetensors", "logs/two.log"} <= left
+    assert "artifacts/blocks/kept.json" in left  # of a younger stage too
+    assert left.isdisjoint({"results/block-old", "results/export-1", "logs/one.log"})
+    assert "artifacts/blocks/old.safetensors" not in left
+    assert not (root / "exports/model-w2").exists()
+
+
+def test_the_oldest_stages_go_until_the_others_take_no_more_than_is_kept(root):
+    sizes = {"a": 400, "b": 300, "c": 200}
+    for age, (name, size) in enumerate(sizes.items(), start=1):
+        put(root / f"artifacts/blocks/{name}.safetensors", size)
+        record(root, f"block-{name}", f"artifacts/blocks/{name}.safetensors", size)
+        aged(root, 10 - age, f"results/block-{name}")
+    aged(root, 20, "results/block-1", "results/export-1", "results/block-2")
+    # Of all: a 400, b 300, c 200, kept.safetensors 100, the export 300, absent 100, and kept.json
+    # 10, which every record refers to.
+    cleaning.clean(root, limits=cleaning.Limits(most=510))
+    assert {path.name for path in (root / "results").iterdir()} == {
+        "block-b", "block-c", "unknown",
+    }  # fmt: skip
+    cleaning.clean(root, limits=cleaning.Limits(most=510))
+    assert (root / "artifacts/blocks/b.safetensors").is_file()
+    cleaning.clean(root, limits=cleaning.Limits(most=509))
+    assert {path.name for path in (root / "results").iterdir()} == {"block-c", "unknown"}
+    assert (root / "artifacts/blocks/kept.json").is_file()
+    cleaning.clean(root, limits=cleaning.Limits(most=0))
+    assert {path.name for path in (root / "results").iterdir()} == {"unknown"}
+
+
+def test_what_waits_for_the_registry_outlives_every_limit(root):
+    put(root / "waiting/a.json", 0)
+    (root / "waiting/a.json").write_text(json.dumps({"export": "exports/model-w2"}))
+    aged(root, 99, "results/export-1", "results/block-1")
+    cleaning.clean(root, limits=cleaning.Limits(3600.0, 0))
+    assert (root / "exports/model-w2/model.safetensors").is_file()
+    assert not (root / "results/block-1").exists()
+    (root / "waiting/a.json").write_text("{")
+    with pytest.raises(InputError, match=r"what waits under .* must be readable before old stages"):
+        cleaning.clean(root, limits=cleaning.Limits(3600.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--older-than", "30"], "must be an age such as 12h, 30d or 4w; found '30'"),
+        (["--older-than", "0d"], "must be an age such as 12h, 30d or 4w; found '0d'"),
+        (["--keep", "much"], "must be a size such as 20GB or 5GiB; found 'much'"),
+        (["--keep", "-1"], "must be a size such as 20GB or 5GiB; found '-1'"),
+        (["--all", "--keep", "1GB"], "--all removes whatever is made again: leave out"),
+    ],
+)
+def test_limits_that_are_none_are_refused(root, capsys, arguments, sentence):
+    before = files(root)
+    assert main(["clean", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+    assert files(root) == before
 
 
 def test_a_second_clean_finds_nothing(root):

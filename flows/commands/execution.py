@@ -13,8 +13,8 @@ from normtweak_core.errors import InputError
 from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import sweep_temporaries, write_atomically
 from tasks.engine.cleaning import in_use
-from tasks.engine.environment import log_plain_lines, prepare_environment
-from tasks.engine.log_files import logged_to_file
+from tasks.engine.environment import prepare_environment
+from tasks.engine.log_files import log_plain_lines, logged_to_file
 from tasks.server.api import api_for_this_run
 
 runs = lazy("tasks.engine.runs")  # with Prefect, which reads its settings when it is imported

@@ -7,14 +7,13 @@ import signal
 import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 from normtweak_core.errors import ForeseenError, InputError
 from tasks.engine.environment import HOME_VARIABLE
-from tasks.engine.log_files import log_file
+from tasks.engine.log_files import log_file, traceback_text
 from tasks.server.ending import RESUME, Terminated, end_within, ended_by, told
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
@@ -86,7 +85,7 @@ def _with_traceback(log: Path, error: BaseException) -> Path | None:
     for place in (log, Path(tempfile.gettempdir()) / f"normtweak-{log.name}"):
         with contextlib.suppress(OSError):
             with place.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(traceback.format_exception(error))
+                file.write(traceback_text(error))
             return place
     return None
 

@@ -1,10 +1,12 @@
 """The first line of a command: there within two seconds, before anything heavy is imported."""
 
 import contextlib
+import logging
 import sys
 import threading
-import time
 from collections.abc import Iterator
+
+from tasks.engine.log_files import TERMINAL, line_format
 
 # Checks take a tenth of it; a model that is fetched from the hub, or hashed, takes as long as it is
 # large.
@@ -13,7 +15,8 @@ PATIENCE = 1.0  # seconds
 
 def tell(line: str) -> None:
     """Write a line to standard error as the log does, which is not set up yet."""
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)  # noqa: T201
+    record = logging.LogRecord(__name__, logging.INFO, "", 0, line, None, None)
+    print(line_format(*TERMINAL).format(record), file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from flows.deploy import find_deployment_file, read_deployments
 from normtweak_core.errors import InputError
 from normtweak_core.lazy import lazy
 from tasks.engine.artifacts import sweep_temporaries
-from tasks.engine.environment import log_plain_lines, prepare_environment, set_variables, state_root
+from tasks.engine.environment import prepare_environment, set_variables, state_root
+from tasks.engine.log_files import log_plain_lines
 from tasks.engine.root_layout import MLARTIFACTS, MLFLOW_LOG
 from tasks.registry.database import make_database
 from tasks.server.api import (

@@ -10,6 +10,7 @@ from prefect.utilities.annotations import quote
 
 from normtweak_core.memory import give_back
 from tasks.engine.caching import cached_result
+from tasks.engine.log_files import working_on
 from tasks.engine.stage import Found, Stage, carry_out
 from tasks.server.cancelling import raise_if_cancelled
 
@@ -46,31 +47,28 @@ class Execution:
             for place, part in enumerate(parts):
                 if stage.chained and results:
                     keys.append(stage.key(work, found, part, results[-1]))
+                label = stage.label_of(work, part)
                 arguments = stage.arguments(
                     found,
                     key=keys[place],
                     work=work,
                     part=part,
-                    label=stage.label_of(work, part),
+                    label=label,
                     before=list(results),
                     shared=shared,
                 )
-                results.append(self._part(stage, work, part, keys[place], arguments, results))
-                advance(place + 1, len(parts))
-                if told := self.told.get(stage.name):
-                    so_far = results if stage.has_parts else results[0]
-                    told(
-                        work, found | {stage.name: so_far}, self.cached[stage.label_of(work, part)]
-                    )
+                with working_on(stage.name, label):
+                    results.append(self._part(stage, label, keys[place], arguments, results))
+                    advance(place + 1, len(parts))
+                    if told := self.told.get(stage.name):
+                        so_far = results if stage.has_parts else results[0]
+                        told(work, found | {stage.name: so_far}, self.cached[label])
         if not all(self.cached[stage.label_of(work, part)] for part in parts):
             give_back()
         return results
 
-    def _part(
-        self, stage: Stage, work: Any, part: Any, key: str, arguments: Any, before: list[Any]
-    ) -> Any:
+    def _part(self, stage: Stage, label: str, key: str, arguments: Any, before: list[Any]) -> Any:
         raise_if_cancelled(ask=False)
-        label = stage.label_of(work, part)
         self.cached[label] = cached_result(key) is not None
         log.info("%s%s", label, ": cached" if self.cached[label] else "")
         state = carry_out.with_options(name=stage.name)(

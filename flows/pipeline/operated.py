@@ -18,9 +18,9 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
 from tasks.engine.artifacts import keep_hashes
-from tasks.engine.environment import OUR_LOGGERS, log_plain_lines, peak_rss_bytes, state_root
+from tasks.engine.environment import OUR_LOGGERS, peak_rss_bytes, state_root
 from tasks.engine.live_page import moving
-from tasks.engine.log_files import logged_to_file
+from tasks.engine.log_files import log_plain_lines, logged_to_file
 from tasks.engine.runs import own_run
 from tasks.server.cancelling import RunCancelled, watched
 from tasks.server.ending import CANCEL, end_within, ended_by

@@ -12,13 +12,13 @@ import resource
 import sys
 import tempfile
 from pathlib import Path
-from typing import TextIO
 
 from normtweak_core.errors import InputError
 from normtweak_core.paths import given_path
 from tasks.engine.api_address import profile_variables
 
 HOME_VARIABLE = "NORMTWEAK_HOME"
+LOG_VARIABLE, LOG_FORMS = "NORMTWEAK_LOG", ("plain", "json")
 # `make reader-gptq` puts the environment that reads GPTQ files beside the packages.
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = ("prefect", "results", "artifacts", "locks", "mlartifacts", "exports")
@@ -96,6 +96,13 @@ def set_variables(root: Path) -> None:
                 found=f"found {os.environ[name]!r}",
                 remedy="correct it, or unset it",
             )
+    if os.environ.get(LOG_VARIABLE, LOG_FORMS[0]) not in LOG_FORMS:
+        raise InputError(
+            f"must be {' or '.join(LOG_FORMS)}",
+            key=LOG_VARIABLE,
+            found=f"found {os.environ[LOG_VARIABLE]!r}",
+            remedy="correct it, or unset it",
+        )
     _reach_loopback_directly()
 
 
@@ -189,32 +196,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-class _StandardError(logging.StreamHandler):
-    """Writes to what ``sys.stderr`` is now: a live progress bar puts its own stream there."""
-
-    def __init__(self, level: int):
-        logging.Handler.__init__(self, level)  # the other one would keep today's stream
-
-    @property
-    def stream(self) -> TextIO:
-        return sys.stderr
-
-
-def log_plain_lines(level: int = logging.INFO) -> logging.Handler:
-    """Write this project's own log lines to standard error, one plain line each.
-
-    Returns:
-        The handler, for a caller that wants to remove it.
-    """
-    handler = _StandardError(level)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    for name in OUR_LOGGERS:
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.propagate = False  # Prefect's console handler would print warnings a second time
-    return handler
 
 
 def _create_folders(root: Path) -> None:

@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     options = parser.parse_args()
 
-    from tasks.engine.environment import log_plain_lines, prepare_environment
+    from tasks.engine.environment import prepare_environment
+    from tasks.engine.log_files import log_plain_lines
 
     root = prepare_environment()
     log_plain_lines()

@@ -57,7 +57,8 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="the best cells for an hour each")
     options = parser.parse_args()
 
-    from tasks.engine.environment import log_plain_lines, prepare_environment
+    from tasks.engine.environment import prepare_environment
+    from tasks.engine.log_files import log_plain_lines
 
     root = prepare_environment()
     log_plain_lines()

@@ -11,10 +11,10 @@ from tasks.engine.environment import (
     FOLDERS,
     OUR_LOGGERS,
     default_variables,
-    log_plain_lines,
     prepare_environment,
     state_root,
 )
+from tasks.engine.log_files import log_plain_lines
 
 PREPARE = """
 import json, os, sys

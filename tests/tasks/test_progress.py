@@ -13,7 +13,7 @@ from tasks.engine.progress import Progress
 
 BAR = """
 import logging, time
-from tasks.engine.environment import log_plain_lines
+from tasks.engine.log_files import log_plain_lines
 from tasks.engine.progress import Progress
 log_plain_lines()
 log = logging.getLogger("tasks.test")

@@ -17,6 +17,7 @@ from normtweak_core.errors import ForeseenError, InputError
 from normtweak_core.lazy import lazy
 from tasks.engine.addresses import NoAnswerError, without_password
 from tasks.engine.artifacts import write_atomically
+from tasks.engine.locks import exclusive, held
 from tasks.engine.root_layout import LOCKS, MLARTIFACTS, WAITING
 from tasks.registry.flavor.run_record import RunRecord
 from tasks.registry.promotion import Verdict
@@ -69,15 +70,20 @@ class Waiting(BaseModel, frozen=True):
         name = hashlib.sha256(self.name.encode()).hexdigest()[:8]
         return root / WAITING / f"{name}-{self.export_sha256[:16]}.json"
 
+    def lock(self, root: Path) -> Path:
+        """Return the lock of whoever registers it."""
+        return root / LOCKS / f"{WAITING}-{self.place(root).stem}.lock"
+
 
 def all_waiting(root: Path) -> list[Waiting]:
-    """Return what waits, the oldest first.
+    """Return what waits and nobody registers now, the oldest first.
 
     Raises:
         InputError: A file among them is none of ours, or damaged.
     """
     files = sorted((root / WAITING).glob("*.json"), key=lambda file: file.stat().st_mtime)
-    return [_read(file) for file in files]
+    found = [_read(file) for file in files]
+    return [waiting for waiting in found if not held(waiting.lock(root))]
 
 
 def _read(file: Path) -> Waiting:
@@ -103,33 +109,38 @@ def register(root: Path, waiting: Waiting, tracking_uri: str) -> "versions.Regis
         RunCancelled: The run that registers was cancelled; the model does not wait.
         ServerError: Nobody can say whether it was, so the model does not wait either.
     """
-    place = waiting.place(root)
-    place.parent.mkdir(exist_ok=True)
-    write_atomically(place, waiting.model_dump_json().encode())
-    try:
-        registered = versions.register_export(
-            root / waiting.export,
-            waiting.name,
-            waiting.export_sha256,
-            waiting.metrics,
-            waiting.tags,
-            [root / report for report in waiting.reports],
-            waiting.alias,
-            tracking_uri,
-            root / MLARTIFACTS,
-            root / LOCKS,
-            waiting.verdict,
-            waiting.record,
-        )
-    except (RunCancelled, ServerError):
-        place.unlink(missing_ok=True)
-        raise
-    except (InputError, MlflowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    with exclusive(waiting.lock(root), message=f"registering {waiting}"):
+        place = waiting.place(root)
+        place.parent.mkdir(exist_ok=True)
+        write_atomically(place, waiting.model_dump_json().encode())
+        try:
+            registered = _registered(root, waiting, tracking_uri)
+        except (RunCancelled, ServerError):
+            place.unlink(missing_ok=True)
             raise
-        raise NotRegisteredError(error, root) from error
-    place.unlink(missing_ok=True)
+        except (InputError, MlflowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NotRegisteredError(error, root) from error
+        place.unlink(missing_ok=True)
     return registered
+
+
+def _registered(root: Path, waiting: Waiting, tracking_uri: str) -> "versions.Registered":
+    return versions.register_export(
+        root / waiting.export,
+        waiting.name,
+        waiting.export_sha256,
+        waiting.metrics,
+        waiting.tags,
+        [root / report for report in waiting.reports],
+        waiting.alias,
+        tracking_uri,
+        root / MLARTIFACTS,
+        root / LOCKS,
+        waiting.verdict,
+        waiting.record,
+    )
 
 
 def register_others(root: Path, tracking_uri: str) -> list["versions.Registered"]:

@@ -15,6 +15,7 @@ from normtweak_core.export.payload import payload_sha256
 from tasks.engine.addresses import without_password
 from tasks.engine.cleaning import clean
 from tasks.engine.environment import FOLDERS
+from tasks.engine.locks import exclusive
 from tasks.registry import waiting
 from tasks.registry.flavor.run_record import RunRecord
 from tasks.registry.promotion import Verdict
@@ -130,6 +131,17 @@ def test_the_next_run_registers_what_waits_for_its_registry(registry):
     (made,) = waiting.register_others(registry.root, registry.uri)
     assert made.model_uri == f"models:/{registry.name}/1"
     assert waiting.all_waiting(registry.root) == [other]
+
+
+def test_what_another_run_registers_at_this_moment_is_left_to_it(registry):
+    model = a_model(registry)
+    keep(registry, model)
+    with exclusive(model.lock(registry.root)):
+        assert waiting.all_waiting(registry.root) == []
+        assert waiting.register_others(registry.root, registry.uri) == []
+    assert waiting.all_waiting(registry.root) == [model]
+    (made,) = waiting.register_others(registry.root, registry.uri)
+    assert made.created
 
 
 def test_no_password_is_written(registry):

@@ -35,7 +35,7 @@ from tasks.models.job import open_job
 from tasks.models.work import Work
 from tasks.registry.promotion import MEASURED_ON, Verdict
 from tasks.registry.tracking import TrainingRun
-from tasks.registry.waiting import Waiting
+from tasks.registry.waiting import Waiting, unless_cancelled
 from tasks.results import CalibrationResult, ExportResult, FloatType
 from tasks.stages.dry_run import dry_run
 from tasks.stages.export import source_facts
@@ -257,7 +257,6 @@ def _register(
         asked=recipe.gate.asks,
         confidence=recipe.gate.confidence,
     )
-    root = state_root().resolve()
     waiting = Waiting(
         name=recipe.name,
         alias=recipe.registry.alias,
@@ -265,12 +264,13 @@ def _register(
         export_sha256=export.export_sha256,
         metrics=metrics,
         tags=tags,
-        reports=[str(file.resolve().relative_to(root)) for file in told],
+        reports=[str(file.relative_to(state_root())) for file in told],
         verdict=verdict,
         record=record,
         registry=without_password(os.environ["MLFLOW_TRACKING_URI"]),
     )
-    registered = register_stage(quote(waiting), wait_for=wait_for)
+    with unless_cancelled(state_root(), waiting):
+        registered = register_stage(quote(waiting), wait_for=wait_for)
     milestones.info(
         "registered %s%s",
         registered["model_uri"],

@@ -38,7 +38,7 @@ class SourceCard:
     def of(cls, folder: Path) -> "SourceCard":
         """Return what a folder says; a card that cannot be read says nothing."""
         card = folder / MODEL_CARD
-        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+        text = card.read_text(encoding="utf-8-sig", errors="replace") if card.is_file() else ""
         head, body = _parted(text)
         legal = {path.name for name in LEGAL_FILES for path in folder.glob(name) if path.is_file()}
         return cls(
@@ -51,11 +51,13 @@ class SourceCard:
 
 def _parted(text: str) -> tuple[dict[str, Any], str]:
     """Return the front matter of a card and what is below it."""
+    text = text.lstrip()
     if not text.startswith("---"):
         return {}, text
     head, _, body = text[3:].partition("\n---")
     try:
-        found = yaml.safe_load(head)
-    except yaml.YAMLError:
+        # Texts alone: `no` is a language, and a date that is none is nobody's business here.
+        found = yaml.load(head, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}, body
     return (found if isinstance(found, dict) else {}), body

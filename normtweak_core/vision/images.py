@@ -101,7 +101,10 @@ def open_image(given: Given) -> Any:
         )
     try:
         with pillow.open(given.image) as image:
-            return operations.exif_transpose(image).convert("RGB")  # as a camera was held
+            upright = operations.exif_transpose(image)  # as a camera was held
+            if upright.mode.startswith("I;16"):  # to which Pillow knows no other way
+                upright = upright.point(lambda value: value / 257).convert("L")
+            return upright.convert("RGB")
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise InputError(
             "must hold images that can be read",

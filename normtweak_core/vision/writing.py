@@ -8,6 +8,7 @@ all are cut to squares of one size first.
 """
 
 import inspect
+import statistics
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -94,12 +95,13 @@ def _alike(
 ) -> tuple[list[Prompt], int | None]:
     """Return prompts that are laid out alike, and the side of the squares that images were cut to.
 
-    The side is that of the smallest image; None: the images are as they were given.
+    The side is that of the image in the middle, so that one small image makes no other small;
+    None: the images are as they were given.
     """
     prompts = [processed(processor, given, open_image(given)) for given in chosen]
     side = None
     if len({prompt.layout(tokens) for prompt in prompts}) > 1:
-        side = min(min(open_image(given).size) for given in chosen)
+        side = statistics.median_low(min(open_image(given).size) for given in chosen)
         fitted = (ImageOps.fit(open_image(one), (side, side), Image.BICUBIC) for one in chosen)
         prompts = [
             processed(processor, given, image) for given, image in zip(chosen, fitted, strict=True)

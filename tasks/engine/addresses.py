@@ -24,6 +24,9 @@ WITHOUT_SCHEME = re.compile(
 )
 
 
+SECRET_PARAMETER = re.compile(
+    r"([?&](?:password|passwd|pwd|token|secret|api_?key|odbc_connect)=)[^&#]*", re.IGNORECASE
+)
 GUARDED = (401, 403)  # it wants a password, which variables of its client hold
 
 
@@ -133,8 +136,10 @@ def no_answer(service: Service, value: str, reason: object) -> NoAnswerError:
 
 
 def without_password(value: str) -> str:
-    """Return an address without the password that it may hold."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:...@", value)
+    """Return an address without the password or token that it may hold, wherever it stands."""
+    value = re.sub(r"(://[^/?#@:]*):[^/?#]*@", r"\1:...@", value)
+    value = re.sub(r"://[^/?#@:]+@", "://...@", value)  # a token alone
+    return SECRET_PARAMETER.sub(r"\1...", value)
 
 
 def _refused(service: Service, value: str, form: str, why: str, remedy: str) -> InputError:

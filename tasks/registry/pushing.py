@@ -1,9 +1,10 @@
 """An export in a repository of Hugging Face's hub: just the bytes that were verified or signed."""
 
+import glob
 from pathlib import Path
 
 from normtweak_core.errors import ForeseenError, InputError, VerificationError
-from normtweak_core.export.verification.verify import changed_files
+from normtweak_core.export.verification.verify import changed_files, files_of_export
 from normtweak_core.lazy import lazy
 from normtweak_core.model.hub import is_hub_id
 from tasks.registry.names import Address
@@ -12,7 +13,6 @@ from tasks.registry.signatures import EXPORT
 
 hub, errors = lazy("huggingface_hub"), lazy("huggingface_hub.errors")
 
-OURS_ALONE = ["reports/*"]  # of every recipe that has led to the export
 ALLOWED = "set HF_TOKEN to a token that may write there, or log in with `hf auth login`"
 
 
@@ -46,18 +46,23 @@ def push_export(folder: Path, repo: str, public: bool = False, revision: str | N
         )
     api = hub.HfApi()
     try:
+        hub.utils.validate_repo_id(repo)
         api.create_repo(repo, private=not public, exist_ok=True)
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
             revision=revision,
             commit_message=f"{folder.name}, by normtweak",
-            ignore_patterns=[*OURS_ALONE],
+            allow_patterns=[glob.escape(name) for name in files_of_export(folder)],
         )
+    except errors.HFValidationError as error:
+        raise InputError(f"{repo!r} must be the name of a repository; {error}") from error
     except errors.OfflineModeIsEnabled as error:
         raise InputError("to push needs the hub; HF_HUB_OFFLINE is set: unset it.") from error
     except errors.HfHubHTTPError as error:
         raise _refused(repo, error) from error
+    except ValueError as error:  # of the card
+        raise PushError(f"the hub does not take the card of {folder}: {_line(error)}") from error
     except errors.HTTPError as error:  # of whichever client the library uses
         raise PushError(
             f"the hub at {hub.constants.ENDPOINT} does not answer ({type(error).__name__}): push "
@@ -88,4 +93,9 @@ def _refused(repo: str, error: Exception) -> Exception:
         return InputError(
             f"to push to {repo} needs a token that may; the hub says {told}: {ALLOWED}."
         )
-    return PushError(f"the hub does not take {repo} (status {status}: {told}): push again")
+    remedy = "check the name and --revision" if status == 404 else "push again"
+    return PushError(f"the hub does not take {repo} (status {status}: {told}): {remedy}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -5,9 +5,11 @@ when a night's work is done nor a kill at that moment loses it: the next run on 
 registers it, or `normtweak register --pending` does.
 """
 
+import contextlib
 import errno
 import hashlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -22,7 +24,7 @@ from tasks.engine.root_layout import LOCKS, MLARTIFACTS, WAITING
 from tasks.registry.flavor.run_record import RunRecord
 from tasks.registry.promotion import Verdict
 from tasks.server.api import ServerError
-from tasks.server.cancelling import RunCancelled
+from tasks.server.cancelling import RunCancelled, was_cancelled
 
 versions = lazy("tasks.registry.versions")  # with MLflow's client
 log = logging.getLogger(__name__)
@@ -143,14 +145,35 @@ def _registered(root: Path, waiting: Waiting, tracking_uri: str) -> "versions.Re
     )
 
 
-def register_others(root: Path, tracking_uri: str) -> list["versions.Registered"]:
-    """Register what has waited for a registry that has just answered; never fails.
+@contextlib.contextmanager
+def unless_cancelled(root: Path, waiting: Waiting) -> Iterator[None]:
+    """Let a model wait no longer where its run was cancelled inside: by a signal, between tries."""
+    try:
+        yield
+    except BaseException:
+        if was_cancelled():
+            waiting.place(root).unlink(missing_ok=True)
+        raise
+
+
+def register_others(
+    root: Path, tracking_uri: str, own: Waiting | None = None
+) -> list["versions.Registered"]:
+    """Register what waits for a registry, the oldest first; never fails.
 
     A model of another registry goes on waiting.
+
+    Args:
+        root: The state root.
+        tracking_uri: Of the registry.
+        own: A model that is newer than all of them and not registered here, since an alias stays
+            at what comes last.
     """
     done = []
     try:
         for waiting in all_waiting(root):
+            if own is not None and waiting.place(root) == own.place(root):
+                continue
             if waiting.registry == without_password(tracking_uri):
                 done.append(register(root, waiting, tracking_uri))
                 log.info("registered %s, which had waited", done[-1].model_uri)

@@ -98,6 +98,11 @@ def raise_if_cancelled(ask: bool = True) -> None:
         _current.check(ask)
 
 
+def was_cancelled() -> bool:
+    """Tell whether somebody has cancelled the present run, as far as is known; asks nobody."""
+    return _current is not None and _current.cancelled
+
+
 def last_call() -> None:
     """Ask for a cancel once more; whatever comes later comes too late for the present run.
 

@@ -2,10 +2,11 @@
 
 import importlib.metadata
 from collections import ChainMap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normtweak_core.export.formats.checks import FloatTypeError
-from normtweak_core.export.payload import payload_files
+from normtweak_core.export.payload import file_sha256, payload_files
 from normtweak_core.lazy import lazy
 from tasks.engine import events
 from tasks.engine.artifacts import ArtifactRef, read_json
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 kept = lazy("normtweak_core.export.foreign.kept")
 layers = lazy("tasks.models.quantized_layers")
+origin = lazy("normtweak_core.export.origin")
 safetensors = lazy("safetensors.torch")
 skeleton = lazy("normtweak_core.model.skeleton")
 structure = lazy("normtweak_core.model.structure")
@@ -57,7 +59,17 @@ def read_by_every_export(work: Work) -> dict[str, Any]:
         "model": work.job.fingerprint.sha256,
         "tokenizer": work.job.tokenizer_sha256,
         "generation": work.job.generation_sha256,
-    }
+    } | _card(work.job.folder)
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """Return what a card carries on of the float model's; nothing where there is none."""
+    card = origin.SourceCard.of(folder)
+    if card == origin.SourceCard():
+        return {}
+    terms = {name: file_sha256(folder / name) for name in card.legal}
+    told = {"hub_id": card.hub_id or "", "head": card.head, "citations": list(card.citations)}
+    return {"card": told | {"terms": terms}}
 
 
 def _reads(work: Work, found: Found, part: None) -> dict[str, Any]:

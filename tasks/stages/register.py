@@ -34,7 +34,7 @@ def register_stage(waiting: Waiting) -> dict[str, Any]:
     """
     events.record("register", part="begin")
     tracking_uri = os.environ["MLFLOW_TRACKING_URI"]
+    register_others(state_root(), tracking_uri, own=waiting)
     registered = register(state_root(), waiting, tracking_uri)
     events.record("register", part="done", version=registered.version)
-    register_others(state_root(), tracking_uri)
     return registered.model_dump(mode="json")

@@ -10,6 +10,7 @@ import pytest
 
 from flows.checks.services import check_services
 from normtweak_core.errors import InputError
+from tasks.engine.addresses import without_password
 from tasks.engine.api_address import check_engine
 from tasks.engine.environment import LOOPBACK, set_variables
 from tasks.registry.reachable import check_registry
@@ -54,6 +55,22 @@ def no_proxies(engine_environment):
             os.environ.pop(name, None)
             os.environ.pop(name.upper(), None)
         yield
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:sesame@host/x", "https://me:...@host/x"),
+        ("https://me:ses@me@host", "https://me:...@host"),
+        ("https://sesame@host:5000", "https://...@host:5000"),
+        ("postgresql://h/db?user=u&password=sesame", "postgresql://h/db?user=u&password=..."),
+        ("mssql://h/?odbc_connect=PWD%3Dsesame&x=1", "mssql://h/?odbc_connect=...&x=1"),
+        ("http://host/@path", "http://host/@path"),
+        ("sqlite:////folder/a@b.db", "sqlite:////folder/a@b.db"),
+    ],
+)
+def test_no_secret_of_an_address_is_shown(address, shown):
+    assert without_password(address) == shown
 
 
 API = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"

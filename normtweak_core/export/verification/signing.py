@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError, VerificationError
-from normtweak_core.export.verification.verify import changed_files
+from normtweak_core.export.verification.verify import SIGNATURE, changed_files, files_of_export
 from normtweak_core.lazy import lazy
 
 model_signing = lazy("model_signing")
 serialization = lazy("cryptography.hazmat.primitives.serialization")
 ec = lazy("cryptography.hazmat.primitives.asymmetric.ec")
 
-SIGNATURE = "model.sig"
+# What grows beside an export, and what a client of the hub keeps there.
+UNSIGNED = ("reports", ".cache")
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 KEYS = "a PEM file with a key of the elliptic curve P-256, P-384 or P-521"
 
@@ -95,13 +96,25 @@ def _require_as_written(folder: Path) -> None:
             f"the files of {folder} must be those that were written, to be signed; {name} was "
             f"{change} since: export again."
         )
+    own = set(files_of_export(folder))
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        beside = name.startswith(".git") or name.split("/")[0] in UNSIGNED
+        if path.is_file() and name not in own and not beside:
+            raise VerificationError(
+                f"only the files of an export are signed; {folder} holds {name}, which is none of "
+                "them: remove it."
+            )
 
 
 def _hashing(folder: Path, signature: Path):
     """Return what is signed: every file but signatures, and what a clone of a repository adds."""
-    unsigned = {folder.absolute() / SIGNATURE, signature.absolute()}
+    unsigned = {folder.absolute() / name for name in (SIGNATURE, *UNSIGNED)}
+    unsigned.add(signature.absolute())
     inside = [path for path in sorted(unsigned) if path.is_relative_to(folder.absolute())]
-    return model_signing.hashing.Config().set_ignored_paths(paths=inside, ignore_git_paths=True)
+    hashing = model_signing.hashing.Config()
+    hashing.set_ignored_paths(paths=inside, ignore_git_paths=True)
+    return hashing.set_allow_symlinks(True)  # of which the hub's cache is made
 
 
 def _installed():

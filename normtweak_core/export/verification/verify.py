@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError, VerificationError
-from normtweak_core.export.folder import MANIFEST
+from normtweak_core.export.folder import MANIFEST, MODEL_CARD
 from normtweak_core.export.formats.checks import GPTQ_READER, GPTQ_READER_DONE
-from normtweak_core.export.payload import file_hashes, hash_lines, payload_bytes
+from normtweak_core.export.payload import file_hashes, file_sha256, hash_lines, payload_bytes
+from normtweak_core.model.hub import LEGAL_FILES
 from normtweak_core.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
 READER = Path(__file__).with_name("reader.py")
 GGUF_READER = Path(__file__).with_name("gguf_reader.py")  # of the file beside an export
+PROBE, SIGNATURE = "verify/probe.safetensors", "model.sig"
 SHOWN = 3  # problems named in the error, and one at least of each check
 # Seconds the reader may take: a start, a slow disk, and float16 on an old processor (the probe has
 # some 400 tokens).
@@ -242,8 +244,15 @@ def _mismatch(folder: Path, manifest: dict, report: dict) -> str:
 
 
 def changed_files(folder: Path) -> dict[str, str]:
-    """Return what became of payload files since they were written: gone, altered or added."""
-    recorded, found = read_manifest(folder)["files"], file_hashes(folder)
+    """Return what became of files since they were written: gone, altered or added.
+
+    Of the payload, and of what other programs open, such as a GGUF file.
+    """
+    manifest, found = read_manifest(folder), file_hashes(folder)
+    consumers = manifest.get("consumers", {}).values()
+    others = {one["file"]: one["sha256"] for one in consumers if "sha256" in one}
+    found |= {name: file_sha256(folder / name) for name in others if (folder / name).is_file()}
+    recorded = manifest["files"] | others
     changes = {name: "altered" for name in recorded.keys() & found.keys()}
     changes |= {name: "gone" for name in recorded.keys() - found.keys()}
     changes |= {name: "added" for name in found.keys() - recorded.keys()}
@@ -252,6 +261,19 @@ def changed_files(folder: Path) -> dict[str, str]:
         for name, change in sorted(changes.items())
         if recorded.get(name) != found.get(name)
     }
+
+
+def files_of_export(folder: Path) -> list[str]:
+    """Return the relative paths of what belongs to an export and is there.
+
+    That is the payload, manifest, card, terms, probe, what other programs open, and a signature;
+    not reports, and nothing that somebody has put beside it.
+    """
+    manifest = read_manifest(folder)
+    names = [*file_hashes(folder), MANIFEST, MODEL_CARD, PROBE, SIGNATURE]
+    names += [one["file"] for one in manifest.get("consumers", {}).values() if one.get("file")]
+    names += [path.name for pattern in LEGAL_FILES for path in folder.glob(pattern)]
+    return sorted({name for name in names if (folder / name).is_file()})
 
 
 def _changes_in_words(folder: Path) -> str:

@@ -108,6 +108,15 @@ def test_a_card_that_says_nothing_is_no_obstacle(tiny, tmp_path, card):
     assert found.legal == ("LICENSE", "NOTICE.md")
 
 
+def test_no_is_a_language_and_odd_values_end_nothing(tiny, tmp_path):
+    head = "date: 2024-13-45\nnumber: 0b_\nlicense: 'MIT'\nlanguage: [en, no, on]\n"
+    source = in_cache(tiny, tmp_path, f"\ufeff\n---\n{head}---\n# Odd\n")
+    export(tiny, source, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.language == ["en", "no", "on"]
+    assert card.data.license == "MIT"
+
+
 def test_only_a_snapshot_of_the_cache_has_an_id(tmp_path):
     names = {
         "models--a--b/snapshots/x": "a/b",

@@ -109,6 +109,29 @@ def test_whatever_was_changed_is_named(export, keys, name):
         check_signature(export, keys / "ours.pub")
 
 
+def test_what_grows_beside_an_export_and_links_leave_a_signature_valid(export, keys, tmp_path):
+    signed = sign_export(export, keys / "ours.pem")
+    for name in ("reports/two/report.html", ".cache/huggingface/x.metadata", ".gitattributes"):
+        (export / name).parent.mkdir(parents=True, exist_ok=True)
+        (export / name).write_text("beside")
+    assert check_signature(export, keys / "ours.pub") == signed
+    linked = tmp_path / "snapshot"  # as the hub's cache holds it
+    for path in [path for path in export.rglob("*") if path.is_file()]:
+        (linked / path.relative_to(export)).parent.mkdir(parents=True, exist_ok=True)
+        (linked / path.relative_to(export)).symlink_to(path)
+    assert check_signature(linked, keys / "ours.pub").sha256 == signed.sha256
+    (export / "README.md").write_text("another card")
+    for folder in (export, linked):
+        with pytest.raises(VerificationError, match=r"README\.md"):
+            check_signature(folder, keys / "ours.pub")
+
+
+def test_what_somebody_has_put_beside_an_export_is_not_signed(export, keys):
+    (export / "notes.env").write_text("TOKEN=sesame")
+    with pytest.raises(VerificationError, match=r"holds notes\.env, which is none of them"):
+        sign_export(export, keys / "ours.pem")
+
+
 def test_another_key_and_a_damaged_signature_are_refused(export, keys):
     sign_export(export, keys / "ours.pem")
     with pytest.raises(VerificationError, match=r"made with the key of .*large\.pub; it is not"):

@@ -1,5 +1,7 @@
 """Nothing of a cancelled run reaches the registry, and no alias moves to it."""
 
+import time
+
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -7,9 +9,12 @@ from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling
 
+from flows.commands.failures import sigterm_raises
 from flows.pipeline.operated import operated
 from tasks.registry import versions as registering
+from tasks.registry import waiting
 from tasks.server import cancelling
+from tests.tasks.registry.test_waiting import a_model
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +83,26 @@ def test_a_cancel_behind_the_aliases_is_too_late(registry):
     state = completed(return_state=True)
     assert state.is_completed()
     assert registry.client.get_registered_model(registry.name).aliases == {"candidate": 1}
+
+
+def test_of_a_run_that_is_cancelled_while_files_are_on_their_way_nothing_waits(
+    registry, monkeypatch
+):
+    def upload(*_):
+        cancel(Cancelling())
+        time.sleep(60)
+
+    monkeypatch.setattr(cancelling, "SECONDS_BETWEEN_LOOKS", 0.2)
+    monkeypatch.setattr(registering, "complete_logged_model", upload)
+    model = a_model(registry)
+
+    @flow
+    @operated
+    def cancelled_within():
+        with waiting.unless_cancelled(registry.root, model):
+            waiting.register(registry.root, model, registry.uri)
+
+    with sigterm_raises(), pytest.raises(CancelledRun):
+        cancelled_within()
+    assert waiting.all_waiting(registry.root) == []
+    assert not model.place(registry.root).exists()

@@ -69,9 +69,13 @@ def test_the_hub_has_every_byte_and_no_report(hub, made, tmp_path):
     assert stored(hub, "me/tiny-w4@main") == on_disk(export)
     assert {"/model.sig", "/README.md", "/normtweak.json"} < on_disk(export).keys()
     assert hub.commits == ["export, by normtweak"]
+    for name in (".env", "key.pem", "pytorch_model.bin"):
+        (export / name).write_text("of nobody's business")
 
     code, *_ = push(hub, export, "--repo", "me/other", "--public", "--revision", "next", **home)
     assert code == 0
+    for name in (".env", "key.pem", "pytorch_model.bin"):
+        (export / name).unlink()
     assert hub.repositories["me/other"] == "public"
     assert set(hub.files) - {f"me/tiny-w4@main{name}" for name in on_disk(export)} == {
         f"me/other@next{name}" for name in on_disk(export)
@@ -107,6 +111,12 @@ def test_what_cannot_be_pushed_is_told_in_one_sentence(hub, made, tmp_path):
         "normtweak: a repository is written owner/name; found 'tiny'."
     ]
     assert push(hub, *asked, **home, HF_HUB_OFFLINE="1")[0] == 2
+    for name in ("me/a--b", "me/x.git", f"me/{'x' * 120}"):
+        told = push(hub, export, "--repo", name, **home)
+        assert told[0] == 2, told
+        assert "must be the name of a repository" in told[2][0]
+    hub.failing = 404
+    assert "check the name and --revision" in push(hub, *asked, **home)[2][0]
     hub.failing = 400
     failed = push(hub, *asked, **home)
     assert failed[0] == 1

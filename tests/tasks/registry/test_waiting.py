@@ -144,6 +144,24 @@ def test_what_another_run_registers_at_this_moment_is_left_to_it(registry):
     assert made.created
 
 
+def test_what_waited_longer_takes_no_alias_from_what_comes_now(registry):
+    keep(registry, a_model(registry, verdict=Verdict()))
+    other = registry.with_seed(7)
+    shutil.copytree(other.export, registry.root / "exports" / "newer")
+    newer = a_model(
+        registry,
+        verdict=Verdict(),
+        export="exports/newer",
+        export_sha256=payload_sha256(other.export),
+    )
+    keep(registry, newer)  # by an earlier try of the same run
+    (older,) = waiting.register_others(registry.root, registry.uri, own=newer)
+    made = waiting.register(registry.root, newer, registry.uri)
+    assert (older.version, made.version) == (1, 2)
+    aliases = registry.client.get_registered_model(registry.name).aliases
+    assert {name: int(version) for name, version in aliases.items()}["candidate"] == 2
+
+
 def test_no_password_is_written(registry):
     address = f"{nothing_there().replace('//', '//me:sesame@')}/x"
     model = a_model(registry, registry=without_password(address))

@@ -11,10 +11,13 @@ from typing import Any
 from flows.commands.failures import EXIT_OK, exit_code
 from normtweak_core.errors import InputError
 from normtweak_core.lazy import lazy
+from normtweak_core.paths import given_path
 from tasks.engine.artifacts import sweep_temporaries, write_atomically
 from tasks.engine.cleaning import in_use
-from tasks.engine.environment import prepare_environment
+from tasks.engine.environment import prepare_environment, set_variables, state_root
 from tasks.engine.log_files import log_plain_lines, logged_to_file
+from tasks.registry.names import REGISTERED, parse_address
+from tasks.registry.reachable import existing_registry
 from tasks.server.api import api_for_this_run
 
 runs = lazy("tasks.engine.runs")  # with Prefect, which reads its settings when it is imported
@@ -83,6 +86,25 @@ def logged(command: str, work: Callable[[], int], terminal: bool = True) -> int:
             raise
         except Exception as error:  # reported with the log that holds what led to it
             return exit_code(error, command, file)
+
+
+def of_export(text: str, command: str, of_folder: Callable, of_version: Callable) -> Any:
+    """Return what a command makes of the folder of an export, or of a registered version.
+
+    Args:
+        text: The folder, or models:/NAME/VERSION.
+        command: Its name, for messages.
+        of_folder: Takes the folder.
+        of_version: Takes the address of the registry and that of the version.
+
+    Raises:
+        InputError: It is neither, or there is no registry.
+    """
+    if not text.startswith(REGISTERED):
+        return of_folder(given_path(text, "EXPORT"))
+    address = parse_address(text)
+    set_variables(state_root())
+    return of_version(existing_registry(state_root(), command), address)
 
 
 def print_line(line: str) -> None:

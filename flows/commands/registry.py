@@ -6,14 +6,13 @@ from pathlib import Path
 
 from flows.checks.services import check_services
 from flows.commands.command import STATE, Command
-from flows.commands.execution import logged, print_line
+from flows.commands.execution import logged, of_export, print_line
 from flows.commands.failures import EXIT_FAILED, EXIT_OK, say
 from normtweak_core.lazy import lazy
-from normtweak_core.paths import given_path
 from tasks.engine.cleaning import in_use
 from tasks.engine.environment import prepare_environment, set_variables, state_root
-from tasks.registry.names import REGISTERED, parse_address, require_names
-from tasks.registry.reachable import VARIABLE, existing_registry
+from tasks.registry.names import parse_address, require_names
+from tasks.registry.reachable import VARIABLE
 
 by_hand = lazy("tasks.registry.by_hand")  # with MLflow
 pushing = lazy("tasks.registry.pushing")
@@ -64,13 +63,12 @@ def run_push(options: argparse.Namespace) -> int:
     more = options.repo, options.public, options.revision
 
     def work() -> int:
-        if options.export.startswith(REGISTERED):
-            address = parse_address(options.export)
-            set_variables(state_root())
-            uri = existing_registry(state_root(), "push")
-            commit = pushing.push_version(uri, address, *more)
-        else:
-            commit = pushing.push_export(given_path(options.export, "EXPORT"), *more)
+        commit = of_export(
+            options.export,
+            "push",
+            lambda folder: pushing.push_export(folder, *more),
+            lambda uri, address: pushing.push_version(uri, address, *more),
+        )
         print_line(f"pushed {options.export}: {commit}")
         return EXIT_OK
 

@@ -5,17 +5,14 @@ import os
 from pathlib import Path
 
 from flows.commands.command import Command, GivenPath
-from flows.commands.execution import logged, print_line
+from flows.commands.execution import logged, of_export, print_line
 from flows.commands.failures import EXIT_OK
 from flows.commands.first_line import first_line
 from flows.reports.terminal import verification_lines
 from normtweak_core.errors import InputError
 from normtweak_core.export.verification.verify import reader_python, verify_export
 from normtweak_core.lazy import lazy
-from normtweak_core.paths import given_path
-from tasks.engine.environment import REPOSITORY, set_variables, state_root
-from tasks.registry.names import REGISTERED, parse_address
-from tasks.registry.reachable import existing_registry
+from tasks.engine.environment import REPOSITORY
 
 signing = lazy("normtweak_core.export.verification.signing")
 versions = lazy("tasks.registry.signatures")  # with MLflow
@@ -30,13 +27,9 @@ def run_verify(options: argparse.Namespace) -> int:
 
     def work() -> int:
         if options.signature is not None:
-            place = (
-                Path(options.signature)
-                if options.signature
-                else options.export_dir / signing.SIGNATURE
-            )
+            place = Path(options.signature) if options.signature else None
             signed = signing.check_signature(options.export_dir, options.public_key, place)
-            print_line(f"signature:         {place}, made with {_key(signed)}")
+            print_line(f"signature:         {signed.path}, made with {_key(signed)}")
         found = verify_export(options.export_dir, reader, options.timeout)
         for line in verification_lines(options.export_dir, found):
             print_line(line)
@@ -53,16 +46,17 @@ def run_sign(options: argparse.Namespace) -> int:
             raise InputError(f"the environment must have {options.password_variable}; it has not.")
         password = os.environ[options.password_variable].encode()
 
+    def in_folder(folder: Path) -> tuple["signing.Signature", Path]:
+        signed = signing.sign_export(folder, options.key, password)
+        return signed, signed.path
+
     def work() -> int:
-        if options.export.startswith(REGISTERED):
-            address = parse_address(options.export)
-            set_variables(state_root())
-            uri = existing_registry(state_root(), "sign")
-            signed, where = versions.sign_version(uri, address, options.key, password)
-        else:
-            folder = given_path(options.export, "EXPORT")
-            signed = signing.sign_export(folder, options.key, password)
-            where = signed.path
+        signed, where = of_export(
+            options.export,
+            "sign",
+            in_folder,
+            lambda uri, address: versions.sign_version(uri, address, options.key, password),
+        )
         print_line(f"signed {options.export}: {where}, made with {_key(signed)}")
         return EXIT_OK
 

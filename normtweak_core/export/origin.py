@@ -48,6 +48,12 @@ class SourceCard:
             legal=tuple(sorted(legal)),
         )
 
+    @property
+    def license(self) -> str:
+        """What the card calls the licence; empty: it names none."""
+        told = self.head.get("license", "")
+        return told if isinstance(told, str) else ", ".join(map(str, told))
+
 
 def _parted(text: str) -> tuple[dict[str, Any], str]:
     """Return the front matter of a card and what is below it."""

@@ -3,8 +3,8 @@
 import glob
 from pathlib import Path
 
-from normtweak_core.errors import ForeseenError, InputError, VerificationError
-from normtweak_core.export.verification.verify import changed_files, files_of_export
+from normtweak_core.errors import ForeseenError, InputError
+from normtweak_core.export.verification.verify import files_of_export, require_as_written
 from normtweak_core.lazy import lazy
 from normtweak_core.model.hub import is_hub_id
 from tasks.registry.names import Address
@@ -39,11 +39,7 @@ def push_export(folder: Path, repo: str, public: bool = False, revision: str | N
     """
     if not is_hub_id(repo):
         raise InputError(f"a repository is written owner/name; found {repo!r}.")
-    for name, change in changed_files(folder).items():
-        raise VerificationError(
-            f"the files of {folder} must be those that were written, to be pushed; {name} was "
-            f"{change} since: export again."
-        )
+    require_as_written(folder, "pushed")
     api = hub.HfApi()
     try:
         hub.utils.validate_repo_id(repo)

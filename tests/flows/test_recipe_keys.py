@@ -118,20 +118,6 @@ def test_every_key_of_the_recipe_is_accounted_for():
     assert set(known_keys(Recipe)) == listed
 
 
-def test_images_are_in_the_keys_by_content_and_not_by_place(project, tmp_path):
-    values = recipe_values(project) | {"calibration": {"samples": 8, "length": 16}}
-    folders = [tmp_path / name for name in ("one", "copy", "other")]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "a.png").write_bytes(b"other" if folder.name == "other" else b"image")
-    recipes = [changed(values, "calibration.images", str(folder)) for folder in folders]
-    written, one, copy, other = (quantize_keys(Recipe.parse(given)) for given in (values, *recipes))
-    assert one == copy
-    for found in (written, other):
-        assert found["calibrate"] != one["calibrate"]
-        assert found["block 0"] != one["block 0"]
-
-
 def test_equal_recipes_have_equal_keys(project, base):
     assert quantize_keys(Recipe.parse(recipe_values(project))) == base
 

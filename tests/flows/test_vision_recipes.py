@@ -9,6 +9,7 @@ from flows.recipes.ternary import TernaryRecipe
 from flows.reports.quantize import images_row
 from normtweak_core.errors import InputError
 from tests.core.vision_models import write_images, write_vision_model
+from tests.flows.stage_keys import changed, quantize_keys
 from tests.flows.tiny_model import recipe_values, ternary_values
 
 BLIND = "calibrated and measured on text alone"
@@ -75,3 +76,17 @@ def test_a_report_tells_what_images_were_seen():
         "8 windows of an image and text (4 tokens"
         in (images_row({"image_windows": 8, "image_tokens": 4})[0][1])
     )
+
+
+def test_images_are_in_the_keys_by_content_and_not_by_place(project, tmp_path):
+    values = recipe_values(project) | {"calibration": {"samples": 8, "length": 16}}
+    folders = [tmp_path / name for name in ("one", "copy", "other")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "a.png").write_bytes(b"other" if folder.name == "other" else b"image")
+    recipes = [changed(values, "calibration.images", str(folder)) for folder in folders]
+    written, one, copy, other = (quantize_keys(Recipe.parse(given)) for given in (values, *recipes))
+    assert one == copy
+    for found in (written, other):
+        assert found["calibrate"] != one["calibrate"]
+        assert found["block 0"] != one["block 0"]

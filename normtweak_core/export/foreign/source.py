@@ -1,7 +1,6 @@
 """The checkpoint that a recipe starts from, known by its headers: whether it fits; no torch."""
 
 import array
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from normtweak_core.export.foreign.config import GRID
 from normtweak_core.export.foreign.layouts import read_packing
 from normtweak_core.export.foreign.linears import PackedLinear, packed_linears
 from normtweak_core.export.formats.checks import LinearShape
-from normtweak_core.export.origin import Origin
+from normtweak_core.export.origin import Origin, SourceCard
 from normtweak_core.model.architecture import read_config
 from normtweak_core.model.config import ModelConfig
 from normtweak_core.model.hub import is_hub_id
@@ -24,8 +23,6 @@ from normtweak_core.paths import given_path
 from normtweak_core.quantization.config import QuantizationConfig
 
 Recipe = TypeVar("Recipe", bound=BaseModel)  # with a section `quantization`
-CARD = "README.md"
-_LICENSE = re.compile(r"^license:\s*[\"']?([^\s\"']+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def read_base(base: str) -> BaseSource:
         symmetric=all(one.symmetric for one in linears.values()),
         act_order=any(_sorted_columns(one) for one in linears.values()),
         quantized_by=_tool(read_config(source.path)["quantization_config"], source.path),
-        license=_license(source.path),
+        license=SourceCard.of(source.path).license,
     )
 
 
@@ -192,14 +189,6 @@ def _tool(config: dict[str, Any], folder: Path) -> str:
         made_by = "llm-compressor" if (folder / "recipe.yaml").is_file() else "not told"
         return f"{made_by} (compressed-tensors {config.get('version', 'of unknown version')})"
     return "not told"
-
-
-def _license(folder: Path) -> str:
-    card = folder / CARD
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    head = text[3:].partition("\n---")[0] if text.startswith("---") else ""
-    found = _LICENSE.search(head)
-    return found[1] if found else ""
 
 
 def _of(linear: PackedLinear) -> str:

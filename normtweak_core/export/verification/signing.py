@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normtweak_core.errors import InputError, VerificationError
-from normtweak_core.export.verification.verify import SIGNATURE, changed_files, files_of_export
+from normtweak_core.export.verification.verify import SIGNATURE, files_of_export, require_as_written
 from normtweak_core.lazy import lazy
 
 model_signing = lazy("model_signing")
@@ -52,7 +52,7 @@ def sign_export(
             `model-signing` is not installed.
         VerificationError: The files are not those that were written.
     """
-    _require_as_written(folder)
+    _require_signable(folder)
     found = _private_key(key, password)
     path = signature or folder / SIGNATURE
     signer = _installed().signing.Config()
@@ -90,12 +90,8 @@ def check_signature(folder: Path, key: Path, signature: Path | None = None) -> S
     return Signature(path, hashlib.sha256(path.read_bytes()).hexdigest(), _fingerprint(public))
 
 
-def _require_as_written(folder: Path) -> None:
-    for name, change in changed_files(folder).items():
-        raise VerificationError(
-            f"the files of {folder} must be those that were written, to be signed; {name} was "
-            f"{change} since: export again."
-        )
+def _require_signable(folder: Path) -> None:
+    require_as_written(folder, "signed")
     own = set(files_of_export(folder))
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

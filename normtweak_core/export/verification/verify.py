@@ -263,6 +263,23 @@ def changed_files(folder: Path) -> dict[str, str]:
     }
 
 
+def require_as_written(folder: Path, to_be: str) -> None:
+    """Accept an export whose files are those that were written.
+
+    Args:
+        folder: The export.
+        to_be: What shall be done with it, as a participle.
+
+    Raises:
+        VerificationError: One was altered, added or removed since.
+    """
+    for name, change in changed_files(folder).items():
+        raise VerificationError(
+            f"the files of {folder} must be those that were written, to be {to_be}; {name} was "
+            f"{change} since: export again."
+        )
+
+
 def files_of_export(folder: Path) -> list[str]:
     """Return the relative paths of what belongs to an export and is there.
 

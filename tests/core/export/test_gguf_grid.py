@@ -286,13 +286,7 @@ MIXED = MixedBits(average=3.0, choose_from=(2, 4))
 @pytest.mark.parametrize(
     ("config", "quantization", "export", "linears", "message"),
     [
-        (
-            {"model_type": "opt"},
-            {},
-            {},
-            GROUPS,
-            "model must be one of llama, .* and it is opt",
-        ),
+        ({"model_type": "opt"}, {}, {}, GROUPS, "model must be one of llama, .* and it is opt"),
         ({"hidden_act": "relu"}, {}, {}, GROUPS, "its activation must be silu, and it is relu"),
         ({"mlp_bias": True}, {}, {}, GROUPS, "no linear of an MLP may have a bias"),
         (
@@ -313,13 +307,7 @@ MIXED = MixedBits(average=3.0, choose_from=(2, 4))
         ({}, {"symmetric": True, "activation_bits": 8}, {}, GROUPS, "activations must be float"),
         ({}, {}, {"dtype": "float32"}, GROUPS, "half precision, and export.dtype is float32"),
         ({}, {"bits": 8}, {}, GROUPS, "8-bit grids must be symmetric"),
-        (
-            {},
-            {"group_size": 16},
-            {},
-            GROUPS,
-            "blocks of 32, and quantization.group_size is 16",
-        ),
+        ({}, {"group_size": 16}, {}, GROUPS, "blocks of 32, and quantization.group_size is 16"),
         (
             {},
             {"group_size": None},
